@@ -50,4 +50,4 @@ QUESTION, SYSTEM_PROMPT, TEST_PROMPT, LINE = 100_000, 20_000, 10_000, 300
 def check_length(what: str, text: str, most: int) -> None:
     """Raises `StudioError` for a text of more characters; `what` begins the sentence."""
     if len(text) > most:
-        raise StudioError(f"{what} has {len(text):,} characters.", f"There is room for {most:,}: shorten it.")
+        raise StudioError(f"{what} has {len(text):,} characters.", f"The limit is {most:,} characters.")

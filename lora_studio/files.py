@@ -96,14 +96,14 @@ def meant(name: str, ids: Sequence[str], title_of: Callable[[str], str], noun: s
 
     Raises `StudioError` where there is none, or more than one; `noun` is what the caller looked for.
     """
-    matches, found = [run for run in ids if name and run.startswith(name)], "several runs begin so"
+    matches, found = [run for run in ids if name and run.startswith(name)], "several runs match"
     if not matches:
-        wanted, found = name.strip().casefold(), "several runs have that title"
+        wanted, found = name.strip().casefold(), "several runs have this name"
         matches = [run for run in ids if wanted and title_of(run).strip().casefold() == wanted]
     if not matches:
-        every = f"`python -m lora_studio {noun}s list` shows every {noun}'s id."
-        raise StudioError(f"{noun.capitalize()} {name!r}: there is no such {noun}.", every)
+        every = f"`python -m lora_studio {noun}s list` shows all ids."
+        raise StudioError(f"There is no {noun} {name!r}.", every)
     if len(matches) > 1:
         listed = ", ".join(matches[:_NAMED]) + (", …" if len(matches) > _NAMED else "")
-        raise StudioError(f"Run {name!r}: {found}.", f"Name one by its id: {listed}.")
+        raise StudioError(f"Run {name!r}: {found}.", f"Use an id: {listed}.")
     return matches[0]

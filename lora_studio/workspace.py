@@ -367,8 +367,8 @@ class Workspace:
         try:
             return cls(root)
         except OSError as error:
-            hint = "Name another with --workspace or LORA_STUDIO_HOME."
-            raise StudioError(f"The folder {root} can't be made: {error.strerror}.", hint) from None
+            hint = "Choose another folder with --workspace or LORA_STUDIO_HOME."
+            raise StudioError(f"The folder {root} cannot be created: {error.strerror}.", hint) from None
 
     def with_policy(self, policy: Callable[[], Policy]) -> "Workspace":
         """The same folder, as callers with that policy see it."""
@@ -456,7 +456,7 @@ class Workspace:
     def clear_cache(self) -> int:
         """Removes all prepared data and returns the bytes freed. What is in use stays readable until it is let go."""
         if not self.policy.is_admin:
-            raise StudioError("Prepared data is shared by all visitors.", "Its owner clears it.")
+            raise StudioError("The cache is shared by all visitors.", "The owner can clear it.")
         freed = self.cache_size()
         shutil.rmtree(self.cache_folder, ignore_errors=True)
         return freed
@@ -493,7 +493,7 @@ class Workspace:
             write_atomically(run.facts, json.dumps(request, indent=2))
             policy.run_created()
             return run
-        raise StudioError("No new run folder could be made.", f"Look at {self.runs_folder}.")
+        raise StudioError("The folder of a new run could not be created.", f"Check {self.runs_folder}.")
 
     def run(self, run_id: str, noun: str = "run") -> RunFolder:
         """The run of that id, the newest for "last", or the one that `files.meant` finds; StudioError for none."""
@@ -568,7 +568,7 @@ class Workspace:
             yield hidden
         except OSError as error:
             raise StudioError(
-                f"{sources[0].name} can't be kept: {error.strerror}.", "Make room on the disk, and bring it again."
+                f"{sources[0].name} cannot be stored: {error.strerror}.", "Free some space on the disk, and try again."
             ) from None
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -595,5 +595,5 @@ class Workspace:
         try:
             write_atomically(path, text)
         except OSError as error:
-            hint = "Make room on the disk: until then, a reload brings back what was kept before."
-            raise StudioError(f"What you chose can't be kept: {error.strerror}.", hint) from None
+            hint = "Free some space on the disk. Until then, a reload restores the earlier state."
+            raise StudioError(f"Your changes cannot be stored: {error.strerror}.", hint) from None

@@ -103,7 +103,7 @@ def setting_tables() -> str:
     for section, group in groupby(settings(), key=lambda setting: setting.section):
         rows = [
             f"| `{setting.path}` | {_cell(setting.title)} | {_default(setting)} | {_values(setting)} "
-            f"| {_cell(setting.description)} |"
+            f"| {_cell(setting.help)} |"
             for setting in group
         ]
         head = ["| setting | on the page | default | values | what it does |", "|---|---|---|---|---|"]

@@ -81,7 +81,7 @@ def evaluate(page: Page) -> None:
     results = page.locator("#evaluation-results .eval-metrics")
     if results.count() == 0:
         page.locator("#tab-evaluate").get_by_role("button", name="Settings").click()
-        page.get_by_label("Most rows", exact=True).fill("24")
+        page.get_by_label("Max rows", exact=True).fill("24")
         page.locator("#evaluate-start").click()
     expect(results).to_be_visible(timeout=10 * PATIENCE)
     page.wait_for_timeout(2000)

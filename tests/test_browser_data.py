@@ -15,7 +15,7 @@ CHART = "document.querySelector('#lengths .chart')"
 CUT_PLACES = f"""() => {{
   const used = [...document.querySelectorAll('#tab-data button')].find(one => /as the longest row/.test(one.innerText));
   return [{CHART}.layout.annotations.at(-1).text, used ? used.innerText : '', {CHART}.getAttribute('aria-label')]
-    .map(words => (words.match(/(?:cut at |Use |At )([0-9]+)/) || ['', ''])[1]);
+    .map(words => (words.match(/(?:truncated at |Use |At )([0-9]+)/) || ['', ''])[1]);
 }}"""
 DROP = """(zone, [name, content]) => {
   const data = new DataTransfer();
@@ -78,7 +78,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     zone = tab.locator("button:has(input[type=file])").first
     zone.evaluate(DROP, ["evil <b>.jsonl", "\n".join(rows)])
     expect(tab.get_by_text("2 rows can't be used")).to_be_visible(timeout=PATIENCE)
-    expect(tab.locator(".ls-words").first).to_contain_text("question is the user's turn, answer the assistant's")
+    expect(tab.locator(".ls-words").first).to_contain_text("question is the user turn, answer the assistant turn")
     expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{HOSTILE} 0?")
     trained = tab.locator(".ls-tokens .ls-tok.ls-t").all_inner_texts()
     assert "".join(trained).replace("↵", "") == "word·<|im_end|>"
@@ -103,7 +103,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     assert page.evaluate(f"{CHART}.layout.xaxis.range") == closer
     assert drawn.evaluate(f"chart => chart === {CHART}")
     use.click()
-    expect(tab.get_by_label("Longest row")).to_have_value(length, timeout=PATIENCE)
+    expect(tab.get_by_label("Max length (tokens)")).to_have_value(length, timeout=PATIENCE)
     expect(use).to_be_hidden(timeout=PATIENCE)
 
     tab.get_by_role("button", name="Next", exact=True).click()
@@ -124,9 +124,9 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     expect(train).to_be_disabled()
     page.reload()
     expect(tab.get_by_text("bad rows are to stop the work")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_label("Longest row")).to_have_value(length)
+    expect(tab.get_by_label("Max length (tokens)")).to_have_value(length)
     assert fits(page, 390)
-    page.locator("#bad-rows").get_by_label("leave them out").click()
+    page.locator("#bad-rows").get_by_label("skip").click()
     train.click()
     expect(page.locator("#tab-train")).to_be_visible(timeout=PATIENCE)
 
@@ -164,7 +164,7 @@ def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(pa
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     upload(page, path)
     tab = page.locator("#tab-data")
-    expect(tab.get_by_text("The rows hold answers and comparisons")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("The rows contain answers and preference pairs")).to_be_visible(timeout=PATIENCE)
     tab.get_by_label("“chosen” the better answer").click()
     expect(tab.get_by_text("Pairs of a better and a worse answer")).to_be_visible(timeout=PATIENCE)
     tab.get_by_label("“output” the assistant's").click()
@@ -250,7 +250,7 @@ def test_a_folder_is_typed_and_what_the_train_tab_lacked_is_known_then(page: Pag
         (tmp_path / "parts" / f"{name}.jsonl").write_text(f"{row}\n{row}\n")
     tab = page.locator("#tab-data")
     type_source(page, str(tmp_path / "parts"))
-    expect(tab.get_by_text("The folder's data files are read: a.jsonl, b.jsonl.")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("Data files read from the folder: a.jsonl, b.jsonl.")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-findings")).to_contain_text("1 row repeats an earlier row")
     rows = tab.get_by_text(" to train on, ").inner_text().split()[0]
     tab.get_by_role("button", name="Train on this").click()

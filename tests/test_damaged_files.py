@@ -171,7 +171,7 @@ def test_one_damaged_file_leaves_every_list_standing(name: str, world: World, sa
 def test_a_damaged_run_is_shown_as_one_and_can_be_deleted(world: World, say: Say) -> None:
     world.bad.facts.write_bytes(b"\0" * 50)
     assert f"{world.bad.id} (run.json is damaged)" in world.look()
-    assert f"run.json of {world.bad.id} can't be read: damaged." in say("runs", "list")[2]
+    assert f"run.json of {world.bad.id} cannot be read: damaged." in say("runs", "list")[2]
     assert say("runs", "show", world.bad.id)[0] == 0
     assert say("runs", "delete", world.bad.id, "--yes")[0] == 0
     assert not world.bad.path.exists()
@@ -184,7 +184,7 @@ def test_a_damaged_result_and_worker_are_told_of(world: World) -> None:
     world.bad.events.write_text(to_line(RunStarted(time.time(), 1, "CPU", "float32")))
     state = Supervisor(world.workspace).state(world.bad.id)
     assert (state.state, state.reason) == ("failed", Reason.RECORD_DAMAGED)
-    assert ending_words(state)[0] == "worker.json is damaged: how the run ended is not known."
+    assert ending_words(state)[0] == "worker.json is damaged, so how the run ended is unknown."
 
 
 def test_a_damaged_queue_is_made_again_of_the_runs_that_were_never_started(

@@ -62,7 +62,7 @@ def test_the_page_offers_six_named_endpoints_and_no_more(server: Server, workspa
     measured = client.predict(run.id, api_name="/metrics")
     assert {row["kind"] for row in measured} == {"step", "evaluation"}
     assert client.predict(run.id[:20], api_name="/run_status")["state"] == "done"
-    with pytest.raises(Exception, match="there is no such run"):
+    with pytest.raises(Exception, match="There is no run"):
         client.predict("nothing", api_name="/run_status")
     with pytest.raises(Exception, match="must be at least"):
         client.predict("demo", {"training.max_steps": -9}, api_name="/start_run")
@@ -149,7 +149,7 @@ def test_a_space_without_a_login_keeps_its_limits_whichever_way_a_guest_comes(sp
             client.predict("demo", settings, api_name="/start_run")
     assert client.predict(api_name="/list_runs") == []
     told = httpx.get(f"{space.url}/config").text
-    assert all(words in told for words in ("public demonstration", "500 rows, 600 steps, one run each"))
+    assert all(words in told for words in ("public demo", "500 rows, 600 steps, and one run each"))
     asked = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5000}
     refused = httpx.post(f"{space.url}/v1/chat/completions", json=asked)
     assert (refused.status_code, "at most 512 tokens" in refused.text) == (400, True)
@@ -159,7 +159,7 @@ def test_a_space_without_a_login_keeps_its_limits_whichever_way_a_guest_comes(sp
         assert [model["id"] for model in other.get("/v1/models").json()["data"]] == ["demo"]
         file = {"path": "http://127.0.0.1:1/x", "meta": {"_type": "gradio.FileData"}}
         joined = {"data": [[file]], "fn_index": 0, "session_hash": client.session_hash}
-        assert "none is fetched" in other.post("/gradio_api/queue/join", json=joined).text
+        assert "files are not fetched" in other.post("/gradio_api/queue/join", json=joined).text
         assert other.post("/gradio_api/queue/join", json=joined | {"data": [""]}).status_code == 401  # not its page
         events = [event for event in other.get("/config").json()["dependencies"] if event["backend_fn"]]
         for queues, found in ((True, 404), (False, 200)):

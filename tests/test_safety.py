@@ -167,7 +167,7 @@ def test_a_file_is_looked_at_by_whoever_uploaded_it(world: World) -> None:
     for visitor, name, seen in ((bert, str(file), True), (carl, str(file), False), (carl, "/etc/passwd", False)):
         said = json.dumps(visitor.fire(look, [name, *asked[1:]]))
         assert ("garden" in said) is seen
-        assert ("outside of what visitors may use" in said) is not seen
+        assert ("outside the folders that visitors may use" in said) is not seen
     assert "notes.jsonl" not in world.painted("carl")
 
 

@@ -52,7 +52,7 @@ def test_runs_are_listed_newest_first_and_found_by_their_beginning(workspace: Wo
     assert workspace.run("last").id == workspace.runs()[0].id
     with pytest.raises(StudioError, match="several"):
         workspace.run("2")
-    with pytest.raises(StudioError, match="no such run"):
+    with pytest.raises(StudioError, match="There is no run"):
         workspace.run("../uploads")
 
 
@@ -93,7 +93,7 @@ def test_demo_names_the_built_in_model_and_other_names_stay() -> None:
 
 @pytest.mark.parametrize("name", ["\0", "x" * 5000])
 def test_a_name_that_no_folder_can_bear_is_no_run(workspace: Workspace, name: str) -> None:
-    with pytest.raises(StudioError, match="no such run"):
+    with pytest.raises(StudioError, match="There is no run"):
         workspace.run(name)
 
 
@@ -105,7 +105,7 @@ def test_a_slash_in_a_title_leaves_the_rest_of_the_title_in_the_id(workspace: Wo
 
 def test_a_workspace_that_can_not_be_made_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudioError, match=r"can't be made: .*\n.*--workspace"):
+    with pytest.raises(StudioError, match=r"cannot be created: .*\n.*--workspace"):
         Workspace.find(str(tmp_path / "file" / "workspace"))
 
 

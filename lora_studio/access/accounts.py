@@ -74,7 +74,7 @@ def read_accounts(users_file: str | None = None, environment: Mapping[str, str] 
     given = {PASSWORD: environment.get(PASSWORD), USERS: environment.get(USERS), "a users file": path}
     names = [name for name, value in given.items() if value]
     if len(names) > 1:
-        raise StudioError(f"Logins are given twice: by {' and by '.join(names)}.", "Give them in one place.")
+        raise StudioError(f"Logins are configured more than once: {' and by '.join(names)}.", "Use only one of them.")
     if path:
         return _parsed(_read(Path(path).expanduser()).splitlines(), path)
     if users := given[USERS]:
@@ -89,8 +89,8 @@ def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
     key = environment.get(API_KEY) or None
     if key is not None and len(key) < MIN_KEY:
         raise StudioError(
-            f"{API_KEY} has {len(key)} characters and could be guessed.",
-            f"Give it {MIN_KEY} or more, for instance what `openssl rand -hex 24` prints.",
+            f"{API_KEY} has only {len(key)} characters and could be guessed.",
+            f"Use at least {MIN_KEY} characters, for example the output of `openssl rand -hex 24`.",
         )
     return key
 
@@ -106,12 +106,12 @@ def _read(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudioError(
-            f"The users file {path} can't be read: {error}", "Give a text file with name:password lines."
+            f"The users file {path} cannot be read: {error}", "Give a text file with name:password lines."
         ) from None
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise StudioError(
-            f"The users file {path} holds passwords, and others on this machine may read or change it.",
-            f"Make it yours alone: chmod 600 {path}",
+            f"The users file {path} contains passwords, and other users of this machine can read or change it.",
+            f"Restrict its permissions: chmod 600 {path}",
         )
     return text
 
@@ -126,14 +126,14 @@ def _parsed(lines: list[str], place: str) -> Accounts:
         name = name.strip()
         if not colon or not password.strip() or not _NAME.fullmatch(name):
             raise StudioError(
-                f"Entry {number} of {place} is no name:password.",
-                "A name has up to 40 letters, digits, dots, dashes and underscores; a password is not empty.",
+                f"Entry {number} of {place} is not of the form name:password.",
+                "A name has up to 40 letters, digits, dots, dashes and underscores. A password must not be empty.",
             )
         if name.lower() in (known.lower() for known in passwords):
-            raise StudioError(f"{place} names {name} twice.", "Give every visitor a name of their own.")
+            raise StudioError(f"{place} contains the name {name} twice.", "Give every user a unique name.")
         passwords[name] = password.strip()
     if not passwords:
-        raise StudioError(f"{place} names nobody.", "Write name:password, the owner's first.")
+        raise StudioError(f"{place} contains no users.", "Write name:password lines, the owner first.")
     return Accounts(passwords, next(iter(passwords)))
 
 
@@ -190,12 +190,13 @@ def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
             network = ipaddress.ip_network(name.strip())
         except ValueError as error:
             raise StudioError(
-                f"{name!r} is no address or network of a proxy: {error}.", "Give one such as 10.0.0.5 or 10.0.0.0/8."
+                f"{name!r} is not the address or network of a proxy: {error}.",
+                "Use an address such as 10.0.0.5 or a network such as 10.0.0.0/8.",
             ) from None
         if network.prefixlen == 0:
             raise StudioError(
-                f"{name} stands for every address, so that anybody could claim to be anybody.",
-                "Name the proxy's own address, such as 10.0.0.5.",
+                f"{name} matches every address, so anyone could forge theirs.",
+                "Give the address of the proxy, such as 10.0.0.5.",
             )
         single = network.prefixlen == network.max_prefixlen
         found.append(str(network.network_address) if single else str(network))
@@ -303,7 +304,7 @@ class Attempts:
         if failures.wait and left > 0:
             minutes = math.ceil(left / 60)
             wait = f"{minutes} minute{'s' * (minutes > 1)}" if left > 60 else f"{math.ceil(left)} seconds"
-            raise StudioError("There were too many wrong passwords.", f"Try again in {wait}.")
+            raise StudioError("Too many wrong passwords.", f"Try again in {wait}.")
 
     def failed(self, address: str, name: str) -> None:
         now, key = self._clock(), (address, name[:MAX_NAME])
@@ -373,7 +374,7 @@ class HubLogin:
         try:
             token = await self._oauth.hub.authorize_access_token(request)
         except OAuthError as error:
-            raise StudioError(f"The Hub did not log you in: {error.description or error.error}", "Try again.") from None
+            raise StudioError(f"Hugging Face login failed: {error.description or error.error}", "Try again.") from None
         finally:
             request.session.clear()
         return str(token["userinfo"]["preferred_username"])

@@ -24,7 +24,7 @@ from lora_studio.models.memory import learned_bytes, sequences_at_once
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import DEMO_MODEL, ConfigT, Workspace, shipped_data
 
-ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
+ELSEWHERE = "To do this with your own models and data, install LoRA Studio or duplicate the Space."
 HOUR, SHRINK_SECONDS = 3600.0, 60.0
 SMALL_FILES = 1_000_000  # bytes of a checkpoint of the built-in model beside what it learned
 _OF_HUB, _OF_PLACE = "hub-", "guest-"
@@ -61,8 +61,8 @@ class Limits:
 
 LIMITS = Limits()
 ABOUT = (
-    f"Guests train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, one run each, kept for "
-    f"{LIMITS.hours_kept} hours. Other models, exports and the Hub are the owner's."
+    f"Guests can train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, and one run each, kept "
+    f"for {LIMITS.hours_kept} hours. Other models, exports and the Hub are reserved for the owner."
 )
 
 
@@ -131,26 +131,29 @@ class Guests(Users):
         place = origin(user_id)
         own = sum(origin(name) == place for _, name in self._starts)
         for starts, limit, subject in (
-            (own, LIMITS.runs_of_address, "Guests of your address"),
+            (own, LIMITS.runs_of_address, "Guests with your address"),
             (len(self._starts), LIMITS.runs_an_hour, "Guests"),
         ):
             if starts >= limit:
-                raise StudioError(f"{subject} started {limit} runs in this hour.", "Come back a little later.")
+                raise StudioError(f"{subject} started {limit} runs within the last hour.", "Try again later.")
 
     def check_shared_room(self, size: int, user_id: str) -> None:
         """Raises `StudioError` if the guests of one address, or all guests together, have no room for `size` more
         bytes."""
         place = origin(user_id)
         self._check_quotas(
-            size, lambda name: origin(name) == place, LIMITS.quotas_of_address, "What guests of your address made takes"
+            size,
+            lambda name: origin(name) == place,
+            LIMITS.quotas_of_address,
+            "Runs and files of guests with your address use",
         )
-        self._check_quotas(size, self.is_guest, LIMITS.quotas_together, "What guests uploaded and made takes")
+        self._check_quotas(size, self.is_guest, LIMITS.quotas_together, "Uploads and runs of guests use")
 
     def _check_quotas(self, size: int, matches: Callable[[str], bool], quotas: int, subject: str) -> None:
         assert self.quota is not None
         used, limit = self.used_bytes(matches) + self.pending_bytes(matches), quotas * self.quota
         if used + max(size, 1) > limit:
-            raise quota_exceeded(used, size, limit, subject, "Come back a little later.")
+            raise quota_exceeded(used, size, limit, subject, "Try again later.")
 
     def remove_old(self) -> None:
         """Removes jobs and uploads of guests that are older than the retention time."""
@@ -201,11 +204,13 @@ class GuestPolicy(UserPolicy):
         self._guests.check_shared_room(size, self.owner_id)
 
     def _room_hint(self) -> str:
-        return f"Delete your run to make room, or come back later: all is removed after {LIMITS.hours_kept} hours."
+        return (
+            f"Delete your run to free space, or come back later: everything is removed after {LIMITS.hours_kept} hours."
+        )
 
     def check_may(self, action: str) -> None:
         if not self.is_admin:
-            raise StudioError(f"Guests can't {action} here.", ELSEWHERE)
+            raise StudioError(f"Guests cannot {action} here.", ELSEWHERE)
 
     def check_request(self, params: Mapping[str, Any]) -> None:
         super().check_request(params)
@@ -217,8 +222,8 @@ class GuestPolicy(UserPolicy):
         tokens = (params.get("settings") or {}).get("max_new_tokens") or 0
         if tokens > LIMITS.answer_tokens:
             raise StudioError(
-                f"Answers to guests have at most {LIMITS.answer_tokens} tokens, and {tokens} are asked for.",
-                "Choose a shorter longest answer.",
+                f"Guests are limited to {LIMITS.answer_tokens} tokens per answer; {tokens} were requested.",
+                "Lower max new tokens.",
             )
 
     def admit(self, config: ConfigT) -> ConfigT:
@@ -226,16 +231,15 @@ class GuestPolicy(UserPolicy):
             return config
         assert isinstance(config, Config)
         if beyond := _beyond(config):
-            raise StudioError("\n".join(["This is more than guests may start.", *beyond]), ELSEWHERE)
+            raise StudioError("\n".join(["This run exceeds the limits for guests.", *beyond]), ELSEWHERE)
         if any(self.can_read(run) for run in self._guests.workspace.runs()):
-            raise StudioError("Guests have one run each, and you have yours.", "Delete it to start another one.")
+            raise StudioError("Guests can have one run, and yours already exists.", "Delete it to start another run.")
         self._guests.check_starts(self.owner_id)
         quota = self._guests.quota
         if quota is not None and (needed := _disk(config)) > quota:
             raise StudioError(
-                f"Its checkpoints and adapter would take {needed / 1e6:,.0f} MB, and guests have "
-                f"{quota / 1e6:,.0f} MB.",
-                "Take a smaller rank (lora.r), save no modules whole, or keep fewer checkpoints.",
+                f"Checkpoints and adapter would need {needed / 1e6:,.0f} MB; guests have {quota / 1e6:,.0f} MB.",
+                "Lower the rank (lora.r), save no modules in full, or keep fewer checkpoints.",
             )
         data = config.data.model_copy(
             update={
@@ -262,8 +266,8 @@ class GuestPolicy(UserPolicy):
         if self.is_admin:
             return super()._refusal(name)
         return StudioError(
-            f"{name!r} is not for guests: they use the built-in model, the data that come with the studio, and what "
-            "they upload.",
+            f"{name!r} is not available to guests: they can use the built-in model, the built-in datasets and their "
+            "own uploads.",
             ELSEWHERE,
         )
 
@@ -291,33 +295,39 @@ def _beyond(config: Config) -> list[str]:
         (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
         (
             steps <= LIMITS.steps,
-            f"With {rows} rows it is {steps:,} steps; guests have {LIMITS.steps}. Take fewer epochs.",
+            f"{rows} rows give {steps:,} steps; guests are limited to {LIMITS.steps}. Use fewer epochs.",
         ),
-        (data.max_length <= LIMITS.max_length, f"Rows of {data.max_length} tokens; guests' have {LIMITS.max_length}."),
+        (
+            data.max_length <= LIMITS.max_length,
+            f"The max length is {data.max_length} tokens; guests are limited to {LIMITS.max_length}.",
+        ),
         (
             trained <= LIMITS.tokens,
-            f"{steps:,} steps of {batch:,} rows of up to {data.max_length:,} tokens are {trained:,} tokens; guests "
-            f"have {LIMITS.tokens:,}. Take fewer steps, smaller batches or shorter rows.",
+            f"{steps:,} steps of {batch:,} rows with up to {data.max_length:,} tokens are {trained:,} tokens; "
+            f"guests are limited to {LIMITS.tokens:,}. Use fewer steps, smaller batches or shorter rows.",
         ),
         (
             widest * data.max_length <= LIMITS.at_once,
-            f"{widest:,} rows at once of up to {data.max_length:,} tokens; guests have {LIMITS.at_once:,} "
-            "tokens in memory. Take smaller batches and more accumulation.",
+            f"{widest:,} rows per batch with up to {data.max_length:,} tokens; guests are limited to "
+            f"{LIMITS.at_once:,} tokens per batch. Use smaller batches and more gradient accumulation.",
         ),
         (
             measured <= LIMITS.tokens,
-            f"Its evaluations go through up to {measured:,} tokens; guests have {LIMITS.tokens:,}. Evaluate less "
-            "often, or read fewer answers.",
+            f"Evaluations would process up to {measured:,} tokens; guests are limited to {LIMITS.tokens:,}. "
+            "Evaluate less often, or use fewer sample generations.",
         ),
         (
             answer <= LIMITS.answer_tokens or not config.evaluation.gen_eval_samples,
-            f"Answers of {answer:,} tokens; guests' have {LIMITS.answer_tokens}.",
+            f"Answers may have {answer:,} tokens; guests are limited to {LIMITS.answer_tokens}.",
         ),
         (
             0 < training.save_total_limit <= LIMITS.checkpoints,
-            f"{training.save_total_limit} checkpoints are kept; of guests {LIMITS.checkpoints} at most.",
+            f"{training.save_total_limit} checkpoints are kept; guests are limited to {LIMITS.checkpoints}.",
         ),
-        (tracking.report_to == "tensorboard", f"Figures go to {tracking.report_to}; those of guests stay here."),
+        (
+            tracking.report_to == "tensorboard",
+            f"Metrics are sent to {tracking.report_to}; metrics of guests stay on this machine.",
+        ),
     )
     return [words for fits, words in limits if not fits]
 

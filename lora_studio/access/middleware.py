@@ -97,7 +97,7 @@ class AuthMiddleware:
         request = Request(scope, receive)
         place = client_prefix(_address(request)) if _is_large(request) else None
         if place is not None and not self._large.begin(place):
-            message = "Several large requests are under way. Try again in a moment."
+            message = "Several large requests are in progress. Try again in a moment."
             await JSONResponse({"error": message}, 503)(scope, receive, send)
             return
         try:
@@ -139,7 +139,7 @@ class AuthMiddleware:
             body = await _body(Request(scope, receive), MAX_BYTES)
             receive = _replay(body or b"", receive)
         if body is None:
-            message = f"A request may have {MAX_BYTES / 1e6:.0f} MB beside its files."
+            message = f"A request is limited to {MAX_BYTES / 1e6:.0f} MB, not counting its files."
             return JSONResponse({"error": message}, 413), receive
         args = (scope.get(USER), scope["path"], scope["query_string"], body)
         large = len(body) > LARGE
@@ -195,7 +195,7 @@ class AuthMiddleware:
         words = (
             f"Give the {f'key that {API_KEY} holds' if key else 'token of the page'} as a bearer token."
             if keys
-            else f"{API_KEY} is not set, so no key opens this."
+            else f"{API_KEY} is not set, so the API accepts no key."
         )
         refused = ApiError(401, words, "invalid_api_key")
         return JSONResponse(refused.body(), refused.status)
@@ -248,8 +248,8 @@ class AuthMiddleware:
             user = self._serving.accounts.user(name, form_fields.get("password", [""])[0])
             if user is None:
                 self._attempts.failed(address, name)
-                together = "Name and password do not belong together."
-                raise StudioError("That is not the password." if self._any_name else together)
+                together = "Wrong name or password."
+                raise StudioError("Wrong password." if self._any_name else together)
         except StudioError as error:
             status = 429 if error.hint else 401
             if by_browser:
@@ -317,8 +317,8 @@ class OriginMiddleware:
             return
         self._warned = True
         _log.warning(
-            "A request from %s says that it was sent on for somebody else, which is not believed. Where that is your "
-            "proxy, name it with --trusted-proxy: visitors are told apart by their addresses.",
+            "A request from %s claims to be forwarded for another client and is not trusted. If that address is "
+            "your proxy, add it with --trusted-proxy: visitors are told apart by address.",
             _address(request),
         )
 
@@ -330,12 +330,15 @@ def foreign(request: Request, serving: Serving) -> str:
     # A proxy may put its own name into Host. Pages of other sites cannot: the preflight does not allow it.
     ours = (host, request.headers.get("x-forwarded-host"), *serving.names, *serving.allowed_hosts)
     if origin and _place(origin) not in ours:
-        return "This request comes from the page of another site."
+        return "This request comes from a page on another site."
     name, names = _hostname(host), serving.page_names
     if names is not None and not is_loopback(name) and name not in names and host.lower() not in names:
         if serving.local and not names:
-            return f"This page is for this machine alone, and was asked for as {name}; it needs a login."
-        return f"This page does not answer to the name {name}: its owner allows others."
+            return (
+                f"This page is only available on this machine, but was requested as {name}; access from "
+                "other machines requires a login."
+            )
+        return f"This page does not answer to the host name {name}. The owner can allow it."
     return ""
 
 
@@ -436,8 +439,11 @@ def _replay(body: bytes, receive: Any) -> Any:
 def login_page(message: str = "", any_name: bool = False, token: bool = False) -> str:
     """The login page, self-contained because nothing else is served before login. If only the password matters, it says
     so: a user who was given a password alone would look for a name to go with it."""
-    intro = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
+    intro = "This studio has a single password. Any user name works." if any_name else "Log in to this studio."
     if token:
-        intro = "This studio asks for its token, which the terminal that it was started from shows; any name will do."
+        intro = (
+            "This studio requires its access token, which is shown in the terminal where it was started. Any "
+            "user name works."
+        )
     alert = f'<p role="alert">{escape(message)}</p>' if message else ""
     return LOGIN_PAGE.substitute(asked=intro, told=alert)

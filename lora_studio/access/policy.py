@@ -44,21 +44,21 @@ def downloads_of(workspace: Workspace) -> Iterator[tuple[str, Path]]:
 
 def quota_exceeded(used: int, size: int, limit: int, subject: str, hint: str) -> StudioError:
     """The error for a user who has no room for `size` more bytes."""
-    more = f", and {size / 1e6:,.1f} MB would come to it" if size else ""
-    return StudioError(f"{subject} {used / 1e6:,.1f} MB of the {limit / 1e6:,.0f} MB that there are{more}.", hint)
+    more = f", and this would add {size / 1e6:,.1f} MB" if size else ""
+    return StudioError(f"{subject} {used / 1e6:,.1f} MB of the available {limit / 1e6:,.0f} MB{more}.", hint)
 
 
 def delete_upload(workspace: Workspace, name: str) -> None:
     """Deletes a listed upload. Raises `StudioError` if there is none of that name or a job needs it."""
     path = next((path for path in workspace.uploads() if str(path) == name), None)
     if path is None:
-        raise StudioError("That file is not among your uploads any more.")
+        raise StudioError("This file is no longer among your uploads.")
     for job, title in _unfinished_jobs(workspace):
         if any(path == read or path in read.parents for read in _reads(job)):
             subject = f"“{title}”" if workspace.policy.can_read(job) else "Another visitor's run"
             raise StudioError(
-                f"{subject} is not finished and reads {path.name}.",
-                "Wait for it, or delete it first; then the file can go.",
+                f"{subject} is not finished and uses {path.name}.",
+                "Wait until it ends or delete it. Then delete the file.",
             )
     hidden = path.rename(path.with_name(f".deleted-{path.name}"))
     if hidden.is_dir():
@@ -126,7 +126,7 @@ class Users:
         if user_id == self.owner:
             return self.workspace.root
         if user_id and not _USER_NAME.fullmatch(user_id):
-            raise StudioError(f"{user_id!r} can't be a visitor's name.", "Use letters, digits, dots and dashes.")
+            raise StudioError(f"{user_id!r} is not a valid user name.", "Use letters, digits, dots and dashes.")
         folder = self.workspace.root / USERS / user_id if user_id else Path(self._empty.name)
         for part in ("uploads", "drafts"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class UserPolicy(Policy):
             return
         used = self._users.used_bytes(self.owner_id.__eq__)
         if used + max(size, 1) > quota:
-            raise quota_exceeded(used, size, quota, "What you uploaded and made takes", self._room_hint())
+            raise quota_exceeded(used, size, quota, "Your uploads and runs use", self._room_hint())
 
     def check_growth(self, size: int) -> None:
         if not self.has_quota or self.is_admin or size <= 0:
@@ -209,12 +209,12 @@ class UserPolicy(Policy):
         if used <= quota:
             return ""
         return (
-            f"It was ended because the disk space of its maker was used up: {used / 1e6:,.1f} MB of "
-            f"{quota / 1e6:,.0f} MB. What it saved last, beyond that, was removed."
+            f"The job was ended because its owner's disk quota was exceeded: {used / 1e6:,.1f} MB of "
+            f"{quota / 1e6:,.0f} MB. The files saved after that were removed."
         )
 
     def _room_hint(self) -> str:
-        return "Delete runs, evaluations or exports that you no longer need, or uploads at the foot of the Data tab."
+        return "Delete runs, evaluations or exports that you no longer need, or uploads at the bottom of the Data tab."
 
     # -- files
 
@@ -238,7 +238,7 @@ class UserPolicy(Policy):
             self.check_path(str(folder))
         revision = str(params.get("revision") or "")
         if revision and (".." in revision or not _REVISION.fullmatch(revision)):
-            raise StudioError(f"{revision!r} is no revision.", "Give a branch, tag or commit.")
+            raise StudioError(f"{revision!r} is not a valid revision.", "Give a branch, a tag or a commit.")
         if params.get("of"):
             self.check_request(params["of"])
 
@@ -269,6 +269,6 @@ class UserPolicy(Policy):
     def _refusal(self, name: str) -> StudioError:
         folders = ", ".join(str(folder) for folder in self._users.folders[1:])
         return StudioError(
-            f"{name!r} is outside of what visitors may use.",
+            f"{name!r} is outside the folders that visitors may use.",
             f"Upload the file, or use one in {folders}." if folders else "Upload the file instead.",
         )

@@ -54,14 +54,14 @@ class VisitorFiles:
         """Why an upload is refused; "" if it is accepted. Raises `StudioError` if the visitor has no room for it."""
         length = headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in headers:
-            return "An upload says beforehand how large it is."
+            return "An upload must state its size in advance."
         size = int(length)
         with self._lock:  # held throughout: of two simultaneous uploads the second sees the first
             lately = self.waiting(user.__eq__)
             try:
                 self._check_room(user, lately + size)
             except StudioError as error:
-                more = " What was uploaded within the last hour counts twice." if lately else ""
+                more = " Uploads of the last hour count twice." if lately else ""
                 raise StudioError(error.message + more, error.hint) from None
             self._lately.append((self._clock(), user, size))
         return ""
@@ -140,14 +140,16 @@ class Pages:
     def refused(self, user: str | None, path: str, query: bytes, body: bytes) -> Refusal | None:
         """Why a user's request is refused; None if it is accepted."""
         if not is_sound(path) or not is_sound(unquote(query.decode("latin-1"))):
-            return Refusal(400, "The address holds characters that no address of the page has.")
+            return Refusal(400, "The address contains invalid characters.")
         if path.startswith(GRADIO.rstrip("/")) and not USED.fullmatch(path):
-            return Refusal(404, "The page has no such address.")
+            return Refusal(404, "This address does not exist.")
         file = path.removeprefix(FILE) if path.startswith(FILE) else ""
         if file and self.files is not None and not self.files.for_download(user or "", file):
-            return Refusal(403, "This file is not for you, or it is there no longer.")
+            return Refusal(403, "This file does not exist, or you have no access to it.")
         if path.startswith(JOINING) and self._waiting(user or "") >= MAX_WAITING_OF_VISITOR:
-            return Refusal(503, f"{MAX_WAITING_OF_VISITOR} requests of yours wait already. Try again in a moment.")
+            return Refusal(
+                503, f"{MAX_WAITING_OF_VISITOR} of your requests are already waiting. Try again in a moment."
+            )
         sessions = parse_qs(query.decode("latin-1")).get(SESSION, [])
         if path.startswith(f"{GRADIO}heartbeat/"):
             sessions.append(path.rstrip("/").rpartition("/")[2])
@@ -157,18 +159,18 @@ class Pages:
             except ValueError:  # no JSON, which is Gradio's to refuse
                 brought = None
             except RecursionError:
-                return Refusal(400, "This is nested deeper than anything that the page sends.")
+                return Refusal(400, "The request is nested too deeply.")
             if has_lone_surrogates(body, brought):
-                return Refusal(400, "A text holds half of a character, which can't be kept or shown.")
+                return Refusal(400, "The text contains half of a surrogate pair, which cannot be stored or shown.")
             for place in _places(brought):
                 if place.lower().startswith(("http://", "https://")):
-                    return Refusal(400, "Files are uploaded: none is fetched from an address.")
+                    return Refusal(400, "Upload the file: files are not fetched from URLs.")
                 if self.files is not None and not self.files.is_uploader(user or "", place):
-                    return Refusal(400, "That is no file that you uploaded within the last hour.")
+                    return Refusal(400, "This is not a file that you uploaded within the last hour.")
             if isinstance(brought, dict) and isinstance(brought.get(SESSION), str):
                 sessions.append(brought[SESSION])
         if not all(self._is_of(user, session) for session in sessions):
-            return Refusal(401, "This page belongs to somebody else: load it anew.")
+            return Refusal(401, "This page belongs to another user. Reload it.")
         return None
 
     def _is_of(self, user: str | None, session: str) -> bool:

@@ -122,7 +122,7 @@ def address_words(serving: Serving) -> str:
     if is_loopback(host):
         return here
     who = "every address of this machine" if host.strip("[]") in EVERYWHERE else host
-    return f"{here}\nIt listens on {who}: other machines that reach it use that machine's name and port {port}."
+    return f"{here}\nIt listens on {who}. From other machines, use the name of this machine and port {port}."
 
 
 def where_words(workspace: Path, *, container: bool = False) -> str:
@@ -138,48 +138,53 @@ def where_words(workspace: Path, *, container: bool = False) -> str:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a server, shared by all entry points. The caller adds `--workspace`."""
-    parser.add_argument("--host", help=f"address to listen on (else {HOST}, else 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, help=f"port to listen on (else {PORT}, else 7860)")
+    parser.add_argument("--host", help=f"address to listen on (default: {HOST}, else 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, help=f"port to listen on (default: {PORT}, else 7860)")
     parser.add_argument(
-        "--users-file", metavar="FILE", help=f"name:password lines, the owner's first (else {USERS_FILE})"
+        "--users-file", metavar="FILE", help=f"file of name:password lines, the owner first (default: {USERS_FILE})"
     )
     parser.add_argument(
         "--guests",
         action="store_true",
-        help="let everybody in to try the built-in model within limits, as a Space does",
+        help="let anyone try the built-in model within limits, as in a Space",
     )
-    parser.add_argument("--insecure", action="store_true", help="listen for other machines without any login")
+    parser.add_argument(
+        "--insecure", action="store_true", help=("accept connections from other machines without a login")
+    )
     parser.add_argument(
         "--token",
         action="store_true",
-        help=f"ask for a token, which the printed address holds: for a machine with other users (else {TOKEN})",
+        help=(
+            "require an access token, which is part of the printed address; for a machine with other users "
+            f"(default: {TOKEN})"
+        ),
     )
     parser.add_argument(
         "--trusted-proxy",
         action="append",
         metavar="ADDRESS",
-        help=f"address or network of a proxy whose X-Forwarded-For is believed, more than once (else {PROXIES})",
+        help=f"address or network of a proxy whose X-Forwarded-For is trusted; repeatable (default: {PROXIES})",
     )
     parser.add_argument(
         "--allowed-host",
         action="append",
         metavar="NAME",
-        help=f"host name that the page answers to, and no other but this machine's, more than once (else {NAMES})",
+        help=f"host name that the page answers to, besides this machine's; repeatable (default: {NAMES})",
     )
     parser.add_argument(
         "--folder",
         action="append",
         metavar="DIR",
-        help=f"data and models that visitors may use where they lie, more than once (else {FOLDERS})",
+        help=f"folder of data or models that visitors may use; repeatable (default: {FOLDERS})",
     )
     parser.add_argument(
-        "--max-upload-gb", type=float, metavar="GB", help=f"largest file to upload (else {MAX_UPLOAD}, else 2)"
+        "--max-upload-gb", type=float, metavar="GB", help=f"largest upload in GB (default: {MAX_UPLOAD}, else 2)"
     )
     parser.add_argument(
         "--quota-gb",
         type=float,
         metavar="GB",
-        help=f"disk that each visitor but the owner may fill (else {QUOTA}, else 20; of guests 0.1)",
+        help=f"disk quota of each visitor except the owner in GB (default: {QUOTA}, else 20; guests: 0.1)",
     )
 
 
@@ -187,11 +192,11 @@ def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.env
     """The checked settings from flags and environment. Raises `StudioError` if they would open the page to anyone."""
     accounts, alone = read_accounts(args.users_file, environment), _token(args, environment)
     if accounts and alone:
-        raise StudioError("Passwords are given, and a token as well.", "Choose one of both.")
+        raise StudioError("Both passwords and a token are configured.", "Use only one of them.")
     accounts = accounts or alone
     guests = args.guests or (in_space(environment) and accounts is None and not args.insecure)
     if guests and accounts:
-        raise StudioError("Guests are let in, and a login is asked for.", "Choose one of both.")
+        raise StudioError("Guests are allowed, but a login is required too.", "Use only one of them.")
     host = args.host or environment.get(HOST) or environment.get("GRADIO_SERVER_NAME")
     port = environment.get(PORT) or environment.get("GRADIO_SERVER_PORT")
     folders = args.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
@@ -219,11 +224,14 @@ def _token(args: argparse.Namespace, environment: Mapping[str, str]) -> Accounts
     token = environment.get(TOKEN) or ""
     if token and len(token) < MIN_KEY:
         raise StudioError(
-            f"{TOKEN} has {len(token)} characters and could be guessed.",
-            f"Give it {MIN_KEY} or more, or start with --token, which makes one.",
+            f"{TOKEN} has only {len(token)} characters and could be guessed.",
+            f"Use at least {MIN_KEY} characters, or start with --token, which generates one.",
         )
     if token and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
-        raise StudioError(f"{TOKEN} can't stand in an address.", "Use letters, digits, dots, dashes and underscores.")
+        raise StudioError(
+            f"{TOKEN} contains characters that cannot be part of an address.",
+            "Use letters, digits, dots, dashes and underscores.",
+        )
     if args.token or token:
         token = token or secrets.token_hex(24)
         return Accounts({OWNER: token}, OWNER, one=True, token=token)
@@ -240,8 +248,8 @@ def _allowed_hosts(args: argparse.Namespace, environment: Mapping[str, str]) -> 
     names = [name.strip().lower() for name in args.allowed_host or _words(environment, NAMES)]
     if wrong := [name for name in names if not _HOST_NAME.fullmatch(name)]:
         raise StudioError(
-            f"{wrong[0]!r} is no host name.",
-            "Give it as the browser shows it, without http:// and path: studio.example.org",
+            f"{wrong[0]!r} is not a host name.",
+            "Write it as shown in the browser, without http:// and path: studio.example.org",
         )
     return tuple(names)
 
@@ -261,14 +269,14 @@ def _number(name: str, text: str | None, default: float) -> float:
     except ValueError:
         number = -1.0
     if not 0 < number < 1e6:
-        raise StudioError(f"{name} is {text!r}, which is no usable number.", f"The default is {default}.")
+        raise StudioError(f"{name} is {text!r}, which is not a valid number.", f"The default is {default}.")
     return number
 
 
 def _folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise StudioError(f"There is no folder {name} to share with visitors.", "Name one that is there.")
+        raise StudioError(f"The folder {name}, to be shared with visitors, does not exist.", "Give an existing folder.")
     return folder.resolve()
 
 
@@ -277,7 +285,7 @@ def check_exposure(serving: Serving) -> None:
     if serving.local or serving.accounts or serving.insecure or serving.guests:
         return
     raise StudioError(
-        f"Listening on {serving.host} lets other machines use this one, and there is no login.",
-        f"Set {PASSWORD} or {USERS} in the environment, give --users-file, or listen on 127.0.0.1; --insecure lets "
-        "everybody in.",
+        f"Listening on {serving.host} makes this page available to other machines, but no login is configured.",
+        f"Set {PASSWORD} or {USERS} in the environment, use --users-file, or listen on 127.0.0.1. --insecure allows "
+        "access without a login.",
     )

@@ -73,7 +73,7 @@ class OpenAi:
         """One answer, whole or as a stream. Nothing is sent before the first token: what fails until then has its
         status."""
         if self._asking >= MAX_AT_ONCE:
-            raise ApiError(503, f"{MAX_AT_ONCE} requests wait already. Ask again in a while.", "busy")
+            raise ApiError(503, f"{MAX_AT_ONCE} requests are already waiting. Try again later.", "busy")
         request_fields = wire.read(await _json(request))
         events = self._events(request, await asyncio.to_thread(self._answers, request, request_fields))
         reply = wire.Reply(request_fields.model)
@@ -109,7 +109,7 @@ class OpenAi:
                     if isinstance(answer, Piece | Generated):
                         yield answer
                     elif isinstance(answer, Status) and answer.waiting and time.monotonic() - begun > WAIT_SECONDS:
-                        raise ApiError(503, "Others are being answered. Ask again in a while.", "busy")
+                        raise ApiError(503, "Other requests are being answered. Try again later.", "busy")
         finally:
             self._asking -= 1
 
@@ -126,7 +126,7 @@ async def carried(engine: Engine, who: str, answers: Answers, request: Request) 
             loop.call_soon_threadsafe(handed.put_nowait, answer)
 
     def work() -> None:
-        last: StudioError | None = EngineError("The answer was broken off.")
+        last: StudioError | None = EngineError("The answer was interrupted.")
         try:
             with contextlib.closing(answers):
                 for answer in answers:
@@ -184,7 +184,7 @@ def _line(event: JsonObject) -> str:
 async def _json(request: Request) -> Any:
     """The body as JSON. Only with its content type: a form of another site can't send that without asking first."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(415, "The body has to be JSON, with `Content-Type: application/json`.")
+        raise ApiError(415, "The body must be JSON, with `Content-Type: application/json`.")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -193,9 +193,9 @@ async def _json(request: Request) -> Any:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        raise ApiError(400, "The body is no JSON, or is nested too deeply.") from None
+        raise ApiError(400, "The body is not valid JSON, or it is nested too deeply.") from None
     if has_lone_surrogates(bytes(body), found):
-        raise ApiError(400, "A text holds half of a character (a lone surrogate), which no model can read.")
+        raise ApiError(400, "The text contains half of a surrogate pair, which no model can read.")
     return found
 
 

@@ -23,12 +23,12 @@ from lora_studio.workspace import DEMO_MODEL
 
 FINISH = {"length": "length"}  # every other end of ours is a "stop"
 NOT_DONE = {
-    "tools": "LoRA Studio calls no tools: leave `tools` out.",
-    "n": "One answer is given to a request: leave `n` out, or send 1.",
-    "logprobs": "No probabilities are given: leave `logprobs` out, or send false.",
-    "frequency_penalty": "There is no `frequency_penalty`: leave it out, or send `repetition_penalty`.",
-    "presence_penalty": "There is no `presence_penalty`: leave it out, or send `repetition_penalty`.",
-    "response_format": "Answers are plain text: leave `response_format` out.",
+    "tools": "Tools are not supported: omit `tools`.",
+    "n": "Only one answer per request is supported: omit `n`, or set it to 1.",
+    "logprobs": "Log probabilities are not supported: omit `logprobs`, or set it to false.",
+    "frequency_penalty": "`frequency_penalty` is not supported: omit it, or use `repetition_penalty`.",
+    "presence_penalty": "`presence_penalty` is not supported: omit it, or use `repetition_penalty`.",
+    "response_format": "Only plain text is supported: omit `response_format`.",
 }
 Content = str | list[JsonObject] | None
 
@@ -81,16 +81,14 @@ class ChatRequest(BaseModel):
 def read(body: Any) -> ChatRequest:
     """The checked request. Raises `ApiError` that names the first wrong field."""
     if not isinstance(body, dict):
-        raise ApiError(400, "The body has to be a JSON object with `model` and `messages`.")
+        raise ApiError(400, "The body must be a JSON object with `model` and `messages`.")
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ApiError(
-                400, f"LoRA Studio can't do `{param}`: leave it out.", "unsupported_parameter", param
-            ) from None
+            raise ApiError(400, f"`{param}` is not supported: omit it.", "unsupported_parameter", param) from None
         words = NOT_DONE.get(str(first["loc"][0]), f"`{param}` {plain_words(first)}.")
         raise ApiError(400, words, "invalid_value", param) from None
 
@@ -135,7 +133,7 @@ def messages_of(request: ChatRequest, system_prompt: str) -> list[JsonObject]:
     if system_prompt and all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system_prompt})
     if messages[-1]["role"] == "assistant":
-        raise ApiError(400, "The last message has to be the user's: answers can't be continued.", None, "messages")
+        raise ApiError(400, "The last message must have the role user: answers cannot be continued.", None, "messages")
     return [message for message in messages if message["role"] != "system" or message["content"]]
 
 
@@ -144,7 +142,7 @@ def _text(content: Content) -> str:
         other_parts = {str(part.get("type")) for part in content if part.get("type") != "text"}
         if other_parts:
             field = ", ".join(sorted(other_parts))
-            raise ApiError(400, f"LoRA Studio reads text only, and this message has {field}.", None, "messages")
+            raise ApiError(400, f"Only text is supported, but this message contains {field}.", None, "messages")
         return "".join(str(part.get("text", "")) for part in content)
     return content or ""
 
@@ -192,7 +190,7 @@ def model(available: Sequence[Choice], name: str) -> ListedModel:
             card = choice.card()
             base = ModelSelection(card.base, card.revision, card.quantization)
             return ListedModel(name, _with(base, choice), name, card.system_prompt)
-    raise ApiError(404, f"There is no model {name!r}; GET /v1/models lists them.", "model_not_found", "model")
+    raise ApiError(404, f"There is no model {name!r}. GET /v1/models lists all models.", "model_not_found", "model")
 
 
 def _with(base: ModelSelection, choice: Choice) -> ModelSelection:

@@ -32,7 +32,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import devices
 from lora_studio.units import duration, size
 
-LOADING = {"base": "Loading the base model", "adapters": "Loading the adapters"}
+LOADING = {"base": "Loading base model", "adapters": "Loading adapters"}
 WAIT_SECONDS = 0.4
 KEPT_SECONDS = 600.0
 """How long a base that was used on the page is not put out of memory for a program's request."""
@@ -71,7 +71,7 @@ class ConsentError(StudioError):
     """The memory will hardly do: a person has to say whether to go on."""
 
     def __init__(self, verdict: MemoryVerdict, run: str | None) -> None:
-        super().__init__(shortage(verdict, run), "Load it on the page anyway, or choose a smaller base.")
+        super().__init__(shortage(verdict, run), "Load it anyway on the page, or choose a smaller base.")
 
 
 class HeldError(StudioError):
@@ -200,16 +200,18 @@ class Engine:
             waiting = sum(self._person(other) == person for other in self._waiting) if person else 0
             if self._max_waiting and waiting >= self._max_waiting:
                 raise BusyError(
-                    f"{self._max_waiting} questions of yours, or of your address, wait already.",
-                    "Ask again in a moment.",
+                    f"{self._max_waiting} questions from you, or from your address, are already waiting.",
+                    "Try again in a moment.",
                 )
             self._waiting.add(who)
         try:
             with contextlib.closing(work):
                 while not self._turn.acquire(timeout=WAIT_SECONDS):
                     if who not in self._waiting:
-                        raise StudioError("Stopped before it began.", "Somebody else was being answered. Ask again.")
-                    yield Status("Somebody else is being answered; yours comes next", waiting=True)
+                        raise StudioError(
+                            "Stopped before it started.", "Another question was being answered. Ask again."
+                        )
+                    yield Status("Another question is being answered; yours is next", waiting=True)
                 try:
                     with self._naming:
                         self._waiting.discard(who)
@@ -239,9 +241,9 @@ class Engine:
             and loaded_models.of_base != selection.of_base
         ):
             raise HeldError(
-                f"The chat on the page holds {loaded_models.base}, and {selection.base} would have to take its place.",
-                f"Ask for a model on {loaded_models.base}, or unload it on the Chat tab; after "
-                f"{KEPT_SECONDS / 60:.0f} minutes without a question there it makes room.",
+                f"The chat on the page holds {loaded_models.base}; {selection.base} would replace it.",
+                f"Use a model on {loaded_models.base}, or unload it on the Chat tab. It is replaced after "
+                f"{KEPT_SECONDS / 60:.0f} minutes without a question.",
             )
         yield from work
 
@@ -259,7 +261,7 @@ class Engine:
             if not self._given_up:
                 raise
         if self._given_up:
-            raise StudioError("Stopped before it began.", "Ask again when you like.")
+            raise StudioError("Stopped before it started.", "Ask again at any time.")
         with contextlib.closing(self._session.stream(request)) as answers:
             yield from answers
 
@@ -275,7 +277,7 @@ class Engine:
             verdict = chat_verdict(selection, loaded.memory_bytes if loaded else 0)
             if not verdict.fits:
                 raise ConsentError(verdict, self.run)
-        yield Status("Starting the engine" if loaded is None else "Loading")
+        yield Status("Starting the worker" if loaded is None else "Loading")
         self._loaded, self._loaded_for, self._loading = None, None, not same_base
         try:
             with contextlib.closing(self._session.stream(selection.request())) as answers:
@@ -305,7 +307,7 @@ def chat_verdict(selection: ModelSelection, loaded_models: int = 0) -> MemoryVer
 def shortage(verdict: MemoryVerdict, run: str | None) -> str:
     """What is needed that the memory will hardly do for, and what there is."""
     suffix = f" while {run} trains on the same device" if run else ""
-    return f"Loading this needs about {size(verdict.need or 0)}, and {size(verdict.free)} are free{suffix}."
+    return f"Loading needs about {size(verdict.need or 0)}; {size(verdict.free)} are free{suffix}."
 
 
 def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
@@ -314,9 +316,9 @@ def holders(run: str | None, chat: str | None, evaluating: bool = False, exporti
     who = [f"the run {run}" if run else "", chat or "", *other_holders]
     names = [name for name in who if name]
     if not names:
-        return "Nothing holds the device."
-    return f"The device is held by {' and '.join(names)}" + (
-        ": they share memory and speed." if len(names) > 1 else "."
+        return "No job uses the device."
+    return f"The device is used by {' and '.join(names)}" + (
+        ": they share its memory and speed." if len(names) > 1 else "."
     )
 
 
@@ -327,5 +329,5 @@ def _loading(progress: Progress) -> Status:
     done, total, seconds_left = progress.done, max(1, progress.total), progress.seconds_left
     remark = f"{size(done)} of {size(total)}"
     if seconds_left:
-        remark += f", {size(progress.rows_per_second)} a second, {duration(seconds_left)} left"
-    return Status("Downloading the base model, percent", 100 * done // total, 100, remark)
+        remark += f", {size(progress.rows_per_second)}/s, {duration(seconds_left)} left"
+    return Status("Downloading base model, percent", 100 * done // total, 100, remark)

@@ -85,7 +85,7 @@ def choices(
     brought = [*imports.imported(workspace), *map(Path, folders)] if elsewhere else []
     for folder in dict.fromkeys(brought):
         if folder.is_dir():
-            result.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))
+            result.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (external)", folder.name, folder))
     return result
 
 
@@ -119,22 +119,22 @@ def follow(available: Sequence[Choice], talk: ChatState) -> str:
         run, _, checkpoint = value.partition("/")
         if value not in values and run in newest:
             talk.succeed(value, newest[run].value)
-            gone = f"The checkpoint at step {step_of(checkpoint)}" if checkpoint else "The finished adapter"
-            sentences.append(f"{gone} is not there any more: {newest[run].label} answers in its place.")
+            gone = f"The checkpoint at step {step_of(checkpoint)}" if checkpoint else "The final adapter"
+            sentences.append(f"{gone} no longer exists: {newest[run].label} answers instead.")
     return "\n".join(sentences)
 
 
 def require(available: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
     """The choices of these values, all of one base. Raises `StudioError` where one is gone or does not go with them."""
     if not values:
-        raise StudioError("No adapter is chosen.", "Choose one to three above; the base always answers beside them.")
+        raise StudioError("No adapter is selected.", "Choose one to three adapters. The base always answers too.")
     if len(values) > MAX_ADAPTERS:
         raise StudioError(
-            f"{len(values)} adapters are chosen; at most {MAX_ADAPTERS} answer beside the base.", "Take one out."
+            f"{len(values)} adapters are selected; at most {MAX_ADAPTERS} can answer next to the base.", "Remove one."
         )
     by_value = {choice.value: choice for choice in available}
     if any(value not in by_value for value in values):
-        raise StudioError("An adapter that was chosen is not there any more.", "Choose another one.")
+        raise StudioError("A selected adapter no longer exists.", "Choose another one.")
     selected = [by_value[value] for value in values]
     together([replace(choice.card(), name=choice.name) for choice in selected])
     return selected

@@ -39,10 +39,11 @@ def prompts_of(lines: str) -> list[str]:
     """The prompts of a text, one a line."""
     prompts = [line.strip() for line in lines.splitlines() if line.strip()]
     if not prompts:
-        raise StudioError("There is no prompt yet.", "Write one a line.")
+        raise StudioError("There are no prompts.", "Write one prompt per line.")
     if len(prompts) > MAX_PROMPTS:
         raise StudioError(
-            f"These are {len(prompts):,} prompts; a set has at most {MAX_PROMPTS:,}.", "Use the Evaluate tab."
+            f"{len(prompts):,} prompts are too many; a set has at most {MAX_PROMPTS:,}.",
+            "Use the Evaluate tab instead.",
         )
     for prompt in prompts:
         check_length("A prompt", prompt, TEST_PROMPT)
@@ -57,8 +58,8 @@ def names(workspace: Workspace) -> list[str]:
 def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
     """Keeps a set under a name, in place of one of that name; gives the name it got."""
     if not name.strip():
-        raise StudioError("The set has no name.", "Give it a short one.")
-    check_length("The set's name", name, LINE)
+        raise StudioError("The prompt set has no name.", "Enter a short name.")
+    check_length("The name of the prompt set", name, LINE)
     lines = safe_name(name.strip(), "prompts")
     text = json.dumps(list(prompts), ensure_ascii=False)
     workspace.policy.check_growth(len(text))
@@ -69,7 +70,7 @@ def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
 def read_prompts(workspace: Workspace, name: str) -> list[str]:
     """The prompts of a set. Raises `StudioError` where there is none of that name."""
     if name not in names(workspace):
-        raise StudioError(f"There is no set of prompts called {name!r}.", "Choose another one.")
+        raise StudioError(f"There is no prompt set named {name!r}.", "Choose another one.")
     path: list[str] = json.loads((workspace.prompt_sets_folder / f"{name}.json").read_text(encoding="utf-8"))
     return path
 

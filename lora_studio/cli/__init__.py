@@ -55,17 +55,17 @@ RUN_ACTIONS = (
 )
 JOB_ACTIONS = ("list", "show", "follow", "stop", "cancel", "resume", "delete", "queue", "up", "down")
 ABOUT_JOBS = (
-    "follow tells of one until it ends; stop saves what there is and ends; cancel ends at once; resume goes on with a "
-    "run or an evaluation; queue lists the jobs that wait, up and down move one of them"
+    "follow shows progress until the job ends; stop saves and ends it; cancel ends it at once; resume continues a "
+    "run or an evaluation; queue lists queued jobs, up and down move one of them"
 )
-AT_ONCE = "begin beside a job that holds the device, where the memory will do (default: wait for it)"
-ADAPTER = "a run (id, its beginning, title or `last`, with /checkpoint-N if wanted), or an adapter's folder"
+AT_ONCE = "start even if another job uses the device and memory allows it (default: wait in the queue)"
+ADAPTER = "run (id, start of an id, name or `last`, optionally with /checkpoint-N) or adapter folder"
 ABOUT_ACTIONS = (
-    "follow tells of one until it ends; stop saves a checkpoint and ends; cancel ends at once and keeps only the "
-    "checkpoints that are there; resume goes on after either; queue lists the runs that wait, up and down move one of "
-    "them; tag and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints "
-    "measurements; show, follow, stop, cancel and delete take an evaluation's or an export's id as well, "
-    "and resume an evaluation's"
+    "follow shows progress until the run ends; stop saves a checkpoint and ends it; cancel ends it at once and "
+    "keeps existing checkpoints; resume continues after either; queue lists queued runs, up and down move one of "
+    "them; tag and note show or set the labels of a run; compare shows runs side by side; csv prints the metrics; "
+    "show, follow, stop, cancel and delete also take the id of an evaluation or export, and resume that of an "
+    "evaluation"
 )
 WITH_ALL_SETTINGS = ("train", "check", "estimate")
 WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export")
@@ -82,50 +82,52 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--workspace", metavar="DIR", help="folder of runs (else LORA_STUDIO_HOME, else ./workspace)")
+    place.add_argument(
+        "--workspace", metavar="DIR", help=("folder of runs (default: LORA_STUDIO_HOME, else ./workspace)")
+    )
     output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--json", action="store_true", help="print one JSON object last on stdout")
+    output.add_argument("--json", action="store_true", help="print a JSON object as the last line of stdout")
 
     def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=about, description=about, parents=[place, *parents], allow_abbrev=False)
 
-    train = add("train", "train an adapter and follow the run; Ctrl-C stops and saves it", output)
-    train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
-    train.add_argument("--skip-preflight", action="store_true", help="start without the checks before a start")
-    train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run")
-    extra = "with --resume: train so many epochs more, also when the run is done"
+    train = add("train", "train an adapter and follow the run; Ctrl-C saves and stops it", output)
+    train.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
+    train.add_argument("--skip-preflight", action="store_true", help="skip the checks before the start")
+    train.add_argument("--resume", metavar="RUN", help="continue a stopped or failed run")
+    extra = "with --resume: train this many more epochs, even if the run is finished"
     train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
-    other = "with --resume: go on although the data files have changed since"
+    other = "with --resume: continue although the data files have changed"
     train.add_argument("--other-rows", action="store_true", help=other)
-    inspect = add("inspect", "show how a data file is read, cut and trained on", output)
+    inspect = add("inspect", "show how a data file is parsed, tokenized and masked", output)
     _add_inspect_flags(inspect)
-    cache = add("cache", "show or clear the prepared data that are kept between starts", output)
+    cache = add("cache", "show or clear the cache of prepared data", output)
     cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
-    estimate = add(
-        "estimate", "what a run would need: memory by part, trained parameters, what would save most", output
+    estimate = add("estimate", "estimate memory by part, trainable parameters and the best savings", output)
+    estimate.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
+    estimate.add_argument("--device", choices=("cuda", "cpu"), help=("estimate for another device than this machine's"))
+    estimate.add_argument(
+        "--memory", type=float, metavar="GIB", help=("memory of that device in GiB (default: free memory)")
     )
-    estimate.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
-    estimate.add_argument("--device", choices=("cuda", "cpu"), help="for another machine than this one")
-    estimate.add_argument("--memory", type=float, metavar="GIB", help="memory of that device (default: what is free)")
-    chat = add("chat", "talk to a trained adapter, or compare it with its base", output)
+    chat = add("chat", "chat with an adapter, or compare it with its base", output)
     _add_chat_flags(chat)
-    evaluate = add("evaluate", "answer a test file with an adapter and its base, and measure the answers", output)
+    evaluate = add("evaluate", "answer a test file with an adapter and its base, and compute metrics", output)
     _add_evaluate_flags(evaluate)
-    export = add("export", "take an adapter away in a form that another program reads", output)
+    export = add("export", "export an adapter for another program", output)
     _add_export_flags(export)
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     _add_runs_flags(runs)
     jobs = add("jobs", "list, show, stop, resume or delete jobs of all kinds, and move them in the queue", output)
     _add_jobs_flags(jobs)
-    presets = add("presets", "list the presets or show one", output)
+    presets = add("presets", "list presets or show one", output)
     presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     presets.add_argument("preset", nargs="?", metavar="PRESET")
-    check = add("check", "print a config with every default filled in, or everything that is wrong with it", output)
-    check.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
+    check = add("check", "print the complete config, or all errors in it", output)
+    check.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
     check.add_argument(
-        "--preflight", action="store_true", help="also check data, model, memory and disk, as a start does"
+        "--preflight", action="store_true", help="also check data, model, memory and disk, as before a start"
     )
-    ui = add("ui", "serve the page")
+    ui = add("ui", "start the web page")
     add_serving_flags(ui)
     ui.add_argument("--open", action="store_true", help="open the page in the browser")
     with_settings = (train, check, estimate, inspect, chat, evaluate, export)
@@ -135,62 +137,77 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
 
 def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("adapter", metavar="RUN", help=ADAPTER)
-    chat.add_argument("--compare", action="store_true", help="let the base answer as well")
+    chat.add_argument("--compare", action="store_true", help="answer with the base model too")
     chat.add_argument(
-        "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
+        "--beside", action="append", metavar="RUN", help="another adapter of the same base (at most twice)"
     )
-    chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
-    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
+    chat.add_argument("--prompt", metavar="TEXT", help="answer this prompt and exit")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: that of the training)")
 
 
 def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("adapter", metavar="RUN", help=ADAPTER)
-    evaluate.add_argument("data", metavar="DATA", help="a file of questions with answers, or a shipped data set")
-    evaluate.add_argument("--compare", action="store_true", help="let the base answer as well")
+    evaluate.add_argument("data", metavar="DATA", help="file of prompts with answers, or a built-in dataset")
+    evaluate.add_argument("--compare", action="store_true", help="answer with the base model too")
     evaluate.add_argument(
-        "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
+        "--beside", action="append", metavar="RUN", help="another adapter of the same base (at most twice)"
     )
-    evaluate.add_argument("--max-samples", type=int, metavar="N", help="only so many rows from the file's start")
-    evaluate.add_argument("--batch-size", type=int, metavar="N", help="rows at once (default: 16)")
-    evaluate.add_argument("--labels", metavar="LIST", default="", help="the answers' labels, such as Yes,No")
-    reading = "which column is what (default: as the run was trained, or recognised)"
+    evaluate.add_argument("--max-samples", type=int, metavar="N", help="use only the first N rows of the file")
+    evaluate.add_argument("--batch-size", type=int, metavar="N", help="batch size (default: 16)")
+    evaluate.add_argument("--labels", metavar="LIST", default="", help="labels of the answers, such as Yes,No")
+    reading = "column mapping (default: as in training, or detected)"
     evaluate.add_argument("--mapping", metavar="JSON", help=reading)
-    evaluate.add_argument("--encoding", metavar="NAME", help="of a DATA file that is not UTF-8 (default: found)")
-    evaluate.add_argument("--out", metavar="DIR", help="also put both files into this folder")
+    evaluate.add_argument(
+        "--encoding", metavar="NAME", help=("encoding of a DATA file that is not UTF-8 (default: detected)")
+    )
+    evaluate.add_argument("--out", metavar="DIR", help="also copy both files to this folder")
     evaluate.add_argument("--at-once", action="store_true", help=AT_ONCE)
-    evaluate.add_argument("--resume", action="store_true", help="go on with the same evaluation that ended early")
+    evaluate.add_argument("--resume", action="store_true", help="continue the same evaluation after it ended early")
 
 
 def _add_export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument("adapter", metavar="RUN", help=ADAPTER)
-    export.add_argument("--to", metavar="TARGET", required=True, help="the form; `list` says what there is")
-    export.add_argument("--out", metavar="PATH", help="where the result goes (default: the workspace's exports)")
+    export.add_argument("--to", metavar="TARGET", required=True, help="export format; `list` shows all formats")
+    export.add_argument(
+        "--out", metavar="PATH", help=("path of the result (default: the exports folder of the workspace)")
+    )
     export.add_argument("--at-once", action="store_true", help=AT_ONCE)
-    export.add_argument("--no-trial", action="store_true", help="do not load the result and ask it something")
+    export.add_argument("--no-trial", action="store_true", help="do not test the result by loading it")
 
 
 def _add_runs_flags(runs: argparse.ArgumentParser) -> None:
     runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
-    runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, a title, or "last"')
-    runs.add_argument("more", nargs="*", metavar="MORE", help="the other runs to compare, the tags, or the note")
-    runs.add_argument("--yes", action="store_true", help="delete without asking, also where nobody could be asked")
+    runs.add_argument("run", nargs="?", metavar="RUN", help='id, start of an id, name, or "last"')
+    runs.add_argument("more", nargs="*", metavar="MORE", help="other runs to compare, the tags, or the note")
+    runs.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _add_jobs_flags(jobs: argparse.ArgumentParser) -> None:
     jobs.add_argument("action", nargs="?", choices=JOB_ACTIONS, default="list", help=ABOUT_JOBS)
-    jobs.add_argument("job", nargs="?", metavar="JOB", help="the id of a run, an evaluation, an export or a benchmark")
-    jobs.add_argument("--yes", action="store_true", help="delete without asking, also where nobody could be asked")
+    jobs.add_argument("job", nargs="?", metavar="JOB", help="id of a run, evaluation, export or benchmark")
+    jobs.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
-    inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
-    inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
-    inspect.add_argument("--validation-file", metavar="DATA", help="a file to measure on, instead of a share of DATA")
-    inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
-    inspect.add_argument("--save-bad-rows", metavar="FILE", help="write every bad row to a new file, as JSON lines")
-    inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
+    inspect.add_argument("data", metavar="DATA", help="file or built-in dataset")
     inspect.add_argument(
-        "--percentiles", metavar="LIST", default="", help="more percentiles of lengths, such as 75,99.9"
+        "--model",
+        metavar="M",
+        default="demo",
+        help=("model whose tokenizer and chat template are used (default: demo)"),
+    )
+    inspect.add_argument(
+        "--validation-file", metavar="DATA", help=("file of validation rows, instead of a split of DATA")
+    )
+    inspect.add_argument(
+        "--show-examples", type=int, metavar="N", default=1, help=("number of rows shown step by step")
+    )
+    inspect.add_argument(
+        "--save-bad-rows", metavar="FILE", help=("write all invalid rows to a new file, as JSON lines")
+    )
+    inspect.add_argument("--char-only", action="store_true", help="count characters only, without a tokenizer")
+    inspect.add_argument(
+        "--percentiles", metavar="LIST", default="", help="additional percentiles of row lengths, such as 75,99.9"
     )
 
 
@@ -277,6 +294,6 @@ def _log_defects(workspace: Workspace) -> None:
 
         with log.open("a", encoding="utf-8") as file:
             traceback.print_exception(kind, error, trace, file=file)
-        print(f"An error of the program itself: {kind.__name__}: {error}. Details are in {log}.", file=sys.stderr)
+        print(f"Internal error: {kind.__name__}: {error}. Details are in {log}.", file=sys.stderr)
 
     sys.excepthook = tell

@@ -26,7 +26,7 @@ def chat(workspace: Workspace, args: argparse.Namespace) -> int:
     settings = parse(nest(overrides(args))).generation.model_dump()
     folders = _folders(workspace, [args.adapter, *(args.beside or [])])
     with Session(workspace.logs_folder / "cli-chat.log") as session:
-        say("Loading the model ...")
+        say("Loading model ...")
         loaded = session.call(Load(adapters=folders), on_progress=_Loading().show)
         for note in loaded.notes:
             say(f"  note: {note}")
@@ -38,9 +38,9 @@ def chat(workspace: Workspace, args: argparse.Namespace) -> int:
                 print_json(_result(folders, loaded, args.prompt, answers))
             return 0
         if args.json:
-            raise StudioError("With --json one question is asked and answered.", "Give it with --prompt.")
+            raise StudioError("--json answers a single prompt.", "Give it with --prompt.")
         legend = ", ".join(f"{name} is {folder}" for name, folder in folders.items())
-        say(f"{legend}, on {loaded.base}. End with Ctrl-D; /clear begins anew.")
+        say(f"{legend}, on {loaded.base}. Exit with Ctrl-D; /clear starts a new conversation.")
         _take_turns(talk)
     return 0
 
@@ -63,7 +63,9 @@ def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
     """The folders of the adapters by the names of their columns. Raises `StudioError` unless all are of one base."""
     names = list(dict.fromkeys(names))
     if len(names) > MAX_ADAPTERS:
-        raise StudioError(f"{len(names)} adapters are named.", f"At most {MAX_ADAPTERS} answer beside the base.")
+        raise StudioError(
+            f"{len(names)} adapters were given.", f"At most {MAX_ADAPTERS} adapters can answer next to the base."
+        )
     folders = [adapter_folder(workspace, name) for name in names]
     first = read_card(folders[0]).base or None
     for folder in folders:

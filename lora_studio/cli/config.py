@@ -23,7 +23,7 @@ from lora_studio.models.shape import architecture, read_config
 from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
 
-SIGNS = {"ok": "ok", "note": "note", "ask": "to decide", "failed": "FAILED"}
+SIGNS = {"ok": "ok", "note": "note", "ask": "confirm", "failed": "FAILED"}
 
 
 def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -33,8 +33,8 @@ def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
     numbers = read_config(config.model.name, config.model.revision)
     if numbers is None:
         raise StudioError(
-            f"The size of {config.model.name} is not known: its config.json is not on this machine.",
-            "Name a model's folder, or load the model once.",
+            f"The size of {config.model.name} is unknown: its config.json is not on this machine.",
+            "Give the folder of a model, or load the model once.",
         )
     model, trainable = architecture(numbers), None
     if model is None or not model.exact:
@@ -44,8 +44,8 @@ def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
         model, trainable = architecture(numbers), analysis.trainable if analysis else None
     if model is None:
         raise StudioError(
-            f"The size of {config.model.name} is not known: its config.json has not the numbers of a language model.",
-            "Name a causal language model.",
+            f"The size of {config.model.name} is unknown: its config.json is not that of a supported language model.",
+            "Use a causal language model.",
         )
     here = devices()[0]
     device = args.device or here.kind
@@ -59,13 +59,13 @@ def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
         print_json({**result.to_dict(), "available": available, "verdict": words, "changes": listed, **assumed})
         return 0
     rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in result.parts.items()]
-    print(table(("part", "GiB"), [*rows, ("all", f"{result.total / GIB:.2f}")]))
+    print(table(("part", "GiB"), [*rows, ("total", f"{result.total / GIB:.2f}")]))
     print(f"\n{words[:1].upper() + words[1:]}: {result.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
-    print(f"Trained: {result.trainable:,} of {result.parameters:,} parameters, {100 * result.share:.2f} %.")
+    print(f"Trainable parameters: {result.trainable:,} of {result.parameters:,}, {100 * result.share:.2f} %.")
     print(f"Gradient checkpointing is {'on' if result.gradient_checkpointing else 'off'}.")
     print(
-        f"Every row is taken to have data.max_length tokens, {config.data.max_length:,}; shorter rows need less. "
-        "`inspect DATA` tells how long yours are."
+        f"This assumes data.max_length tokens per row ({config.data.max_length:,}); shorter rows need less. "
+        "`inspect DATA` shows the lengths."
     )
     if not result.exact:
         print(f"A rough estimate: {ROUGH}.")
@@ -84,7 +84,7 @@ def check_first(config: Config, workspace: Workspace, *, busy: bool) -> Report:
     say(report.words)
     if report.state == FAILED:
         raise StudioError(
-            "The run was not started: it would not get far.", "See the checks above; --skip-preflight skips them."
+            "The run was not started because it would fail.", "See the checks above; --skip-preflight skips them."
         )
     return report
 
@@ -95,7 +95,8 @@ def agree(report: Report) -> None:
         return
     if not confirmed("Start anyway?"):
         raise StudioError(
-            "The run was not started: the memory will hardly do.", "Change the settings, or add --skip-preflight."
+            "The run was not started because memory is probably too small.",
+            "Change the settings, or add --skip-preflight.",
         )
 
 
@@ -110,7 +111,7 @@ def list_or_show(workspace: Workspace, args: argparse.Namespace) -> int:
         if args.json:
             print_json({"presets": [{"name": preset.name, "about": preset.about} for preset in available.values()]})
         else:
-            print(table(("preset", "what for"), [(preset.name, preset.about) for preset in available.values()]))
+            print(table(("preset", "description"), [(preset.name, preset.about) for preset in available.values()]))
         return 0
     if args.preset not in available:
         raise StudioError(
@@ -145,5 +146,5 @@ def check(workspace: Workspace, args: argparse.Namespace) -> int:
         print_json({"ok": True, "config": config.model_dump()})
     else:
         print(to_yaml(config), end="")
-        say("Everything is right.")
+        say("The config is valid.")
     return 0

@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from lora_studio.data.report import Analysis, RowView, Token, TokenView
 
 _PHASE_WORDS = {
-    "lookup": "looking for what is kept of the file",
+    "lookup": "checking the cache",
     "read": "reading",
-    "convert": "recognising rows",
+    "convert": "parsing rows",
     "encode": "tokenizing",
-    "first": "looking at the first rows",
-    "split": "setting rows apart to measure on, and cutting long ones",
-    "measure": "counting what each length would cut",
-    "check": "looking for repeated and contradictory rows",
-    "tokenizer": "loading the tokenizer",
-    "rows": "looking at the rows as they stand",
+    "first": "analyzing the first rows",
+    "split": "splitting and truncating",
+    "measure": "counting truncated rows",
+    "check": "searching for duplicates",
+    "tokenizer": "loading tokenizer",
+    "rows": "reading raw rows",
 }
 _LISTED_BAD_ROWS = 10
 _SAY_SECONDS = 3.0
-PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."
+PAIRS = "Rows are pairs (training.method dpo): lengths are those of the longer answer."
 
 
 def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
     """Prints a report of the file, or the whole of what is known as JSON."""
     if args.show_examples < 0:
-        raise StudioError(f"--show-examples can't be {args.show_examples}.", "Give 0 or more.")
+        raise StudioError(f"--show-examples cannot be {args.show_examples}.", "Give 0 or more.")
     settings = parse(nest(overrides(args))).data.model_dump(exclude={"train_file", "validation_file"})
     if args.char_only:
         from lora_studio.data.quick_look import inspect_characters
@@ -58,7 +58,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
             print_json(characters)
         else:
             print(_reading(characters))
-            print(table(("characters a row", *characters["characters"]), [("", *characters["characters"].values())]))
+            print(table(("characters per row", *characters["characters"]), [("", *characters["characters"].values())]))
         return 0
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
         request = Inspect(
@@ -74,7 +74,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
         if args.save_bad_rows:
             saved = session.call(SaveBadRows(path=str(_new_file(args.save_bad_rows)))).rows
             verb = "is" if saved == 1 else "are"
-            say(f"{count(saved, 'bad row')} {verb} written to {args.save_bad_rows}.")
+            say(f"{count(saved, 'invalid row')} {verb} written to {args.save_bad_rows}.")
     if args.json:
         print_json(analysis)
     else:
@@ -85,7 +85,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
 def _new_file(name: str) -> Path:
     path = Path(name).expanduser().resolve()
     if path.exists() or not path.parent.is_dir():
-        why = "is there already" if path.exists() else "lies in a folder that does not exist"
+        why = "already exists" if path.exists() else "is in a folder that does not exist"
         raise StudioError(f"{name} {why}.", "Name a new file in an existing folder with --save-bad-rows.")
     return path
 
@@ -96,7 +96,7 @@ def _percentiles(text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise StudioError(
-            f"--percentiles can't be {text!r}.", "Give numbers from 0 to 100, such as 50,90,99.9."
+            f"--percentiles cannot be {text!r}.", "Give numbers from 0 to 100, such as 50,90,99.9."
         ) from None
 
 
@@ -110,7 +110,7 @@ class PhaseLines:
         if progress.sample is not None:
             sample = progress.sample
             tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
-            say(f"{about}: {sample['words']} {tokens['mean']:g} tokens a row, at most {tokens['max']:,}.")
+            say(f"{about}: {sample['words']} {tokens['mean']:g} tokens per row, at most {tokens['max']:,}.")
         elif progress.phase != self._last:
             self._last, self._said = progress.phase, time.monotonic()
             say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
@@ -129,17 +129,16 @@ def report(analysis: "Analysis") -> str:
     rows, cut, hygiene = analysis["train_rows"], analysis["truncated_rows"], analysis["hygiene"]
     lines = [
         _reading(analysis),
-        f"Prompt style: {analysis['prompt_style']}, {analysis['template_origin']}",
+        f"Prompt style: {analysis['prompt_style']}. {analysis['template_origin']}",
         "",
-        table(("tokens a row", *analysis["tokens"]), [("", *analysis["tokens"].values())]),
+        table(("tokens per row", *analysis["tokens"]), [("", *analysis["tokens"].values())]),
         "",
-        f"At most {analysis['max_length']:,} tokens a row ({analysis['truncation']}): {count(cut, 'row')} "
-        f"{'is' if cut == 1 else 'are'} cut, {analysis['dropped_rows']:,} left out, "
+        f"Max length {analysis['max_length']:,} tokens ({analysis['truncation']}): {count(cut, 'row')} "
+        f"{'is' if cut == 1 else 'are'} truncated, {analysis['dropped_rows']:,} dropped, "
         f"{count(analysis['lost_trained_tokens'], 'trained token')} lost.",
-        f"Trained are {analysis['trained_tokens']:,} of {analysis['total_tokens']:,} tokens "
+        f"Trained tokens: {analysis['trained_tokens']:,} of {analysis['total_tokens']:,} "
         f"({analysis['trained_tokens'] / max(analysis['total_tokens'], 1):.0%}).",
-        f"{count(rows, 'row')} {'is' if rows == 1 else 'are'} trained on, "
-        f"{analysis['validation_rows']:,} kept back to measure on.",
+        f"{count(rows, 'training row')}, {count(analysis['validation_rows'], 'validation row')}.",
         *_advice(analysis),
         *(hygiene["sentences"] if hygiene else []),
     ]
@@ -151,18 +150,20 @@ def report(analysis: "Analysis") -> str:
 def _advice(analysis: "Analysis") -> list[str]:
     """A better length, and what packing would do."""
     suggested, packing, steps = analysis["suggested"], analysis["packing"], analysis["steps"]
-    batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows a step"
+    batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows per step"
     lines = [f"Suggested max_length: {suggested['max_length']}. {suggested['reason']}"]
     if analysis["split_rows"]:
         verb = "is" if analysis["split_rows"] == 1 else "are"
-        lines.append(f"{count(analysis['split_rows'], 'long text')} {verb} split into windows; no token of it is lost.")
+        lines.append(f"{count(analysis['split_rows'], 'long text')} {verb} split into windows without losing tokens.")
     if analysis["format"] == "preference":
         return [*lines, PAIRS, f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
     lines.append(
-        f"Packing would make {count(packing['packs'], 'sequence')} of {count(packing['rows'], 'row')}, "
-        f"{packing['padding_packed']:.0%} of them padding; without it about {packing['padding_alone']:.0%} are."
+        f"Packing: {count(packing['packs'], 'sequence')} from {count(packing['rows'], 'row')}, "
+        f"{packing['padding_packed']:.0%} padding (about {packing['padding_alone']:.0%} without packing)."
     )
-    lines.append(f"An epoch has {count(steps['per_epoch'], 'step')}, {steps['per_epoch_packed']:,} packed ({batch}).")
+    lines.append(
+        f"An epoch has {count(steps['per_epoch'], 'step')}, {steps['per_epoch_packed']:,} with packing ({batch})."
+    )
     return lines
 
 
@@ -171,7 +172,7 @@ def _reading(analysis: "Analysis | CharacterReport") -> str:
         f"{analysis['file']}: {analysis['file_kind']}, {analysis['format']}",
         analysis["words"],
         *analysis["assumptions"],
-        f"{count(analysis['rows'], 'usable row')}, {count(analysis['bad_rows'], 'bad row')}",
+        f"{count(analysis['rows'], 'valid row')}, {count(analysis['bad_rows'], 'invalid row')}",
     ]
     for bad in analysis["bad_row_list"][:_LISTED_BAD_ROWS]:
         where = f" ({bad['field']})" if bad.get("field") else ""
@@ -190,12 +191,12 @@ def steps_of(example: "RowView", analysis: "Analysis") -> list[str]:
         "  " + json.dumps(example["record"], ensure_ascii=False),
         "2 messages",
         *(f"  {message['role']}: {message.get('content') or ''}" for message in example["messages"]),
-        *(f"  better {turn['role']}: {turn.get('content') or ''}" for turn in example.get("chosen", [])),
-        *(f"  worse {turn['role']}: {turn.get('content') or ''}" for turn in example.get("worse", [])),
+        *(f"  chosen {turn['role']}: {turn.get('content') or ''}" for turn in example.get("chosen", [])),
+        *(f"  rejected {turn['role']}: {turn.get('content') or ''}" for turn in example.get("worse", [])),
         *_encoding(example),
     ]
     if "rejected" in example:
-        lines += ["--- the worse side ---", *_encoding(example["rejected"])]
+        lines += ["--- rejected answer ---", *_encoding(example["rejected"])]
     return lines
 
 
@@ -205,15 +206,15 @@ def _encoding(example: "TokenView") -> list[str]:
     part = f" (here part {example['window'] + 1} of {example['windows']})" if example["windows"] > 1 else ""
     cut = f"5 truncation: {count(example['removed_tokens'], 'token')} removed, {kept_tokens} kept"
     if example["lost_trained_tokens"]:
-        cut += f"; {example['lost_trained_tokens']} of the removed would have been trained"
+        cut += f"; {example['lost_trained_tokens']} of the removed tokens are trained tokens"
     return [
         f"3 text{part}",
         *(f"  {line}" for line in example["text"].splitlines()),
         f"4 tokens: {example['full_length']}{part}",
         "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
-        cut + (f"; the row is left out: {example['left_out']}" if example["left_out"] else ""),
+        cut + (f"; the row is dropped: {example['left_out']}" if example["left_out"] else ""),
         *(f"  x {text!r}" for kind, text in _stretches(tokens) if kind == "x"),
-        f"6 trained mask: {example['trained_tokens']} of {kept_tokens} tokens are trained "
+        f"6 loss mask: {example['trained_tokens']} of {kept_tokens} tokens are trained "
         f"({example['trained_tokens'] / max(kept_tokens, 1):.0%})",
         *(f"  {kind} {text!r}" for kind, text in _stretches(tokens) if kind != "x"),
     ]

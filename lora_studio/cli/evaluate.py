@@ -20,11 +20,11 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 
 _PHASE_WORDS = {
-    "data": "reading the file",
-    "model": "loading the model",
-    "download": "downloading the base model",
+    "data": "reading file",
+    "model": "loading model",
+    "download": "downloading base model",
     "answer": "answering",
-    "measure": "measuring",
+    "measure": "scoring",
 }
 
 
@@ -59,7 +59,7 @@ def tell_to_end(
     jobs: Supervisor, folder: EvaluationFolder, as_json: bool, *, out: str | None = None, leaves: bool = False
 ) -> int:
     """Follows an evaluation and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
-    telling = Telling(_PHASE_WORDS, answered_line, "what is answered is kept", notes=True)
+    telling = Telling(_PHASE_WORDS, answered_line, "answers so far are kept", notes=True)
     state = follow(jobs, folder.id, telling, leaves=leaves)
     files = _files(folder, out)
     if as_json:
@@ -76,7 +76,7 @@ def _unfinished(workspace: Workspace, jobs: Supervisor, request: EvaluationReque
             if request_of(folder) == request and state.final and state.state != "done":
                 return folder
     raise StudioError(
-        "There is no such evaluation to go on with.", "Give the same adapter, data and settings as at its start."
+        "There is no such evaluation to resume.", "Give the same adapter, data and settings as at the start."
     )
 
 
@@ -128,7 +128,7 @@ def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, s
     if state.state != "done":
         say(hint)
         if state.state == "stopped" or summary:
-            say(f"Go on with: python -m lora_studio jobs resume {folder.id}")
+            say(f"Resume: python -m lora_studio jobs resume {folder.id}")
     for path in files.values():
         say(path)
 
@@ -144,7 +144,7 @@ def print_metrics(summary: JsonObject) -> None:
         for name in differences:
             values += [_value(metric[name], metric["unit"], signed=True), metric[name]["words"]]
         rows.append([metric["title"], *values])
-    heads = [head for name in differences for head in (name, "more than chance?")]
+    heads = [head for name in differences for head in (name, "significant?")]
     print(table(["metric", *names, *heads], rows))
 
 

@@ -47,7 +47,7 @@ def export(workspace: Workspace, args: argparse.Namespace) -> int:
 
 def tell_to_end(jobs: Supervisor, folder: ExportFolder, as_json: bool, *, leaves: bool = False) -> int:
     """Follows an export and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
-    telling = Telling(PHASES, progress_line, "what is half-written is removed")
+    telling = Telling(PHASES, progress_line, "partial files are removed")
     state = follow(jobs, folder.id, telling, leaves=leaves)
     result = folder.read_result()
     if as_json:
@@ -63,7 +63,7 @@ def _secrets(target: str) -> dict[str, str]:
     """A token for the Hub, asked for where a person sits before the terminal and none is known; never an argument."""
     if target != "hub" or knows_token() or not sys.stdin.isatty():
         return {}
-    return hub_secrets(getpass.getpass("Token for the Hub (not shown while you type, and kept nowhere): "))
+    return hub_secrets(getpass.getpass("Hub token (hidden, not stored): "))
 
 
 def _list(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -73,14 +73,14 @@ def _list(workspace: Workspace, args: argparse.Namespace) -> int:
     for target in TARGETS.values():
         settings = target.settings()
         large, room = target.size(sizes, settings), target.room_for(sizes, settings)
-        cells = [size(octets) if octets else "not known" for octets in (large, room)]
+        cells = [size(octets) if octets else "unknown" for octets in (large, room)]
         rows.append([target.name, *cells, target.description])
     if args.json:
         print_json(
             {name: {"size": large, "room": room, "what": description} for name, large, room, description in rows}
         )
     else:
-        print(table(["form", "size", "while it is made", "what for"], rows))
+        print(table(["format", "size", "space needed", "description"], rows))
     return 0
 
 
@@ -93,12 +93,12 @@ def _tell(state: RunState, result: JsonObject, *, show: bool) -> None:
         say(hint)
         return
     if not result:
-        say("result.json of this export is damaged: what came out is not known. Make it again.")
+        say("result.json of this export is damaged, so the result is unknown. Export again.")
         return
     for words in result["notes"]:
         say(f"note: {words}")
     if result.get("missing"):
-        say(f"Made in part: {result['missing']} is not there.")
+        say(f"Incomplete: {result['missing']} was not created.")
     say(f"{size(result['bytes'])} in {duration(result['seconds'])}. {result['tried']}".rstrip())
     say(result["words"])
     if not show:

@@ -33,7 +33,10 @@ class Telling:
 def goes_on(name: str) -> str:
     """What is said of a job or a run as it begins."""
     jobs = "python -m lora_studio jobs"
-    return f"  It goes on if this terminal is closed: `{jobs} follow {name}` tells of it, `{jobs} stop {name}` ends it."
+    return (
+        f"  The job continues if this terminal is closed: `{jobs} follow {name}` shows progress, `{jobs} stop "
+        f"{name}` stops it."
+    )
 
 
 def follow(supervisor: Supervisor, job_id: str, telling: Telling, *, leaves: bool = False) -> RunState:
@@ -75,7 +78,7 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
                 raise
             interrupted += 1
             if interrupted == 1:
-                say(f"Stopping; {telling.stopping}. Ctrl-C again ends it at once.")
+                say(f"Stopping; {telling.stopping}. Press Ctrl-C again to end it at once.")
                 supervisor.stop(job_id)
             else:
                 supervisor.cancel(job_id)
@@ -87,7 +90,7 @@ def tell_waiting(supervisor: Supervisor, last_holder: str) -> str:
     if holder is None or holder == last_holder:
         return last_holder
     kind = next((job.kind for job in supervisor.working() if job.id == holder), TRAIN.name)
-    say(f"Waits in the queue: {KINDS[kind].noun} {holder} holds the device.")
+    say(f"Queued: {KINDS[kind].noun} {holder} uses the device.")
     return holder
 
 
@@ -121,7 +124,7 @@ def list_queue(supervisor: Supervisor, as_json: bool) -> int:
     if as_json:
         print_json({"running": supervisor.busy(), "queue": [entry.job for entry in waiting]})
     elif not waiting:
-        say("No job waits. One that is started while another holds the device is put into the queue.")
+        say("No queued jobs. Jobs are queued while another uses the device.")
     else:
         rows = [
             (
@@ -129,11 +132,11 @@ def list_queue(supervisor: Supervisor, as_json: bool) -> int:
                 entry.job,
                 KINDS[entry.kind].noun,
                 _title(supervisor, entry),
-                "goes on" if entry.resume else "begins",
+                "resumes" if entry.resume else "starts",
             )
             for place, entry in enumerate(waiting, start=1)
         ]
-        print(table(("place", "job", "kind", "name", "what it does"), rows))
+        print(table(("position", "job", "kind", "name", "action"), rows))
     return 0
 
 

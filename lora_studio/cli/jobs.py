@@ -12,7 +12,7 @@ from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts
 from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
-from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.ending_words import STATES, ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN, EvaluationFolder, ExportFolder, Kind
 from lora_studio.jobs.supervisor import Supervisor
@@ -20,7 +20,7 @@ from lora_studio.units import duration, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
-_BENCHMARKING = Telling({"answer": "asking"}, progress_line, "what was asked is lost")
+_BENCHMARKING = Telling({"answer": "asking"}, progress_line, "answers are lost")
 
 
 def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: bool = False) -> int:
@@ -42,7 +42,7 @@ def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: 
         end(supervisor, kind, folder.id, at_once=action == "cancel")
     if action == "resume":
         supervisor.resume(folder.id)
-        say(f"Resumed. It goes on in the background: `python -m lora_studio jobs follow {folder.id}` tells of it.")
+        say(f"Resumed in the background. Follow it: `python -m lora_studio jobs follow {folder.id}`")
     state = supervisor.state(folder.id)
     if as_json:
         print_json({kind.noun: folder.id, **facts(state)})
@@ -76,14 +76,14 @@ def facts(state: RunState) -> Mapping[str, Any]:
 
 def ask(subject: str) -> None:
     """Asks whether that may be deleted. Raises `StudioError` where nobody says yes."""
-    if not confirmed(f"Delete {subject} for good?"):
-        raise StudioError(f"Nothing was deleted. What would go is {subject}.", "Say y when asked, or add --yes.")
+    if not confirmed(f"Delete {subject} permanently?"):
+        raise StudioError(f"Nothing was deleted. It would delete {subject}.", "Answer y, or use --yes.")
 
 
 def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> None:
     """Asks a worker to end, or ends it, and stays until it has, so that one that does not listen is ended."""
     if supervisor.state(job_id).final:
-        say(f"{kind.noun.capitalize()} {job_id} has ended already.")
+        say(f"{kind.noun.capitalize()} {job_id} has already ended.")
         return
     if at_once:
         supervisor.cancel(job_id)
@@ -100,7 +100,7 @@ def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> No
 def progress_of(state: RunState) -> str:
     """How far a job is, in one line; "" where nothing is known yet."""
     if state.state == "queued":
-        return "waits for the device"
+        return "queued"
     if state.kind == TRAIN.name:
         return step_line(state) if state.steps else state.phase
     line = evaluate.answered_line(state) if state.phase == "answer" else progress_line(state)
@@ -108,7 +108,7 @@ def progress_of(state: RunState) -> str:
 
 
 def _describe_job(state: RunState) -> list[str]:
-    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
+    lines = [f"{state.id}  {state.title}", f"state       {STATES[state.state].lower()}, phase {state.phase or '-'}"]
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
     elif progress := progress_of(state):
@@ -119,8 +119,8 @@ def _describe_job(state: RunState) -> list[str]:
 def going_on(supervisor: Supervisor) -> list[str]:
     """A line for each job beside the runs that works or waits now, with how to end it."""
     return [
-        f"The {kind.noun} {state.id} ({state.title}) {'waits' if state.state == 'queued' else 'is going on'}; "
-        f"`jobs stop {state.id}` ends it."
+        f"The {kind.noun} {state.id} ({state.title}) {'is queued' if state.state == 'queued' else 'is running'}; "
+        f"`jobs stop {state.id}` stops it."
         for kind in KINDS.values()
         if kind is not TRAIN
         for state in supervisor.jobs(kind)
@@ -139,9 +139,9 @@ def runs(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.action == "queue":
         return list_queue(supervisor, args.json)
     if args.run is None:
-        raise StudioError(f"Which run is to be used for `runs {args.action}`?", "Give its id, or `last`.")
+        raise StudioError(f"`runs {args.action}` needs a run.", "Give its id, or `last`.")
     if args.more and args.action not in RESULT_ACTIONS:
-        raise StudioError(f"`runs {args.action}` takes one run.", f"Leave {' '.join(args.more)} out.")
+        raise StudioError(f"`runs {args.action}` takes a single run.", f"Remove {' '.join(args.more)}.")
     if args.action in RESULT_ACTIONS:
         act_on_results(workspace, supervisor, args.action, args.run, args.more, args.json)
         return 0
@@ -171,7 +171,7 @@ def act_on_run(
         _cancel(supervisor, run.id)
     elif action == "resume":
         supervisor.resume(run.id)
-        say("Resumed. It goes on in the background: `python -m lora_studio runs list` shows how far it is.")
+        say("Resumed in the background. Progress: `python -m lora_studio runs list`")
     elif action == "delete":
         if not sure and (subject := what_goes(workspace, supervisor, run.id)):
             ask(subject)
@@ -191,18 +191,18 @@ def act_on_run(
 def _cancel(supervisor: Supervisor, run_id: str) -> None:
     """Ends the run at once and says what is left of it."""
     if supervisor.state(run_id).final:
-        say(f"Run {run_id} has ended already.")
+        say(f"Run {run_id} has already ended.")
         return
     supervisor.cancel(run_id)
     while not (state := supervisor.state(run_id)).final:
         time.sleep(0.05)
     remaining = (
-        f"{state.checkpoints[-1].name} is the last that is kept." if state.checkpoints else "It has no checkpoint."
+        f"The last checkpoint is {state.checkpoints[-1].name}." if state.checkpoints else "It has no checkpoint."
     )
-    say(f"Cancelled run {run_id}: nothing more was saved. {remaining}")
+    say(f"Cancelled run {run_id} without saving. {remaining}")
 
 
-HEAD = ("job", "kind", "state", "name", "how far", "time", "made")
+HEAD = ("job", "kind", "state", "name", "progress", "time", "created")
 
 
 def jobs(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -214,7 +214,7 @@ def jobs(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.action == "queue":
         return list_queue(supervisor, args.json)
     if args.job is None:
-        raise StudioError(f"Which job is to be used for `jobs {args.action}`?", "Give its id; `jobs list` has all.")
+        raise StudioError(f"`jobs {args.action}` needs a job.", "Give its id. `jobs list` shows all ids.")
     return _act_on_any(workspace, supervisor, args.job, args, "job")
 
 
@@ -227,13 +227,13 @@ def _list(supervisor: Supervisor, as_json: bool) -> None:
         print_json({"jobs": list(map(_row, states)), "working": working, "queue": supervisor.queue()})
         return
     if not states:
-        say("There are no jobs yet. `python -m lora_studio train demo` makes one.")
+        say("There are no jobs yet. Start one: `python -m lora_studio train demo`")
         return
     rows = [
         (
             state.id,
             KINDS[state.kind].noun,
-            state.state,
+            STATES[state.state].lower(),
             state.title,
             "-" if state.final else progress_of(state) or "-",
             duration(state.seconds) if state.seconds else "-",

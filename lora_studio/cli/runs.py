@@ -11,7 +11,7 @@ from lora_studio.cli.train import step_line
 from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
-from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.ending_words import STATES, ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.checkpoints import checkpoints, deletions
@@ -21,7 +21,7 @@ from lora_studio.units import count, duration, size
 from lora_studio.workspace import RunFolder, Workspace
 
 RESULT_ACTIONS = ("tag", "note", "compare", "csv")
-HEAD = ("run", "state", "step", "loss", "eval loss", "best", "time", "MB", "made", "tags")
+HEAD = ("run", "state", "step", "loss", "eval loss", "best", "time", "MB", "created", "tags")
 
 
 def act_on_results(
@@ -54,12 +54,12 @@ def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> No
         print_json({"runs": [run.row() | {"bytes": sizes[run.id]} for run, _ in overviews]})
         return
     if not overviews:
-        say("There are no runs yet. `python -m lora_studio train demo` makes one.")
+        say("There are no runs yet. Start one: `python -m lora_studio train demo`")
         return
     rows = [
         (
             run.id,
-            run.state,
+            STATES[run.state].lower(),
             f"{run.step}/{run.total_steps}" if run.total_steps else "-",
             _number(run.loss),
             _number(run.eval_loss),
@@ -74,7 +74,7 @@ def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> No
     print(table(HEAD, rows))
     for run, _ in overviews:
         if run.damaged:
-            say(f"note: {' and '.join(run.damaged)} of {run.id} can't be read: damaged.")
+            say(f"note: {' and '.join(run.damaged)} of {run.id} cannot be read: damaged.")
 
 
 def what_came_out(run: RunFolder, state: RunState) -> list[str]:
@@ -88,24 +88,24 @@ def what_came_out(run: RunFolder, state: RunState) -> list[str]:
     if measured := summary.result.get("difference"):
         lines.append(f"adapter     {measured['sentence']} {measured['rows_sentence']}")
     for item in reversed(checkpoints(run, state)):
-        loss = "not measured" if item.loss is None else f"validation loss {item.loss:.4f}"
+        loss = "not evaluated" if item.loss is None else f"validation loss {item.loss:.4f}"
         lines.append(f"checkpoint  {item.name}: {loss}, {item.bytes / 1e6:.1f} MB{', best' if item.best else ''}")
-    return [*lines, f"on disk     {bytes_in(run.path) / 1e6:.1f} MB"]
+    return [*lines, f"size        {bytes_in(run.path) / 1e6:.1f} MB"]
 
 
 def describe(run: RunFolder, state: RunState) -> list[str]:
     """Lines on what a run is, how far it is, and how it fares."""
-    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
+    lines = [f"{state.id}  {state.title}", f"state       {STATES[state.state].lower()}, phase {state.phase or '-'}"]
     if state.device:
         lines.append(f"device      {state.device}, {state.dtype}")
     if state.data is not None:
         measured = count(state.data.validation_rows, "validation row")
         lines.append(f"data        {count(state.data.train_rows, 'training row')}, {measured}")
     if state.model is not None:
-        lines.append(f"parameters  {state.model.trainable_parameters:,} trained of {state.model.parameters:,}")
+        lines.append(f"parameters  {state.model.trainable_parameters:,} trainable of {state.model.parameters:,}")
     if state.steps:
         lines.append(f"progress    {step_line(state)}")
-    lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
+    lines += [f"evaluation  step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
     lines += [f"health      {in_words(diagnosis)}" for diagnosis in _health(run, state)]
@@ -121,8 +121,8 @@ def what_goes(workspace: Workspace, supervisor: Supervisor, run_id: str) -> str:
     deletion = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
     if deletion is None or deletion.against:
         return ""
-    after = f", on whose adapter {' and '.join(deletion.continued_by)} began" if deletion.continued_by else ""
-    return f"run {run_id} ({deletion.title}, {size(deletion.bytes)} with its checkpoints and adapter{after})"
+    after = f", from which {' and '.join(deletion.continued_by)} started" if deletion.continued_by else ""
+    return f"run {run_id} ({deletion.title}, {size(deletion.bytes)} with checkpoints and adapter{after})"
 
 
 def _whole(run: RunFolder, state: RunState) -> JsonObject:
@@ -153,7 +153,9 @@ def facts_of(run: RunFolder, state: RunState) -> JsonObject:
 def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str], as_json: bool) -> None:
     runs = [workspace.run(name) for name in names]
     if len({run.id for run in runs}) < 2:
-        raise StudioError("Two runs at least are compared.", "Name them: `python -m lora_studio runs compare RUN RUN`.")
+        raise StudioError(
+            "A comparison needs at least two runs.", "Give both: `python -m lora_studio runs compare RUN RUN`."
+        )
     overviews = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
     settings, outcome = differences([load_config(run.config) for run in runs]), results(overviews)
     if as_json:
@@ -169,7 +171,11 @@ def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str],
     head = ("", *(run.title for run, _ in overviews))
     print(table(head, [(item.name, *(_with_unit(value, item.unit) for value in item.values)) for item in outcome]))
     print()
-    print(table(head, [(item.path, *map(_shown, item.values)) for item in settings]) if settings else "Same settings.")
+    print(
+        table(head, [(item.path, *map(_shown, item.values)) for item in settings])
+        if settings
+        else ("The settings are identical.")
+    )
 
 
 def _with_unit(value: Any, unit: str) -> str:

@@ -13,7 +13,7 @@ _PREFIX = "setting:"
 
 def add_all(parser: argparse.ArgumentParser) -> None:
     """A flag for each setting, named by its path: --lora.r 64."""
-    group = parser.add_argument_group("settings, over those of the config")
+    group = parser.add_argument_group("settings that override the config")
     for setting in settings():
         _add(group, setting, f"--{setting.path}")
 
@@ -46,7 +46,7 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
         dest=_PREFIX + setting.path,
         metavar=metavar
         or {"int": "N", "float": "X", "bool": "true|false", "str": "TEXT", "mapping": "JSON"}[setting.kind],
-        help=f"{setting.description}{default}".replace("%", "%%"),
+        help=f"{setting.help}{default}".replace("%", "%%"),
     )
 
 
@@ -73,7 +73,7 @@ def _unknown_flags(words: list[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if not name.startswith("--"):
             raise StudioError(
-                f"{word!r} is one argument too many.", "`python -m lora_studio train --help` lists what there is."
+                f"Unexpected argument {word!r}.", "`python -m lora_studio train --help` lists all arguments."
             )
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else ""

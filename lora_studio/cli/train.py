@@ -22,13 +22,13 @@ from lora_studio.workspace import RunFolder, Workspace
 _LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
 # Measuring comes again and again between steps: its results are told, its beginning is not.
 _PHASE_WORDS = {
-    "start": "starting: PyTorch and its libraries are loading",
-    "data": "preparing the data",
-    "model": "loading the model",
-    "download": "downloading the model",
+    "start": "starting: importing PyTorch",
+    "data": "preparing data",
+    "model": "loading model",
+    "download": "downloading model",
     "train": "training",
     "save": "saving",
-    "compare": "measuring base and adapter side by side",
+    "compare": "comparing base and adapter",
 }
 
 
@@ -38,9 +38,9 @@ def train(workspace: Workspace, args: argparse.Namespace) -> int:
     settings = overrides(args)
     if args.resume is None:
         if args.extra_epochs:
-            raise StudioError("Extra epochs are for a run that goes on.", "Name it with --resume RUN.")
+            raise StudioError("--extra-epochs requires a run to resume.", "Add --resume RUN.")
         if args.other_rows:
-            raise StudioError("--other-rows is for a run that goes on.", "Name it with --resume RUN.")
+            raise StudioError("--other-rows requires a run to resume.", "Add --resume RUN.")
         config = resolve(args.config, settings, workspace)
         if not args.skip_preflight:
             agree(check_first(config, workspace, busy=bool(supervisor.busy())))
@@ -51,7 +51,8 @@ def train(workspace: Workspace, args: argparse.Namespace) -> int:
     else:
         raise StudioError(
             "A resumed run keeps its settings.",
-            "Leave the config and the settings out; for new ones start a run with --model.adapter_name_or_path RUN.",
+            "Remove the config and the settings. For other settings, start a new run with "
+            "--model.adapter_name_or_path RUN.",
         )
     return follow_to_end(supervisor, workspace.run(run_id), args.json)
 
@@ -82,7 +83,7 @@ def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator", leaves: 
         while not (state := supervisor.state(run.id)).final:
             narrator.tell(state)
             if heeded == 0 and interrupts:
-                say("Stopping: the step ends, then the run is saved. Ctrl-C again ends it at once.")
+                say("Stopping: the run is saved after this step. Press Ctrl-C again to end it at once.")
                 supervisor.stop(run.id)
             elif len(interrupts) > heeded:
                 supervisor.cancel(run.id)
@@ -175,14 +176,14 @@ class Narrator:
             say(f"  {step_line(state)}")
         elif state.phase != "train" and (line := progress_line(state)):
             self._said = time.monotonic()
-            say(f"  {'measuring: ' if state.phase == 'evaluate' else ''}{line}")
+            say(f"  {'evaluating: ' if state.phase == 'evaluate' else ''}{line}")
 
     def tell_end(self, state: RunState, run: RunFolder) -> None:
         """The outcome in a few lines."""
         if state.steps:
             say(f"  {step_line(state)}")
         if state.state == "done":
-            say(f"Done in {duration(state.seconds)}: {run.adapter}")
+            say(f"Finished in {duration(state.seconds)}: {run.adapter}")
             say(f"Try it: python -m lora_studio chat {run.id} --compare")
             return
         message, hint = ending_words(state)
@@ -192,9 +193,9 @@ class Narrator:
         retry = run.read_result().get("retry")
         if retry:
             flags = " ".join(f"--{path} {str(value).lower()}" for path, value in retry["settings"].items())
-            say(f"Start it so: python -m lora_studio train {run.config} {flags}")
+            say(f"Start it like this: python -m lora_studio train {run.config} {flags}")
         if state.state == "stopped":
-            say(f"Go on with: python -m lora_studio train --resume {run.id}")
+            say(f"Resume: python -m lora_studio train --resume {run.id}")
 
 
 def step_line(state: RunState) -> str:

@@ -20,13 +20,13 @@ MAX_TEXT = 4000
 MAX_SEED = 2**32 - 1
 """The largest that numpy takes."""
 GROUPS = {
-    "Strength and place": "How much the adapter may change, and which of the model's modules bear it.",
-    "Variants": "Other ways to begin and to scale an adapter, for those who compare them.",
-    "Length and memory": "How far the run goes, and how it uses the device's memory.",
-    "Schedule": "How the learning rate moves over the run.",
-    "Optimizer": "How gradients become changes of the adapter.",
-    "Against overfitting": "Makes learning by heart harder, for small data sets.",
-    "Checkpoints": "What is kept on the disk on the way.",
+    "Scaling and modules": "Scale, dropout and target modules of the adapter.",
+    "Variants": "Other initializations and parameterizations of the adapter.",
+    "Duration and memory": "How long the run takes and how it uses memory.",
+    "Schedule": "How the learning rate changes over the run.",
+    "Optimizer": "How gradients update the adapter.",
+    "Regularization": "Reduces overfitting on small datasets.",
+    "Checkpoints": "What is saved during the run.",
 }
 """Groups of folded settings within a section, with one sentence each."""
 
@@ -36,16 +36,24 @@ def setting(
     title: str,
     description: str,
     *,
+    details: str = "",
     basic: bool = False,
     group: str = "",
     names: Mapping[str, str] | None = None,
     **bounds: Any,
 ) -> Any:
-    """A field of the schema; `basic` ones stand in sight on the form, the others are folded, in one of `GROUPS`.
+    """A field of the schema.
 
-    `names` says what the page calls choices whose own names are no words.
+    `title` is the standard term, with its unit. `description` is a hint of at most 12 words; `details` are for the
+    tooltip, `--help` and the documentation. `basic` settings are always visible on the form, the others are folded, in
+    one of `GROUPS`. `names` labels choices whose own names are not readable.
     """
-    extra: SettingValues = {"basic": basic, "group": group, "names": dict(names or {})}
+    extra: SettingValues = {
+        "details": details,
+        "basic": basic,
+        "group": group,
+        "names": dict(names or {}),
+    }
     return Field(default=default, title=title, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -76,8 +84,8 @@ _PLAIN = {
     "less_than_equal": "must be at most {le}",
     "value_error": "{error}",
     "dict_type": "must be a mapping of names to columns",
-    "model_type": "must be a section: names with values below it",
-    "model_attributes_type": "must be a section: names with values below it",
+    "model_type": "must be a section with settings below it",
+    "model_attributes_type": "must be a section with settings below it",
 }
 """What pydantic's kinds of error say to a person; kinds that are not here keep pydantic's words."""
 
@@ -94,7 +102,7 @@ MAX_CHARACTERS = 1_000_000
 def load(text: str) -> Any:
     """The values. Raises `yaml.YAMLError` for text that is no YAML, or that stands for too much."""
     if len(text) > MAX_CHARACTERS:
-        raise yaml.YAMLError(f"it is longer than {MAX_CHARACTERS:,} characters, which no settings need")
+        raise yaml.YAMLError(f"it has more than {MAX_CHARACTERS:,} characters")
     try:
         values = yaml.safe_load(text)
     except RecursionError:
@@ -111,7 +119,7 @@ def _check_size(values: Any) -> None:
         inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
         remaining -= 1 + len(inner)
         if remaining < 0:
-            raise yaml.YAMLError(f"it stands for more than {MAX_VALUES:,} values")
+            raise yaml.YAMLError(f"it expands to more than {MAX_VALUES:,} values")
         waiting.extend(inner)
 
 
@@ -121,15 +129,16 @@ def read_yaml(path: Path) -> SettingValues:
         with path.open(encoding="utf-8") as file:
             values = load(file.read(MAX_CHARACTERS + 1))
     except FileNotFoundError:
-        raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
+        raise StudioError(f"The file {path} does not exist.", "Give the path of a YAML config.") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise StudioError(f"{path} is not a text file.", "Give the path of a YAML config.") from None
     except yaml.YAMLError as error:
-        raise StudioError(f"{path} is not valid YAML: {error}", "Check indentation and colons.") from None
+        raise StudioError(f"{path} is not valid YAML: {error}", "Check the indentation and the colons.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise StudioError(
-            f"{path} holds a {type(values).__name__}, not settings.", "A config is `section:` and names below."
+            f"{path} contains a {type(values).__name__}, not settings.",
+            "A config has sections (`section:`) with settings below.",
         )
     return values

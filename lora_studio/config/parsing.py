@@ -47,7 +47,7 @@ class ConfigError(StudioError):
     def __init__(self, problems: list[Problem]) -> None:
         noun = "setting is" if len(problems) == 1 else "settings are"
         lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(f"{len(problems)} {noun} not right:\n{lines}", "Mend these and try again.")
+        super().__init__(f"{len(problems)} {noun} invalid:\n{lines}", "Fix them and try again.")
         self.problems = problems
 
 
@@ -74,9 +74,9 @@ def _explain(item: Any) -> Problem:
     location = [str(part) for part in item["loc"]]
     path = ".".join(location)
     if item["type"] == "extra_forbidden":
-        return Problem(path, f"there is no such setting{meant(path, item['input']).words}", item["input"])
+        return Problem(path, f"unknown setting{meant(path, item['input']).words}", item["input"])
     if item["type"].startswith("model_") and (suggestion := plain_value(path, item["input"])):
-        return Problem(path, f"is a section: names with values below it; did you mean `{suggestion}`?", item["input"])
+        return Problem(path, f"is a section with settings below it; did you mean `{suggestion}`?", item["input"])
     while path not in paths and len(location) > 1:
         location.pop()
         path = ".".join(location)
@@ -126,18 +126,19 @@ def machine_conflicts(config: Config, *, cuda: bool) -> Iterator[Problem]:
     if optim.startswith("paged") and not cuda:
         instead = optim.removeprefix("paged_").replace("adamw_32bit", "adamw_torch")
         yield Problem(
-            "training.optim", f"{optim} moves its state out of a CUDA GPU, and this machine shows none; take {instead}"
+            "training.optim",
+            f"{optim} moves optimizer state out of a CUDA GPU, but this machine has none; use {instead}",
         )
     if config.model.dtype == "float16" and not cuda:
-        yield Problem("model.dtype", "float16 needs a CUDA GPU, and this machine shows none; take auto or float32")
+        yield Problem("model.dtype", "float16 needs a CUDA GPU, but this machine has none; use auto or float32")
     if config.model.attn_implementation == "flash_attention_2" and not (cuda and _installed("flash_attn")):
-        lacks = "the package flash-attn is not installed" if cuda else "this machine shows no CUDA GPU"
-        yield Problem("model.attn_implementation", f"flash_attention_2 can't run here: {lacks}; take auto or sdpa")
+        lacks = "the package flash-attn is not installed" if cuda else "this machine has no CUDA GPU"
+        yield Problem("model.attn_implementation", f"flash_attention_2 cannot run here: {lacks}; use auto or sdpa")
     tracker = config.tracking.report_to
     if tracker != "tensorboard" and not _installed(tracker):
         yield Problem(
             "tracking.report_to",
-            f"the package {tracker} is not installed; `pip install {tracker}`, or take tensorboard",
+            f"the package {tracker} is not installed; run `pip install {tracker}`, or use tensorboard",
         )
 
 
@@ -151,25 +152,25 @@ def _adapter(config: Config) -> Iterator[Problem]:
     if start in NEED_FULL_WEIGHTS and quantization != "none":
         yield Problem(
             "lora.init_lora_weights",
-            f"{start} takes the base's weights apart, which {quantization} has already rounded;"
-            " set model.quantization to none, or take loftq with 4bit",
+            f"{start} decomposes the base's weights, which {quantization} has already quantized; set "
+            "model.quantization to none, or use loftq with 4bit",
         )
     if start == "loftq" and quantization != "4bit":
         yield Problem(
             "lora.init_lora_weights",
-            "loftq makes up for what 4bit loses; set model.quantization to 4bit, or take pissa",
+            "loftq compensates the error of 4bit; set model.quantization to 4bit, or use pissa",
         )
     if start == "loftq" and lora.use_dora:
-        yield Problem("lora.use_dora", "DoRA measures the base before loftq changes it; choose one of the two")
+        yield Problem("lora.use_dora", "DoRA measures the base before loftq changes it; use only one of them")
     if start == "orthogonal" and lora.r % 2:
-        yield Problem("lora.r", "orthogonal first weights come in pairs; take an even rank", lora.r)
+        yield Problem("lora.r", "the initialization orthogonal needs an even rank", lora.r)
     if is_regular_expression(lora.target_modules):
         try:
             check([lora.target_modules])
         except PatternError as error:
             yield Problem("lora.target_modules", str(error), lora.target_modules)
     if lora.modules_to_save and is_regular_expression(lora.modules_to_save):
-        yield Problem("lora.modules_to_save", "takes names of modules, such as lm_head, and no expression")
+        yield Problem("lora.modules_to_save", "takes module names, such as lm_head, not a regular expression")
 
 
 def _schedule(config: Config) -> Iterator[Problem]:
@@ -179,13 +180,15 @@ def _schedule(config: Config) -> Iterator[Problem]:
     if training.warmup_steps and 0 < training.max_steps <= training.warmup_steps:
         yield Problem(
             "training.warmup_steps",
-            f"the run ends after {training.max_steps} steps, before the warm-up does",
+            f"the run ends after {training.max_steps} steps, before warmup does",
             training.warmup_steps,
         )
     if training.lr_scheduler_type == "warmup_stable_decay" and training.warmup_steps is None:
         both = training.warmup_ratio + training.decay_ratio
         if both > 1:
-            yield Problem("training.decay_ratio", f"warm-up and decay are {both:g} of the steps together; at most 1 is")
+            yield Problem(
+                "training.decay_ratio", f"warmup and decay together take {both:g} of the steps; the maximum is 1"
+            )
 
 
 def _best(config: Config) -> Iterator[Problem]:
@@ -194,12 +197,14 @@ def _best(config: Config) -> Iterator[Problem]:
     if not evaluation.load_best_model_at_end:
         return
     if evaluation.eval_strategy == "no" or not measured:
-        yield Problem("evaluation.load_best_model_at_end", "needs evaluation and validation rows to know the best")
+        yield Problem(
+            "evaluation.load_best_model_at_end", "requires evaluation and validation rows to select the best checkpoint"
+        )
     elif evaluation.eval_strategy != training.save_strategy:
         yield Problem(
             "evaluation.load_best_model_at_end",
-            f"needs saving and evaluating at the same moments, but training.save_strategy is {training.save_strategy}"
-            f" and evaluation.eval_strategy is {evaluation.eval_strategy}",
+            "requires the same strategy for saving and evaluating, but training.save_strategy is "
+            f"{training.save_strategy} and evaluation.eval_strategy is {evaluation.eval_strategy}",
         )
     elif training.save_strategy == "steps" and training.save_steps % evaluation.eval_steps:
         yield Problem(
@@ -214,17 +219,19 @@ def _unmeasured(config: Config) -> Iterator[Problem]:
     evaluation, data = config.evaluation, config.data
     measured = evaluation.eval_strategy != "no" and (data.validation_file is not None or data.validation_fraction > 0)
     if evaluation.early_stopping_patience and not measured:
-        yield Problem("evaluation.early_stopping_patience", "needs evaluation and validation rows to see a gain")
+        yield Problem("evaluation.early_stopping_patience", "requires evaluation and validation rows")
     if evaluation.labels and not measured:
-        yield Problem("evaluation.labels", "needs evaluation and validation rows to measure accuracy and F1 on")
+        yield Problem("evaluation.labels", "requires evaluation and validation rows to measure accuracy and F1")
     if evaluation.gen_eval_samples and not measured:
-        yield Problem("evaluation.gen_eval_samples", "needs evaluation and validation rows to take the questions from")
+        yield Problem(
+            "evaluation.gen_eval_samples", "requires evaluation and validation rows, which provide the prompts"
+        )
     if evaluation.labels and config.data.train_on == "all":
-        yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
+        yield Problem("evaluation.labels", "requires data.train_on assistant or last_turn, to locate the answer")
     if evaluation.metric_for_best_model in ("accuracy", "f1") and not evaluation.labels:
         yield Problem(
             "evaluation.metric_for_best_model",
-            f"can't be {evaluation.metric_for_best_model} while evaluation.labels names no labels",
+            f"cannot be {evaluation.metric_for_best_model} if evaluation.labels is empty",
         )
 
 
@@ -232,27 +239,33 @@ def _preference(config: Config) -> Iterator[Problem]:
     """What does not go with learning by comparison, and what goes with nothing else."""
     training, preference, best = config.training, config.preference, config.evaluation.metric_for_best_model
     if preference.label_smoothing and preference.loss_type != "robust":
-        yield Problem("preference.label_smoothing", "is used by preference.loss_type robust alone")
+        yield Problem("preference.label_smoothing", "is only used if preference.loss_type is robust")
     if training.method != "dpo":
         if best.startswith("reward_"):
-            yield Problem("evaluation.metric_for_best_model", f"can't be {best}: only training.method dpo measures it")
+            yield Problem(
+                "evaluation.metric_for_best_model",
+                f"cannot be {best}, which is only measured if training.method is dpo",
+            )
         return
     if training.packing:
-        yield Problem("training.packing", "can't be on with training.method dpo: pairs are not packed")
+        yield Problem("training.packing", "must be off if training.method is dpo: pairs are not packed")
     if training.label_smoothing_factor:
         yield Problem(
-            "training.label_smoothing_factor", "is for training.method sft; dpo has preference.label_smoothing"
+            "training.label_smoothing_factor", "requires training.method sft; dpo has preference.label_smoothing"
         )
     if training.neftune_noise_alpha:
-        yield Problem("training.neftune_noise_alpha", "is for training.method sft: noise would blur the comparison")
+        yield Problem(
+            "training.neftune_noise_alpha", "requires training.method sft: noise would disturb the comparison"
+        )
     if config.data.train_on == "all":
-        yield Problem("data.train_on", "can't be all with training.method dpo: answers are compared with each other")
+        yield Problem("data.train_on", "cannot be all if training.method is dpo, which compares answers")
     if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
         yield Problem(
             "lora.init_lora_weights",
-            f"can't be {config.lora.init_lora_weights} with training.method dpo, which compares with the whole base",
+            f"cannot be {config.lora.init_lora_weights} if training.method is dpo, which compares with the "
+            "unchanged base",
         )
     if config.lora.bias != "none":
-        yield Problem("lora.bias", "must be none with training.method dpo, which compares with the base's own biases")
+        yield Problem("lora.bias", "must be none if training.method is dpo, which compares with the base's own biases")
     if config.evaluation.labels:
-        yield Problem("evaluation.labels", "goes with training.method sft; dpo measures which answer is preferred")
+        yield Problem("evaluation.labels", "requires training.method sft; dpo measures which answer is preferred")

@@ -91,7 +91,7 @@ def resolve(
         return parse(merge(values, nest(overrides or {})))
     except ConfigError as error:
         if source is None:
-            error.hint += " No preset and no YAML file is named: what is not set has its default."
+            error.hint += " No preset and no YAML file was given, so all other settings have their defaults."
         raise
 
 
@@ -108,15 +108,15 @@ def save_preset(workspace: Workspace, name: str, config: Config, about: str = ""
     Raises `StudioError` for a name that can't be, one that comes with the studio, or one taken unless `replace`.
     """
     if not name.strip():
-        raise StudioError("The preset has no name.", "Give it a short one, such as my-support-bot.")
-    check_length("The preset's name", name, LINE)
-    check_length("What it is for", about, LINE)
+        raise StudioError("The preset has no name.", "Enter a short name, such as my-support-bot.")
+    check_length("The name of the preset", name, LINE)
+    check_length("The description of the preset", about, LINE)
     default, values = Config().model_dump(), config.model_copy(update={"title": ""}).model_dump()
     path = workspace.presets_folder / f"{safe_name(f'{name.strip()}.yaml', 'preset.yaml')}"
     if path.stem in presets():
-        raise StudioError(f"A preset {path.stem} comes with the studio.", "Choose another name.")
+        raise StudioError(f"{path.stem} is the name of a built-in preset.", "Choose another name.")
     if path.exists() and not replace:
-        raise NameTakenError(f"There is a preset {path.stem} already.", "Replace it, or choose another name.")
+        raise NameTakenError(f"A preset named {path.stem} already exists.", "Replace it, or choose another name.")
     text = yaml.safe_dump(_difference(default, values), sort_keys=False, allow_unicode=True)
     workspace.policy.check_growth(len(text))
     write_atomically(path, f"# {' '.join(about.split()) or name}\n{text}")
@@ -127,7 +127,7 @@ def delete_preset(workspace: Workspace, name: str) -> None:
     """Removes a preset of the workspace. Raises `StudioError` where there is none of that name."""
     own = own_presets(workspace)
     if name not in own:
-        raise StudioError(f"There is no preset {name!r} of your own.", "Those that come with the studio stay.")
+        raise StudioError(f"You have no preset named {name!r}.", "Built-in presets cannot be deleted.")
     own[name].path.unlink()
 
 

@@ -17,64 +17,69 @@ class Lora(Section):
     """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
     r: int = setting(
-        16, "LoRA rank (r)", "Size of the adapter: more learns more and needs more data.", basic=True, ge=1, le=1024
+        16,
+        "LoRA rank (r)",
+        "Size of the adapter. Higher ranks learn more and need more data.",
+        basic=True,
+        ge=1,
+        le=1024,
     )
     lora_alpha: int = setting(
         32,
         "LoRA alpha",
-        "Strength of the adapter; its output is scaled by alpha / r.",
-        group="Strength and place",
+        "The adapter's output is scaled by alpha / r.",
+        group="Scaling and modules",
         ge=1,
         le=4096,
     )
     lora_dropout: float = setting(
         0.05,
         "LoRA dropout",
-        "Share of the adapter's input left out at random.",
-        group="Strength and place",
+        "Fraction of the adapter's input that is dropped at random.",
+        group="Scaling and modules",
         ge=0,
         lt=1,
     )
     target_modules: str = setting(
         "all-linear",
         "Target modules",
-        "all-linear, attention, q_v (queries and values), names such as q_proj, v_proj, or a regular expression"
-        " that whole module paths match.",
-        group="Strength and place",
+        "all-linear, attention, q_v, module names, or a regular expression.",
+        details="q_v adapts q_proj and v_proj. A regular expression must match whole module paths.",
+        group="Scaling and modules",
         min_length=1,
     )
     modules_to_save: str | None = setting(
         None,
-        "Modules trained whole",
-        "Names of modules that are trained and saved in full beside the adapter, such as lm_head; mostly empty.",
-        group="Strength and place",
+        "Modules to save (trained in full)",
+        "Trained and saved in full with the adapter, e.g. lm_head.",
+        group="Scaling and modules",
     )
     bias: Literal["none", "all", "lora_only"] = setting(
         "none",
         "Bias",
-        "Which bias terms are trained as well.",
+        "Bias terms to train. lora_only: those of the target modules.",
         group="Variants",
-        names={"lora_only": "of adapted modules"},
     )
     use_rslora: bool = setting(
-        False, "Rank-stabilized", "Scale by alpha / sqrt(r), which keeps high ranks stable.", group="Variants"
+        False, "rsLoRA", "Scales by alpha / sqrt(r), which keeps high ranks stable.", group="Variants"
     )
     use_dora: bool = setting(
-        False, "DoRA", "Train direction and size apart: often better at low rank, and slower.", group="Variants"
+        False, "DoRA", "Trains magnitude and direction separately. Slower, often better at low ranks.", group="Variants"
     )
     init_lora_weights: Literal[
         "default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "eva", "loftq"
     ] = setting(
         "default",
-        "First weights",
-        "default changes nothing at first; pissa and olora begin with the base's strongest directions, eva with those"
-        " of your data, loftq with what 4bit lost.",
+        "LoRA initialization",
+        "default starts with an adapter that changes nothing.",
+        details="pissa and olora start from the base's principal directions, eva from those of your data, loftq from"
+        " the 4-bit quantization error.",
         group="Variants",
     )
     loraplus_lr_ratio: float | None = setting(
         None,
-        "LoRA+ ratio",
-        "How much faster the adapter's B matrices learn than its A matrices, 16 for instance; empty treats both alike.",
+        "LoRA+ learning-rate ratio",
+        "Learning rate of B relative to A, e.g. 16. Empty: equal.",
         group="Variants",
         ge=1,
         le=1000,
@@ -87,34 +92,37 @@ class Lora(Section):
 
 
 class Training(Section):
-    """The schedule of the run."""
+    """Method, duration, schedule, optimizer and checkpoints of a run."""
 
     method: Literal["sft", "dpo"] = setting(
-        "sft", "Method", "sft learns from answers; dpo from pairs of a better and a worse answer, without dropout."
+        "sft",
+        "Method",
+        "sft trains on answers, dpo on pairs of chosen and rejected answers.",
+        details="dpo runs without dropout.",
     )
-    num_train_epochs: float = setting(3.0, "Epochs", "How many times every row is seen.", basic=True, gt=0, le=1000)
+    num_train_epochs: float = setting(3.0, "Epochs", "Passes over the training data.", basic=True, gt=0, le=1000)
     max_steps: int = setting(
         -1,
-        "Most steps",
-        "End after this many steps, whatever the epochs say; -1 means no limit.",
-        group="Length and memory",
+        "Max steps",
+        "Stops after this many steps, regardless of epochs. -1: no limit.",
+        group="Duration and memory",
         ge=-1,
     )
     learning_rate: float = setting(
         2e-4,
         "Learning rate",
-        "Size of a step; 1e-4 to 5e-4 is usual for LoRA, more for tiny models.",
+        "1e-4 to 5e-4 is typical for LoRA. Tiny models need more.",
         basic=True,
         gt=0,
         le=1,
     )
     per_device_train_batch_size: int = setting(
-        4, "Rows at once", "Rows that are in memory together on one device.", basic=True, ge=1, le=4096
+        4, "Batch size per device", "Rows processed together on one device.", basic=True, ge=1, le=4096
     )
     gradient_accumulation_steps: int = setting(
         4,
-        "Accumulation",
-        "Batches added up to one step: effective batch = rows at once x this.",
+        "Gradient accumulation steps",
+        "Batches per optimizer step. Effective batch size = batch size × this.",
         basic=True,
         ge=1,
         le=4096,
@@ -128,31 +136,37 @@ class Training(Section):
         "cosine_with_min_lr",
         "warmup_stable_decay",
         "inverse_sqrt",
-    ] = setting("cosine", "Schedule", "How the learning rate falls after the warm-up.", group="Schedule")
+    ] = setting("cosine", "LR scheduler", "How the learning rate changes after warmup.", group="Schedule")
     warmup_ratio: float = setting(
         0.03,
-        "Warm-up share",
-        "Share of the steps in which the learning rate rises; constant has no warm-up.",
+        "Warmup ratio",
+        "Fraction of the steps used for warmup.",
+        details="The constant scheduler has no warmup.",
         group="Schedule",
         ge=0,
         le=1,
     )
     warmup_steps: int | None = setting(
-        None, "Warm-up steps", "The same as a number of steps; empty takes the share.", group="Schedule", ge=0
+        None, "Warmup steps", "Overrides the warmup ratio. Empty: the ratio is used.", group="Schedule", ge=0
     )
     num_cycles: int = setting(
-        1, "Cycles", "How often cosine_with_restarts falls from the full rate to 0.", group="Schedule", ge=1, le=1000
+        1, "LR cycles", "Number of cycles of cosine_with_restarts.", group="Schedule", ge=1, le=1000
     )
     decay_ratio: float = setting(
         0.1,
-        "Decay share",
-        "Share of the steps, at the end, in which warmup_stable_decay falls; before it the rate is full.",
+        "Decay ratio",
+        "Fraction of the steps for the final decay of warmup_stable_decay.",
         group="Schedule",
         gt=0,
         le=1,
     )
     min_lr_rate: float = setting(
-        0.1, "Lowest rate", "Where cosine_with_min_lr ends, as a share of the full rate.", group="Schedule", ge=0, lt=1
+        0.1,
+        "Min LR ratio",
+        "Final learning rate of cosine_with_min_lr, relative to the peak.",
+        group="Schedule",
+        ge=0,
+        lt=1,
     )
     optim: Literal[
         "adamw_torch",
@@ -174,77 +188,85 @@ class Training(Section):
     ] = setting(
         "adamw_torch",
         "Optimizer",
-        "The 8-bit ones need a quarter of the memory for their state; the paged ones move it out of a full GPU.",
+        "8-bit variants need a quarter of the memory for optimizer state.",
+        details="Paged variants move optimizer state to the CPU when the GPU is full.",
         group="Optimizer",
     )
     adam_beta1: float = setting(
-        0.9, "Beta 1", "How long Adam and Lion remember the direction of a gradient.", group="Optimizer", ge=0, lt=1
+        0.9, "Adam beta1", "Decay rate of the averaged gradients (Adam and Lion).", group="Optimizer", ge=0, lt=1
     )
     adam_beta2: float = setting(
-        0.999, "Beta 2", "How long Adam remembers the size of a gradient.", group="Optimizer", ge=0, lt=1
+        0.999, "Adam beta2", "Decay rate of the averaged squared gradients (Adam).", group="Optimizer", ge=0, lt=1
     )
     adam_epsilon: float = setting(
         1e-8,
-        "Epsilon",
-        "Keeps Adam from dividing by 0; raise it where a run is unstable.",
+        "Adam epsilon",
+        "Avoids division by zero. Raise it if training is unstable.",
         group="Optimizer",
         gt=0,
         le=1,
     )
     weight_decay: float = setting(
-        0.0, "Weight decay", "Pull of the adapter's weights towards zero.", group="Optimizer", ge=0, le=1
+        0.0, "Weight decay", "Pulls the adapter's weights towards zero.", group="Optimizer", ge=0, le=1
     )
     max_grad_norm: float = setting(
-        1.0, "Gradient clipping", "Longer gradients are shortened to this length.", group="Optimizer", gt=0
+        1.0, "Max grad norm", "Gradients above this norm are clipped.", group="Optimizer", gt=0
     )
     neftune_noise_alpha: float | None = setting(
         None,
-        "NEFTune noise",
-        "Random noise on the input, 5 for instance, against learning answers by heart; empty means none.",
-        group="Against overfitting",
+        "NEFTune noise alpha",
+        "Adds noise to the embeddings, e.g. 5. Empty: no noise.",
+        group="Regularization",
         gt=0,
         le=1000,
     )
     label_smoothing_factor: float = setting(
         0.0,
         "Label smoothing",
-        "Share of certainty taken from the right token and spread over all; needs memory for every token's scores.",
-        group="Against overfitting",
+        "Share of the target probability spread over all tokens.",
+        details="Needs memory for the logits of every token.",
+        group="Regularization",
         ge=0,
         lt=1,
     )
     packing: bool = setting(
         False,
         "Packing",
-        "Put several short rows into one sequence of the longest length; rows do not see each other.",
-        group="Length and memory",
+        "Packs several short rows into one sequence of the max length.",
+        details="Rows in one sequence do not attend to each other.",
+        group="Duration and memory",
     )
     train_sampling_strategy: Literal["random", "group_by_length"] = setting(
         "group_by_length",
-        "Order of rows",
-        "Rows of like length together (group_by_length) waste less padding than a random order.",
-        group="Length and memory",
-        names={"group_by_length": "by length"},
+        "Batch sampling",
+        "group_by_length batches rows of similar length, which reduces padding.",
+        group="Duration and memory",
     )
     gradient_checkpointing: bool | Literal["auto"] = setting(
         "auto",
         "Gradient checkpointing",
-        "Less memory for more time; auto is on with a GPU and off on the CPU.",
-        group="Length and memory",
+        "Saves memory and costs time. auto: on with a GPU.",
+        group="Duration and memory",
     )
     seed: int = setting(
-        42, "Seed", "The same seed, data and machine give the same run.", group="Length and memory", ge=0, le=MAX_SEED
+        42, "Seed", "The same seed, data and machine give the same run.", group="Duration and memory", ge=0, le=MAX_SEED
     )
     save_strategy: Literal["steps", "epoch", "no"] = setting(
         "epoch",
-        "Save checkpoints",
-        "After each epoch, every n steps, or never.",
+        "Save strategy",
+        "When to save a checkpoint.",
         group="Checkpoints",
-        names={"epoch": "after each epoch", "steps": "every n steps", "no": "never"},
     )
-    save_steps: int = setting(500, "Steps between checkpoints", "Only with saving by steps.", group="Checkpoints", ge=1)
+    save_steps: int = setting(
+        500, "Save steps", "Steps between checkpoints if the save strategy is steps.", group="Checkpoints", ge=1
+    )
     save_total_limit: int = setting(
-        2, "Checkpoints kept", "Older ones are deleted; the best one always stays.", group="Checkpoints", ge=1, le=100
+        2,
+        "Checkpoints to keep",
+        "Older checkpoints are deleted. The best checkpoint is kept.",
+        group="Checkpoints",
+        ge=1,
+        le=100,
     )
 
     @property
@@ -254,16 +276,21 @@ class Training(Section):
 
 
 class Preference(Section):
-    """Learning by comparison (DPO, Rafailov et al. 2023, arXiv:2305.18290), against the base without its adapter."""
+    """Preference training (DPO, Rafailov et al. 2023, arXiv:2305.18290), against the base without its adapter."""
 
-    beta: float = setting(
-        0.1, "Beta", "How dearly leaving the base is paid for: more stays closer to it.", gt=0, le=100
-    )
+    beta: float = setting(0.1, "DPO beta", "Higher values keep the model closer to the base.", gt=0, le=100)
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust"] = setting(
-        "sigmoid", "Loss", "sigmoid is DPO's own; hinge and ipo stop at a margin; robust allows for swapped pairs."
+        "sigmoid",
+        "DPO loss",
+        "sigmoid is standard DPO. robust allows for noisy pairs.",
+        details="hinge and ipo stop at a margin.",
     )
     label_smoothing: float = setting(
-        0.0, "Swapped pairs", "Share of pairs that may be the wrong way round; for the loss robust alone.", ge=0, lt=0.5
+        0.0,
+        "Label smoothing (noisy pairs)",
+        "Estimated share of wrongly labelled pairs. Used by the robust loss.",
+        ge=0,
+        lt=0.5,
     )
 
 
@@ -273,115 +300,111 @@ class Model(Section):
     name: str = setting(
         "demo",
         "Base model",
-        "The built-in `demo`, a folder on this machine, or a Hugging Face id such as Qwen/Qwen3-0.6B.",
+        "demo, a folder on this machine, or a Hub id (Qwen/Qwen3-0.6B).",
         basic=True,
         min_length=1,
     )
-    revision: str | None = setting(
-        None, "Revision", "Branch, tag or commit of a Hub model; empty means its main branch."
-    )
+    revision: str | None = setting(None, "Revision", "Branch, tag or commit on the Hub. Empty: main branch.")
     adapter_name_or_path: str | None = setting(
         None,
-        "Continue from adapter",
-        "A run, RUN/checkpoint-N or an adapter's folder to train further, with its own rank and modules; empty begins "
-        "a fresh adapter.",
+        "Start from adapter",
+        "A run, RUN/checkpoint-N or adapter folder. Empty: a new adapter.",
+        details="Training continues with the rank and target modules of that adapter.",
     )
     quantization: Literal["none", "8bit", "4bit"] = setting(
         "none",
         "Quantization",
-        "4bit (QLoRA) needs about a quarter of the memory for the base's weights, 8bit about half.",
+        "Memory for base weights: 4bit (QLoRA) about a quarter, 8bit about half.",
         basic=True,
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
-        "auto", "Precision", "auto takes bfloat16 where the device has it, else float16, else (CPU) float32."
+        "auto", "Precision", "auto: bfloat16 if supported, else float16; float32 on the CPU."
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
-        "auto", "Attention", "auto takes FlashAttention 2 where it is installed, else PyTorch's own (sdpa)."
+        "auto", "Attention implementation", "auto: FlashAttention 2 if installed, else PyTorch SDPA."
     )
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
-        "nf4", "4-bit numbers", "nf4 is made for weights and loses less than fp4; only with 4bit."
+        "nf4", "4-bit quant type", "nf4 is made for weights and loses less than fp4."
     )
     bnb_4bit_use_double_quant: bool = setting(
         True,
         "Double quantization",
-        "Quantizes the 4-bit constants too: another 0.4 bits a weight saved; only with 4bit.",
+        "Quantizes the 4-bit constants. Saves 0.4 bits per weight.",
     )
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
-        "auto", "4-bit computing", "Numbers that 4-bit weights are multiplied in; auto is the precision above."
+        "auto", "4-bit compute dtype", "auto: same as the precision of the model."
     )
 
 
 class Data(Section):
-    """What is trained on and how a row becomes tokens."""
+    """The training data and how a row becomes tokens."""
 
     train_file: str = setting(
         "pirate",
         "Training data",
-        "A file (JSON, JSONL, CSV, Parquet, text) or the name of a data set that comes with the studio.",
+        "A file, a folder, a Hub dataset or a built-in dataset.",
+        details="Files may be JSON, JSONL, CSV, Parquet or text. Write a Hub dataset as OWNER/NAME.",
         basic=True,
         min_length=1,
     )
     validation_file: str | None = setting(
         None,
         "Validation data",
-        "A second file to measure on; empty means that a share of the training data is kept back.",
+        "A separate file. Empty: split off from the training data.",
     )
     validation_fraction: float = setting(
         0.1,
-        "Validation share",
-        "Share of the rows kept back to measure on when there is no validation file.",
+        "Validation split",
+        "Fraction of the rows used for validation without a validation file.",
         ge=0,
         le=0.9,
     )
-    split_seed: int = setting(42, "Split seed", "The same seed keeps the same rows back.", ge=0, le=MAX_SEED)
-    max_samples: int | None = setting(None, "Most rows", "Use at most this many training rows; empty means all.", ge=1)
+    split_seed: int = setting(42, "Split seed", "The same seed selects the same validation rows.", ge=0, le=MAX_SEED)
+    max_samples: int | None = setting(
+        None, "Max training rows", "Use at most this many training rows. Empty: all rows.", ge=1
+    )
     max_eval_samples: int | None = setting(
-        None, "Most validation rows", "Measure on at most this many rows; empty means all.", ge=1
+        None, "Max validation rows", "Use at most this many validation rows. Empty: all rows.", ge=1
     )
     prompt_style: Literal["auto", "chat", "chatml", "alpaca", "plain"] = setting(
-        "auto", "Prompt style", "auto is the model's own chat template, or ChatML for a model that has none."
+        "auto", "Prompt style", "auto: the model's chat template, or ChatML if it has none."
     )
     system_prompt: str | None = setting(
-        None, "System prompt", "Put in front of every row that brings none of its own.", max_length=20_000
+        None, "System prompt", "Added to rows that have no system prompt.", max_length=20_000
     )
-    enable_thinking: bool | None = setting(
-        None, "Thinking", "For templates with a thinking switch: on, off, or the template's own default."
-    )
+    enable_thinking: bool | None = setting(None, "Thinking", "For chat templates with a thinking switch.")
     max_length: int = setting(
         1024,
-        "Longest row",
-        "Tokens a row may have; the data tab shows what a value would cut.",
+        "Max length (tokens)",
+        "Longer rows are truncated. The Data tab shows how many.",
         basic=True,
         ge=8,
         le=1_048_576,
     )
     truncation: Literal["keep_answer", "keep_start", "drop"] = setting(
         "keep_answer",
-        "Rows that are too long",
-        "Cut the prompt's start, cut the row's end, or leave the row out.",
-        names={"keep_answer": "keep the answer", "keep_start": "keep the start", "drop": "leave the row out"},
+        "Truncation",
+        "What happens to rows longer than the max length.",
+        names={"keep_answer": "keep answer, cut prompt", "keep_start": "keep start, cut end", "drop": "drop row"},
     )
     bad_rows: Literal["skip", "stop"] = setting(
         "skip",
-        "Bad rows",
-        "Rows that can't be used: leave them out and count them, or stop before training starts.",
-        names={"skip": "leave them out", "stop": "stop before training"},
+        "Invalid rows",
+        "Skip and count invalid rows, or stop before training.",
     )
     train_on: Literal["assistant", "last_turn", "all"] = setting(
         "assistant",
-        "Trained part",
-        "Every answer, only the last answer, or every token of the row.",
-        names={"assistant": "every answer", "last_turn": "the last answer", "all": "every token"},
+        "Train on (loss mask)",
+        "Tokens that count in the loss.",
+        names={"assistant": "all answers", "last_turn": "last answer", "all": "all tokens"},
     )
     encoding: str | None = setting(
         None,
-        "Encoding",
-        "Of a text file that is not UTF-8, for instance gb18030 or windows-1250; empty finds it by its letters.",
+        "Text encoding",
+        "For files that are not UTF-8, e.g. gb18030. Empty: detected.",
         max_length=40,
     )
-    mapping: SettingValues | None = setting(
-        None, "Reading", "Which column is what, where the recognised reading is not the right one; empty recognises it."
-    )
+    mapping: SettingValues | None = setting(None, "Column mapping", "Which column holds what. Empty: detected.")
 
     @field_validator("encoding")
     @classmethod
@@ -408,44 +431,48 @@ class Data(Section):
 
 
 class Evaluation(Section):
-    """Measuring on the validation rows while the run goes on."""
+    """Evaluation on the validation rows during training."""
 
     eval_strategy: Literal["epoch", "steps", "no"] = setting(
         "epoch",
-        "Evaluate",
-        "After each epoch, every n steps, or never.",
-        names={"epoch": "after each epoch", "steps": "every n steps", "no": "never"},
+        "Eval strategy",
+        "When to evaluate on the validation rows.",
     )
-    eval_steps: int = setting(500, "Steps between evaluations", "Only with evaluation by steps.", ge=1)
+    eval_steps: int = setting(500, "Eval steps", "Steps between evaluations if the eval strategy is steps.", ge=1)
     per_device_eval_batch_size: int = setting(
-        8, "Rows at once when evaluating", "Needs less memory than training.", ge=1, le=4096
+        8, "Eval batch size per device", "Evaluation needs less memory than training.", ge=1, le=4096
     )
     labels: str = setting(
         "",
         "Labels",
-        "For answers that are one of a few, such as Yes, No: accuracy and F1 are measured; empty measures neither.",
+        "Measures accuracy and F1 of short answers such as Yes, No.",
+        details="List every label, separated by commas. Empty: neither is measured.",
         max_length=2000,
     )
     metric_for_best_model: Literal["loss", "accuracy", "f1", "reward_accuracy", "reward_margin"] = setting(
         "loss",
-        "Best by",
-        "What decides which checkpoint is best and when to end early; accuracy and f1 need labels, rewards dpo.",
-        names={"f1": "F1", "reward_accuracy": "reward accuracy", "reward_margin": "reward margin"},
+        "Metric for best model",
+        "Selects the best checkpoint; early stopping uses it too.",
+        details="accuracy and f1 need labels; the reward metrics need dpo.",
     )
     load_best_model_at_end: bool = setting(
-        False, "Keep the best", "The finished adapter is the best checkpoint by the measure above, not the last one."
+        False, "Load best model at end", "The final adapter is the best checkpoint, not the last."
     )
     early_stopping_patience: int = setting(
-        0, "Patience", "End the run after this many evaluations in a row without a gain; 0 never does.", ge=0, le=1000
+        0,
+        "Early-stopping patience",
+        "Evaluations without improvement before the run stops. 0: never stops early.",
+        ge=0,
+        le=1000,
     )
     early_stopping_threshold: float = setting(
-        0.0, "Least gain", "How much better than the best so far an evaluation must be to count as a gain.", ge=0
+        0.0, "Early-stopping threshold", "Smallest improvement that counts.", ge=0
     )
 
     gen_eval_samples: int = setting(
         0,
-        "Answers to read",
-        "Validation questions that are answered after each evaluation, shown on the runs tab; 0 asks none.",
+        "Sample generations",
+        "Validation prompts answered after each evaluation. 0: none.",
         ge=0,
         le=256,
     )
@@ -475,35 +502,40 @@ class Evaluation(Section):
 
 
 class Tracking(Section):
-    """What is written down while training."""
+    """Logging during training."""
 
     logging_steps: int = setting(
-        0, "Steps between points", "0 adapts to the run's length, so that every run draws at least 20 points.", ge=0
+        0, "Logging steps", "Steps between logged points. 0: automatic, at least 20 per run.", ge=0
     )
     report_to: Literal["tensorboard", "trackio", "wandb"] = setting(
         "tensorboard",
         "Report to",
-        "TensorBoard files are always written; trackio and wandb get the numbers too, where installed.",
+        "TensorBoard files are always written.",
+        details="trackio and wandb also receive the metrics if they are installed.",
     )
 
 
 class Generation(Section):
-    """How answers are made in the chat and in evaluation."""
+    """How answers are generated in the chat and in evaluations."""
 
-    max_new_tokens: int = setting(256, "Longest answer", "Tokens an answer may have.", ge=1, le=131_072)
+    max_new_tokens: int = setting(256, "Max new tokens", "Length limit of an answer in tokens.", ge=1, le=131_072)
     temperature: float = setting(
-        0.0, "Temperature", "0 always takes the likeliest token; higher is more varied.", ge=0, le=5
+        0.0, "Temperature", "0 is greedy decoding. Higher values give more varied answers.", ge=0, le=5
     )
-    top_p: float = setting(1.0, "Top-p", "Sample from the likeliest tokens that together have this share.", gt=0, le=1)
-    top_k: int = setting(0, "Top-k", "Sample from this many of the likeliest tokens; 0 means all.", ge=0)
+    top_p: float = setting(
+        1.0, "Top-p", "Samples from the most likely tokens up to this total probability.", gt=0, le=1
+    )
+    top_k: int = setting(0, "Top-k", "Samples from this many of the most likely tokens. 0: all.", ge=0)
     min_p: float = setting(
-        0.0, "Min-p", "Sample from tokens at least this share as likely as the likeliest; 0 means all.", ge=0, le=1
+        0.0, "Min-p", "Minimum probability relative to the most likely token. 0: no minimum.", ge=0, le=1
     )
-    repetition_penalty: float = setting(1.0, "Repetition penalty", "Above 1 makes repeating less likely.", ge=0.5, le=3)
+    repetition_penalty: float = setting(
+        1.0, "Repetition penalty", "Values above 1 make repetition less likely.", ge=0.5, le=3
+    )
     seed: int = setting(42, "Seed", "The same seed gives the same sampled answer.", ge=0, le=MAX_SEED)
-    stop_strings: str = setting("", "Stop texts", "An answer ends before any of these texts, one a line.")
+    stop_strings: str = setting("", "Stop strings", "An answer ends before any of these strings, one per line.")
     enable_thinking: bool | None = setting(
-        None, "Thinking", "For templates with a thinking switch: on, off, or as the adapter was trained."
+        None, "Thinking", "For templates with a thinking switch. default: as in training."
     )
 
     @property
@@ -515,7 +547,9 @@ class Generation(Section):
 class Config(Section):
     """A whole run. Every value has a default: an empty mapping is a config."""
 
-    title: str = setting("", "Name", "What you want to call this run.", basic=True, max_length=120)
+    title: str = setting(
+        "", "Run name", "Display name. Empty: base model, data and a number.", basic=True, max_length=120
+    )
     model: Model = Model()
     data: Data = Data()
     lora: Lora = Lora()

@@ -21,7 +21,7 @@ from lora_studio.config.sections import Config
 class Setting:
     """One setting as form, flags and documentation need it. `kind` is int, float, bool, str, choice or mapping.
 
-    `names` holds what the page calls some of the choices.
+    `description` is the hint, `details` what the tooltip and the documentation add to it; `names` labels some choices.
     """
 
     path: str
@@ -36,10 +36,21 @@ class Setting:
     minimum: float | None = None
     maximum: float | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    details: str = ""
 
     @property
     def section(self) -> str:
         return self.path.rpartition(".")[0]
+
+    @property
+    def key(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def help(self) -> str:
+        """The hint with its details, for `--help` and the documentation."""
+        return f"{self.description} {self.details}".rstrip()
 
 
 @cache
@@ -78,7 +89,9 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
     extra = info.json_schema_extra
-    details: SettingValues = extra if isinstance(extra, dict) else {"basic": False, "group": "", "names": {}}
+    details: SettingValues = (
+        extra if isinstance(extra, dict) else {"details": "", "basic": False, "group": "", "names": {}}
+    )
     return Setting(
         path=path,
         kind=kind,
@@ -92,6 +105,7 @@ def _describe(path: str, info: FieldInfo) -> Setting:
         minimum=lowest,
         maximum=highest,
         names=details["names"],
+        details=details["details"],
     )
 
 
@@ -268,42 +282,42 @@ BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Settings of other programs that mean one thing or another by their value."""
 
-_RUNS = "each run has a folder of its own in the workspace (--workspace)"
-_PEFT = "what is trained is always a LoRA adapter"
-_OWN = "it is decided here"
+_RUNS = "each run has its own folder in the workspace (--workspace)"
+_PEFT = "every run trains a LoRA adapter"
+_OWN = "it is set automatically"
 NOT_HERE: dict[str, str] = {
     "output_dir": _RUNS,
     "overwrite_output_dir": _RUNS,
     "logging_dir": _RUNS,
-    "dataset_prepared_path": "prepared data are kept in the workspace",
-    "dataset_dir": "give the whole path as data.train_file",
-    "overwrite_cache": "data that changed are prepared again",
+    "dataset_prepared_path": "the cache of prepared data is in the workspace",
+    "dataset_dir": "give the full path in data.train_file",
+    "overwrite_cache": "changed data are prepared again",
     "finetuning_type": _PEFT,
     "use_peft": _PEFT,
     "adapter": _PEFT,
     "task_type": _PEFT,
     "peft_type": _PEFT,
     "do_train": "a run always trains",
-    "do_eval": "evaluation.eval_strategy says when is measured",
-    "resume_from_checkpoint": "`train --resume RUN` goes on with a run",
-    "auto_resume_from_checkpoints": "`train --resume RUN` goes on with a run",
-    "trust_remote_code": "code that comes with a model is not run unless this machine's owner allows it",
+    "do_eval": "set evaluation.eval_strategy instead",
+    "resume_from_checkpoint": "use `train --resume RUN`",
+    "auto_resume_from_checkpoints": "use `train --resume RUN`",
+    "trust_remote_code": "custom code of models only runs if the owner of this machine allows it",
     "preprocessing_num_workers": _OWN,
     "dataloader_num_workers": _OWN,
     "dataset_num_proc": _OWN,
     "ddp_timeout": _OWN,
-    "plot_loss": "losses are always drawn",
-    "model_type": "the model's own files say so",
-    "tokenizer_type": "the model's own files say so",
-    "special_tokens": "the tokenizer's own are taken",
-    "strict": "a base that lacks weights is never trained on",
+    "plot_loss": "losses are always plotted",
+    "model_type": "it is read from the model's files",
+    "tokenizer_type": "it is read from the model's files",
+    "special_tokens": "those of the tokenizer are used",
+    "strict": "a base with missing weights is always refused",
     "save_only_model": "checkpoints can always be resumed",
     "save_safetensors": "weights are always saved as safetensors",
     "tf32": _OWN,
-    "deepspeed": "a run has one device",
-    "fsdp": "a run has one device",
-    "fsdp_config": "a run has one device",
-    "pad_to_sequence_len": "rows are padded to the longest of their batch",
+    "deepspeed": "a run uses one device",
+    "fsdp": "a run uses one device",
+    "fsdp_config": "a run uses one device",
+    "pad_to_sequence_len": "rows are padded to the longest in their batch",
 }
 """Settings of other programs that have no counterpart, and why none is needed."""
 
@@ -339,7 +353,7 @@ class Meant:
     def words(self) -> str:
         """The end of the sentence that says that a name is none of ours."""
         if self.why:
-            return f"; leave it out: {self.why}"
+            return f"; remove it: {self.why}"
         if not self.path:
             return ""
         return f"; did you mean `{self.path}`{f' with the value {self.value}' if self.value else ''}?"

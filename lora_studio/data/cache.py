@@ -107,7 +107,7 @@ def check(folder: Path, tell: Callable[[], None] = lambda: None) -> None:
         except OSError as error:
             raise DamagedError(str(error)) from None
         if (crc, size) != (array["crc"], array["bytes"]):
-            raise DamagedError(f"{name} is not as it was written")
+            raise DamagedError(f"{name} has changed since it was written")
 
 
 def _read_entry(folder: Path) -> tuple[dict[str, ArrayInfo], Facts]:
@@ -115,7 +115,7 @@ def _read_entry(folder: Path) -> tuple[dict[str, ArrayInfo], Facts]:
         whole = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
         written = whole["entry"]
         if zlib.crc32(written.encode("utf-8", "surrogatepass")) != whole["crc"]:
-            raise DamagedError(f"{_ENTRY} is not as it was written")
+            raise DamagedError(f"{_ENTRY} has changed since it was written")
         entry = json.loads(written)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(str(error)) from None

@@ -68,8 +68,8 @@ class ChatTemplate:
 
 def _unreadable(why: str) -> StudioError:
     return StudioError(
-        f"The chat template can't be read: {why}.",
-        "Choose a prompt style such as chatml, or a model whose tokenizer brings a whole template.",
+        f"The chat template cannot be parsed: {why}.",
+        "Choose a prompt style such as chatml, or a model whose tokenizer has a complete chat template.",
     )
 
 
@@ -167,7 +167,9 @@ class _ChatNamespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"A chat template may not keep {name!r}, which begins with an underscore, in a namespace.")
+        raise SecurityError(
+            f"A chat template may not store {name!r} in a namespace: the name begins with an underscore."
+        )
 
 
 def _raise_exception(message: str) -> NoReturn:

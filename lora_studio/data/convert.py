@@ -108,9 +108,9 @@ def _section(value: Any, field: str) -> str:
     return as_text(value, field)
 
 
-SAME_ANSWERS = "the better and the worse answer are the same"
-NO_SHARED_PROMPT = "the better and the worse answer share no prompt"
-NOT_A_MARK = "the mark for good or bad is neither true nor false"
+SAME_ANSWERS = "the chosen and the rejected answer are identical"
+NO_SHARED_PROMPT = "the chosen and the rejected answer share no prompt"
+NOT_A_MARK = "the label is neither true nor false"
 _MARKS = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
 
 
@@ -184,12 +184,12 @@ def mark_of(value: Any, field: str) -> bool:
 def describe_labels(good: int, bad: int) -> str:
     """A sentence on how rows labelled good or bad are used."""
     good_verb, bad_verb = ("is" if number == 1 else "are" for number in (good, bad))
-    return f"{count(good, 'answer')} marked good {good_verb} learned from; {bad:,} marked bad {bad_verb} left out."
+    return f"{count(good, 'answer')} labelled good {good_verb} trained; {bad:,} labelled bad {bad_verb} ignored."
 
 
-NOT_IDS = "the tokens are not a list of whole numbers"
-UNLIKE_LENGTHS = "`input_ids` and what stands beside them are not equally long"
-ONLY_PADDING = "the row holds nothing but padding"
+NOT_IDS = "the tokens are not a list of integers"
+UNLIKE_LENGTHS = "`input_ids` and its companion lists differ in length"
+ONLY_PADDING = "the row contains only padding"
 _MEDIA_TAG = re.compile(r"<(img|audio|video)>[^<]+</\1>")
 
 

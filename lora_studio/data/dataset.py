@@ -34,8 +34,8 @@ _SAMPLE_ROWS = 400
 _LARGE_BYTES = 1 << 22
 _NAMED_ROWS = 5
 _NOT_IN_FINGERPRINT = {"train_file", "validation_file", "mapping", "bad_rows"}  # or in the sources' own
-NOTHING_LEFT = "the cut to the longest length leaves no trained token"
-NOTHING_TO_COMPARE = "the cut to the longest length leaves no two answers to compare"
+NOTHING_LEFT = "no trained token is left after truncation to the max length"
+NOTHING_TO_COMPARE = "no two answers are left to compare after truncation to the max length"
 SplitRules = tuple[float, int, int | None, int | None]
 """The validation fraction, the seed, and the most rows to train on and to measure on."""
 
@@ -108,7 +108,7 @@ def resolve_source(name_or_path: str) -> Path:
     if os.path.exists(path) or path.suffix or len(path.parts) > 1:
         return path
     names = ", ".join(shipped)
-    raise StudioError(f"There is no file or data set {name_or_path!r}.", f"Give a file's path, or one of: {names}.")
+    raise StudioError(f"There is no file or dataset {name_or_path!r}.", f"Give a file's path, or one of: {names}.")
 
 
 def open_data(name: str, encoding: str | None = None) -> Source:
@@ -197,7 +197,7 @@ def _settings(settings: Mapping[str, Any]) -> Data:
     """Settings of the config's data section, with its defaults. They were checked where they were entered."""
     unknown = settings.keys() - Data.model_fields.keys()
     if unknown:
-        raise TypeError(f"no settings of data: {', '.join(sorted(unknown))}")
+        raise TypeError(f"unknown data settings: {', '.join(sorted(unknown))}")
     return Data.model_construct(**settings)
 
 
@@ -267,9 +267,9 @@ def refusal(prepared: Prepared) -> StudioError | None:
     ]
     more = f"\n… and {bad - len(first):,} more" if bad > len(first) else ""
     return StudioError(
-        f"{bad:,} {'row' if bad == 1 else 'rows'} can't be used ({counted}), and bad rows are to stop "
+        f"{bad:,} {'row' if bad == 1 else 'rows'} are invalid ({counted}), and data.bad_rows is set to stop "
         "the work:\n" + "\n".join(first) + more,
-        "Mend these rows or take them out of the file; or let bad_rows be skip, which leaves them out of the training.",
+        "Fix these rows or remove them from the file. Or set data.bad_rows to skip, which leaves invalid rows out.",
     )
 
 
@@ -292,8 +292,8 @@ def _prepared(work: Preparation, sources: list[Source], data: Data) -> Prepared:
     part = work.part(sources[0], choose if is_limited else None, rules if is_limited else None)
     if validation_part and (part.format.name == "preference") != (validation_part.format.name == "preference"):
         raise StudioError(
-            "Of the training and the validation file one holds comparisons, the other does not.",
-            "Choose two files of one kind.",
+            "Of the training and validation file, only one contains preference pairs.",
+            "Use two files of the same kind.",
         )
     work.report("split", 0, 0)
     rows = PreparedRows(
@@ -338,8 +338,8 @@ def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
     report("split", 0, 0)
     if not len(train):
         raise StudioError(
-            f"No row keeps a trained token at a longest length of {data.max_length:,} tokens.",
-            "Choose a greater max_length, or keep the answer when cutting.",
+            f"No row keeps a trained token at a max length of {data.max_length:,} tokens.",
+            "Increase data.max_length, or set data.truncation to keep_answer.",
         )
     dropped = [
         BadRow(row, NOTHING_TO_COMPARE if isinstance(examples, Pairs) else NOTHING_LEFT, f"{length} tokens")
@@ -356,17 +356,17 @@ def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
 def _assumptions(part: EncodedSource, template: Template, validation_part: EncodedSource | None) -> list[str]:
     notes = list(part.records.assumptions)
     if part.format.question:
-        notes.append(f"The rows can be read in several ways. {part.format.question} The reading above is used.")
+        notes.append(f"The columns can be mapped in several ways. {part.format.question} The mapping above is used.")
     notes += part.omissions
     notes += _marks(part, validation_part)
     resting = part.facts["resting"]
     if resting:
-        notes.append(f"{resting} rows hold answers that the file marks as not to be trained.")
+        notes.append(f"{resting} rows contain answers that the file excludes from training.")
     if template.writes_date:
-        notes.append(f"The chat template writes the day's date into every row ({date.today().isoformat()}).")
+        notes.append(f"The chat template writes today's date into every row ({date.today().isoformat()}).")
     if validation_part:
         bad = len(validation_part.bad_rows)
-        rows = f"{len(validation_part.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")
+        rows = f"{len(validation_part.conversations)} rows" + (f", {bad} invalid rows skipped" if bad else "")
         notes.append(
             f"The validation file {Path(validation_part.name).name} has {rows}: {validation_part.format.words}"
         )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from lora_studio.data.messages import Message, RowError
 
-NO_MARKS = "the text does not mark its turns as the other rows do"
-TOOL_MARKS = "the text holds tool calls in marks, which are read from `messages` with `tool_calls` only"
+NO_MARKS = "the text does not mark its turns like the other rows"
+TOOL_MARKS = "the text contains marked tool calls, which are only supported in `messages` with `tool_calls`"
 MIN_SHARE = 0.8
 _LIKE_SHARE = 0.8
 _LOOKED_AT, _MAX_TEXTS = 20_000, 200
@@ -96,9 +96,9 @@ class Marks:
     def words(self) -> str:
         """A sentence that shows the marks of the user's and the assistant's turns."""
         if self.style == INST:
-            return "`[INST]` marks the user's turns and `[/INST]` the assistant's"
+            return "`[INST]` marks user turns, `[/INST]` assistant turns"
         marks = {role: self._written(name) for name, role in reversed(self.roles.items())}
-        return f"`{marks['user']}` marks the user's turns and `{marks['assistant']}` the assistant's"
+        return f"`{marks['user']}` marks user turns, `{marks['assistant']}` assistant turns"
 
     def _written(self, name: str) -> str:
         label = name.upper() if name in _INITIALS or self.style.startswith("NAME") else name.capitalize()

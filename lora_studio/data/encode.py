@@ -23,9 +23,9 @@ __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_templ
 _BATCH = 512
 _BATCH_CHARACTERS = 1 << 21
 PROMPT_SHARE = 4
-FOREIGN_TOKEN = "a token is not one of this model's tokenizer"
-NOTHING_TRAINED = "the row's labels leave nothing to learn from"
-OTHER_LABELS = "the row's labels are not its own tokens, so they were made for another way of training"
+FOREIGN_TOKEN = "a token id is not in the vocabulary of this model's tokenizer"
+NOTHING_TRAINED = "the row's labels mask every token"
+OTHER_LABELS = "the row's labels differ from its tokens, so they were made for another training method"
 
 
 @dataclass(slots=True)
@@ -72,8 +72,8 @@ class Encoder:
     ) -> None:
         if not tokenizer.is_fast:
             raise StudioError(
-                "The model has only a slow tokenizer, which can't tell where its tokens lie in the text.",
-                "Choose a model that brings a tokenizer.json.",
+                "The model only has a slow tokenizer, which cannot map tokens to positions in the text.",
+                "Choose a model with a tokenizer.json.",
             )
         self.template = template
         self.max_length = max_length

@@ -12,12 +12,10 @@ from lora_studio.data.mapping import Format, Mapping, ReadingError, places
 from lora_studio.data.turns import held_turns, role_of
 
 _SHAPES = (
-    "Known shapes: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs such as "
-    "`prompt` and `completion` or `question` and `answer`; `text`."
+    "Known formats: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs "
+    "such as `prompt` and `completion` or `question` and `answer`; `text`."
 )
-BY_MAPPING = (
-    "say in data.mapping which column plays which part (--mapping in the terminal, Correct the reading on the page)"
-)
+BY_MAPPING = "set the column mapping with data.mapping (--mapping in the terminal, Fix column mapping on the page)"
 _OPTION = re.compile(r"(?:(?:option|choice|answer|opt|op|sol|solution|ending|candidate|alternative)_?)?([a-j]|\d)")
 _LISTED = ("choices", "options", "endings", "candidates", "alternatives", "answers", "mc_choices")
 _MIN_SHARE = 0.8
@@ -48,28 +46,28 @@ def no_reading(columns: ColumnSample, by_order: Sequence[Format]) -> ReadingErro
     single = single_messages(columns)
     if single:
         return ReadingError(
-            f"Each row is one message of a conversation ({quoted(single)}) and not a whole conversation.",
-            "Put the messages of a conversation into one row: `messages` with a list of turns of role and content.",
+            f"Each row is a single message ({quoted(single)}), not a whole conversation.",
+            "Put all messages of a conversation into one row: `messages` with a list of turns with role and content.",
         )
     if lacks_solution(columns):
         return ReadingError(
-            f"The rows describe problems but hold no answer. Their columns are: {quoted(columns.names, 12)}.",
-            f"Add a column with the answers, such as `solution`. Or: {BY_MAPPING}.",
+            f"The rows contain problems but no answers. Columns: {quoted(columns.names, 12)}.",
+            f"Add a column with answers, such as `solution`. Or {BY_MAPPING}.",
         )
     if by_order:
         texts = list(dict.fromkeys(name for reading in by_order for name in reading.columns.values()))
         first = by_order[0].columns
         example = f'{{"user": "{first.get("prompt")}", "assistant": "{first.get("completion")}"}}'
         texts_alone = [reading.columns["text"] for reading in by_order if reading.name == "text"]
-        alone = "".join(f', or {{"text": "{name}"}} for that text alone' for name in texts_alone)
+        alone = "".join(f', or {{"text": "{name}"}} to train on that text alone' for name in texts_alone)
         return ReadingError(
-            f"The shape of the rows is not known: {quoted(texts)} hold text, and these names do not say which is asked "
-            "and which is answered.",
-            f"To settle it, {BY_MAPPING}, for example {example}{alone}.",
+            f"The format of the rows is not known: {quoted(texts)} contain text, but their names do not tell prompt "
+            "from answer.",
+            f"To resolve this, {BY_MAPPING}, for example {example}{alone}.",
         )
     return ReadingError(
-        f"The shape of the rows is not known. Their fields are: {quoted(columns.names, 12) or 'none'}.",
-        f"{_SHAPES} Or: {BY_MAPPING}.",
+        f"The format of the rows is not known. Columns: {quoted(columns.names, 12) or 'none'}.",
+        f"{_SHAPES} Or {BY_MAPPING}.",
     )
 
 
@@ -150,10 +148,10 @@ def _points(key: str, options: Sequence[Any]) -> bool:
 
 _EXTRAS = {
     "system": "the system prompt",
-    "history": "the earlier turns",
-    "tools": "the tools on offer",
+    "history": "earlier turns",
+    "tools": "the available tools",
     "reasoning": "the reasoning before the answer",
-    "label": "the mark of good answers, the only ones that are used",
+    "label": "the label; only rows labelled good are used",
 }
 _SECTIONS = ("title", "description", "input", "output", "constraints", "examples", "note")
 _THOUGHT = "<think>"
@@ -168,45 +166,45 @@ def describe_format(shape: Format, columns: ColumnSample) -> Format:
     mapping = shape.mapping
     used = {*shape.columns.values(), *places(mapping.user_template or "" if mapping else "")}
     if mapping and mapping.system_prompt:
-        words += "; a system prompt is put in front of rows without one"
+        words += "; a system prompt is added to rows without one"
     aside = quoted(name for name in columns.names if name not in used)
-    words += "." + (f" Left aside: {aside}." if aside else "")
+    words += "." + (f" Ignored columns: {aside}." if aside else "")
     answers = shape.columns.get("completion") or shape.columns.get("output")
     if answers and any(isinstance(value, str) and _THOUGHT in value for value in columns.values(answers)[:50]):
-        words += f" Some answers hold reasoning in {_THOUGHT} marks, which is learned with them."
+        words += f" Some answers contain reasoning in {_THOUGHT} tags, which is trained too."
     turns = shape.columns.get("messages")
     if turns and any(isinstance(value, str) and value.lstrip("[ ")[:2] == "{'" for value in columns.values(turns)[:50]):
-        words += " The turns are written as Python prints lists."
+        words += " The turns are written as Python lists."
     return replace(shape, words=words)
 
 
 def _main(shape: Format, part: dict[str, str]) -> str:
     if "input_ids" in part:
         learned = part.get("labels") or part.get("loss_mask")
-        labels_note = f", {learned} what of them is learned" if learned else ", all of which are learned"
-        padding = f"; {part['attention_mask']} marks padding, which is left out" if "attention_mask" in part else ""
+        labels_note = f", of which {learned} is trained" if learned else ", all of which are trained"
+        padding = f"; {part['attention_mask']} marks padding, which is removed" if "attention_mask" in part else ""
         return f"{part['input_ids']} holds tokens{labels_note}{padding}"
     if "text" in part:
-        return f"{part['text']} is plain text, learned as it stands"
+        return f"{part['text']} is plain text and is trained as it is"
     if "dialogue" in part:
-        how = shape.marks.words() if shape.marks else "but no marks say who speaks"
-        return f"{part['dialogue']} is a conversation written as one text: {how}"
+        how = shape.marks.words() if shape.marks else "but no marks tell who speaks"
+        return f"{part['dialogue']} is a conversation in one text: {how}"
     if "chosen" in part:
-        prompt = _user(shape, part) or "What both begin with"
-        words = f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"
-        return f"{words}; all are written as one text: {shape.marks.words()}" if shape.marks else words
+        prompt = _user(shape, part) or "The common beginning of both"
+        words = f"{prompt} is the prompt, {part['chosen']} the chosen answer, {part['rejected']} the rejected answer"
+        return f"{words}; both are written as one text: {shape.marks.words()}" if shape.marks else words
     question = _user(shape, part)
     if "description" in part:
-        answer = f"{question} make the user's turn, {part['completion']} is the assistant's"
-        turns = f"; rows that have {part['messages']} bring their turns there" if "messages" in part else ""
+        answer = f"{question} form the user turn, {part['completion']} the assistant turn"
+        turns = f"; rows with {part['messages']} take their turns from there" if "messages" in part else ""
         return answer + turns
     if "messages" in part and "completion" not in part:
-        how = "who speaks and what is said" if shape.name == "sharegpt" else "a role and content"
-        return f"{part['messages']} holds the conversation, a list of turns, each with {how}"
+        how = "the speaker and the text" if shape.name == "sharegpt" else "a role and content"
+        return f"{part['messages']} contains the conversation, a list of turns, each with {how}"
     answered = part.get("output") if "instruction" in part else part["completion"]
     if shape.marks:
-        return f"{question} and {answered} together are a conversation written as one text: {shape.marks.words()}"
-    return f"{question} is the user's turn, {answered} the assistant's"
+        return f"{question} and {answered} together form a conversation written as text: {shape.marks.words()}"
+    return f"{question} is the user turn, {answered} the assistant turn"
 
 
 def _user(shape: Format, part: dict[str, str]) -> str:

@@ -53,10 +53,11 @@ def detect_format(records: Sequence[Record], goal: str = "answers") -> Format:
     if goal == "preference":
         fitting = [reading for reading in readings if reading.name in ("preference", "kto")]
         if not fitting:
-            best_reading = f" They were read so: {readings[0].words}" if readings else ""
+            best_reading = f" They were interpreted as follows: {readings[0].words}" if readings else ""
             raise ReadingError(
-                f"The rows hold no comparison.{best_reading}",
-                "Learning by comparison needs `chosen` and `rejected` beside a `prompt`, or a `label` true or false.",
+                f"The rows contain no preference data.{best_reading}",
+                "Preference training needs `chosen` and `rejected` with a `prompt`, or a `label` that is true or "
+                "false.",
             )
         return fitting[0]
     fitting = _with_question([reading for reading in readings if reading.name != "preference"])
@@ -147,7 +148,7 @@ def _with_notes(shape: Format, columns: ColumnSample) -> Format:
     """The format with a note on unused columns that the answers may need."""
     words, listed = shape.words + sparse_answers(columns, shape), pointed_list(columns, shape)
     if listed:
-        words += f" The answers point into {quoted([listed])}, which is left aside: what they mean is not learned."
+        words += f" The answers refer to {quoted([listed])}, which is ignored, so their meaning is not learned."
     return replace(shape, words=words)
 
 
@@ -387,32 +388,34 @@ def _question(readings: Sequence[Format]) -> str:
     """The question that decides between formats; "" if they mean the same."""
     kinds = {shape.name for shape in readings}
     if "dialogue" in kinds and "text" in kinds:
-        return "The texts look like conversations: learn the answers in them, or the text as it stands?"
+        return "The texts look like conversations. Train on the answers in them, or on the whole text?"
     if "preference" in kinds and len(kinds) > 1:
         chosen = next(shape.columns["chosen"] for shape in readings if shape.name == "preference")
         answer = readings[0].columns.get("output") or readings[0].columns.get("completion")
         answer_text = f"`{answer}`" if answer else "the answers"
         return (
-            f"The rows hold answers and comparisons: learn from {answer_text}, or compare `{chosen}` with the worse "
-            "answer?"
+            f"The rows contain answers and preference pairs. Train on {answer_text}, or compare `{chosen}` with the "
+            "rejected answer?"
         )
     if "mapped" in kinds and len(kinds) > 1:
         template = next(shape.mapping.user_template or "" for shape in readings if shape.mapping)
         return (
-            f"The answers name other columns ({quoted(places(template)[1:], 4)}): put these into the question as "
-            "options, or leave them aside?"
+            f"The answers refer to other columns ({quoted(places(template)[1:], 4)}). Add these to the prompt as "
+            "options, or ignore them?"
         )
     if "prompt_completion" in kinds and "text" in kinds:
-        return "There is text beside the text: is one the answer to the other, or is the text learned alone?"
+        return "There are two text columns. Is one the answer to the other, or is the text trained alone?"
     answers = list(dict.fromkeys(filter(None, map(answer_of, readings))))
     prompts = {shape.columns.get("prompt") or shape.columns.get("instruction") for shape in readings}
     if len(answers) > 1 and len(prompts) == 1:
-        return f"Several columns can be the answer ({quoted(answers)}): which one is learned?"
+        return f"Several columns can be the answer ({quoted(answers)}). Which one should be trained?"
     if len(answers) > 1 and kinds == {"prompt_completion"}:
-        return "The columns' names do not say which is the user's turn and which the assistant's: which is it?"
-    pointing = [shape.words for shape in readings if " The answers point into " in shape.words]
+        return "The column names do not tell the user turn from the assistant turn. Which is which?"
+    pointing = [shape.words for shape in readings if " The answers refer to " in shape.words]
     return (
-        "The answers are numbers or letters of options that are not in the question: is that meant?" if pointing else ""
+        "The answers are numbers or letters of options that are not part of the prompt. Is that intended?"
+        if pointing
+        else ""
     )
 
 
@@ -423,11 +426,11 @@ def _present(parts: dict[str, str | None]) -> dict[str, str]:
 def _pairs_only(shape: Format) -> ReadingError:
     chosen, rejected = shape.columns["chosen"], shape.columns["rejected"]
     has_prompt = shape.columns.keys() & {"messages", "prompt", "instruction", "user"}
-    part = "the assistant's part" if has_prompt else "the conversation (`messages`)"
+    part = "the assistant turn" if has_prompt else "the conversation (`messages`)"
     return ReadingError(
-        f"These are preference pairs (`{chosen}` and `{rejected}`), for learning by comparison (DPO), not example.",
-        "Set training.method to dpo. Or, to learn from the better answers alone, leave "
-        f"`{rejected}` out and map `{chosen}` to {part}.",
+        f"These rows are preference pairs (`{chosen}` and `{rejected}`) for preference training (DPO), not for SFT.",
+        f"Set training.method to dpo. Or train on the chosen answers only: omit `{rejected}` and map `{chosen}` to "
+        f"{part}.",
     )
 
 
@@ -435,13 +438,13 @@ def check_goal(shape: Format, goal: str) -> None:
     """Raises StudioError for a reading that training can't use for the goal."""
     if shape.name == "kto" and goal == "preference":
         raise ReadingError(
-            f"The rows are marked good or bad (`{shape.columns['label']}`), which is for KTO; DPO compares two answers "
-            "to one prompt.",
-            "Set training.method to sft, to learn from the answers marked good. Or give `chosen` and `rejected` beside "
+            f"The rows are labelled good or bad (`{shape.columns['label']}`), which is KTO data. DPO compares two "
+            "answers to the same prompt.",
+            "Set training.method to sft to train on answers labelled good. Or provide `chosen` and `rejected` with "
             "a `prompt`.",
         )
     if goal == "preference" and shape.name != "preference":
         raise ReadingError(
-            f"DPO compares two answers to one prompt, and the rows are read as something else: {shape.words}",
-            "Say in data.mapping which columns are `chosen` and `rejected`, or set training.method to sft.",
+            f"DPO compares two answers to the same prompt, but the rows have another format: {shape.words}",
+            "Map `chosen` and `rejected` in data.mapping, or set training.method to sft.",
         )

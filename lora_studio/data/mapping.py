@@ -56,7 +56,7 @@ class Mapping:
     def from_dict(cls, value: Any) -> "Mapping":
         """Reads a mapping; StudioError names all that is wrong with it."""
         if not isinstance(value, dict):
-            raise ReadingError(f"A mapping is an object of names, not a {type(value).__name__}.", KNOWN_PARTS)
+            raise ReadingError(f"A column mapping is an object of names, not {type(value).__name__}.", KNOWN_PARTS)
         part_names = [part.name for part in fields(cls)]
         problems = []
         for key, item in value.items():
@@ -66,7 +66,7 @@ class Mapping:
             elif key == "roles":
                 problems += _role_problems(item)
             elif item is not None and not isinstance(item, str):
-                problems.append(f"`{key}` names a column by its text, not by {item!r}.")
+                problems.append(f"`{key}` must name a column as text, not as {item!r}.")
         if problems:
             raise _problems(problems)
         return cls(**{key: item for key, item in value.items() if item})
@@ -91,18 +91,20 @@ class Mapping:
                 problems.append(f"{part}: there is no column `{name}`{hint}")
         question, pair = self.user or self.user_template, (self.chosen, self.rejected)
         if any(pair) and not all(pair):
-            problems.append("A comparison needs both `chosen` and `rejected`.")
+            problems.append("A preference mapping needs both `chosen` and `rejected`.")
         if self.user_template and not places(self.user_template):
-            problems.append("The user's template names no column, so that each turn would be the same.")
+            problems.append("The user template contains no column, so every turn would be identical.")
         ways = [bool(self.messages), bool(self.assistant), bool(self.text), bool(self.dialogue), all(pair)]
         if not any(ways):
-            problems.append("No part says what is to be learned: `messages`, `assistant`, `text` or `chosen`.")
+            problems.append("The mapping has nothing to train on: add `messages`, `assistant`, `text` or `chosen`.")
         elif (self.text or self.dialogue) and sum(ways) > 1:
             problems.append("`text` and `dialogue` are whole rows: leave the other parts empty.")
         elif self.label and (self.text or all(pair)):
-            problems.append("`label` marks an answer as good or bad, which plain texts and comparisons do not have.")
+            problems.append(
+                "`label` marks an answer as good or bad; plain text and preference pairs have no such label."
+            )
         elif self.assistant and not (question or self.messages):
-            problems.append("`assistant` has no turn to answer: name `user`, or write a `user_template`.")
+            problems.append("`assistant` has no prompt: add `user` or a `user_template`.")
         if problems:
             raise _problems(problems)
 
@@ -112,16 +114,16 @@ KNOWN_PARTS = "Known parts: " + ", ".join((*PARTS, "roles", "user_template", "sy
 
 def _role_problems(roles: Any) -> list[str]:
     if not isinstance(roles, dict):
-        return ["`roles` is an object of the file's role names."]
+        return ["`roles` must be an object with the role names of the file."]
     return [
-        f"roles: `{name}` is to be one of {', '.join(SPEAKERS)}, not {role!r}."
+        f"roles: `{name}` must be one of {', '.join(SPEAKERS)}, not {role!r}."
         for name, role in roles.items()
         if role not in SPEAKERS
     ]
 
 
 def _problems(problems: list[str]) -> ReadingError:
-    count = "The mapping does not fit: " if len(problems) == 1 else f"The mapping has {len(problems)} faults: "
+    count = "Invalid column mapping: " if len(problems) == 1 else (f"The column mapping has {len(problems)} errors: ")
     return ReadingError(count + " ".join(problems), KNOWN_PARTS)
 
 

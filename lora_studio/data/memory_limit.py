@@ -93,8 +93,8 @@ def limited(share: float = SHARE, most: int | None = None) -> Iterator[int]:
 def too_much(may: int) -> MemoryLimitError:
     """The error for work that exceeds the limit."""
     return MemoryLimitError(
-        f"This file needs more than {may / GIB:,.1f} GiB of memory, all that it may take here: it was not read.",
-        "It unpacks to far more than its size, or single cells are huge: split it, or save it as JSONL.",
+        f"The file was not read: it needs more than {may / GIB:,.1f} GiB of memory, the limit on this machine.",
+        "It is highly compressed, or single cells are huge. Split it, or save it as JSONL.",
     )
 
 

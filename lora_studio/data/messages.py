@@ -110,15 +110,15 @@ ToolCall = dict[str, Any]
 Tool = dict[str, Any]
 """A tool on offer, as a JSON schema in OpenAI's form."""
 IGNORED = -100  # the label of a token that is context only
-NO_ANSWER = "the row has no answer to learn from"
+NO_ANSWER = "the row has no answer to train on"
 EMPTY_ANSWER = "an answer is empty"
-EMPTY_TURN = "a user's turn is empty"
-SYSTEM_LATE = "a system message stands after the conversation began"
-TWO_USERS = "two user turns follow each other"
-TWO_ASSISTANTS = "two assistant turns follow each other"
-LONE_TOOL = "a tool's result follows no assistant turn"
-CONTROL = "the text holds control characters"
-BROKEN_TEXT = "the text holds half a character or undecodable bytes"
+EMPTY_TURN = "a user turn is empty"
+SYSTEM_LATE = "a system message comes after the first turn"
+TWO_USERS = "two user turns in a row"
+TWO_ASSISTANTS = "two assistant turns in a row"
+LONE_TOOL = "a tool result without a preceding assistant turn"
+CONTROL = "the text contains control characters"
+BROKEN_TEXT = "the text contains half of a surrogate pair or bytes that cannot be decoded"
 EMPTY_TEXT = "the text is empty"
 # Unicode's noncharacters U+FDD0 to U+FDEF are for inner use: the chat template's marks are two of them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufdd0-\ufdef]")

@@ -45,9 +45,9 @@ _SAMPLE = 500
 _FEW = 50
 _REPORT_EVERY = 500
 _REPORT_OMITTED = 100
-ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
+ANSWERS_ONLY = "Preference training compares answers, so only answers can be trained."
 _SLOW_SECONDS = 0.5
-NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml has a place for them."
+NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml supports them."
 _KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
 Choose = Callable[[np.ndarray], np.ndarray]
 
@@ -199,11 +199,11 @@ class Preparation:
     def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
         """Advice against the first bad row of a file, which names the setting to change."""
         if not refuses_system(first):
-            return ADVICE.get(first.reason, f"Mend the rows. Or, where they are read the wrong way: {BY_MAPPING}.")
+            return ADVICE.get(first.reason, f"Fix the rows. Or, if the column mapping is wrong, {BY_MAPPING}.")
         record = next(records.records(np.searchsorted(records.row, [first.row]).tolist()))
         unprompted = replace(shape, mapping=replace(shape.mapping, system_prompt=None) if shape.mapping else None)
         if any(message.role == "system" for message in convert(record, unprompted).messages):
-            return f"The system prompts stand in the rows: take them out, or {NO_SYSTEM_STYLE}"
+            return f"The rows contain system prompts. Remove them, or {NO_SYSTEM_STYLE}"
         setting = "data.mapping.system_prompt" if self.system_prompt is None else "data.system_prompt"
         return f"Leave {setting} empty, or {NO_SYSTEM_STYLE}"
 
@@ -332,7 +332,7 @@ def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> Re
     where = f" ({first.field})" if first.field else ""
     value = f"; found: {first.found[:120].strip().rstrip('.')}" if first.found else ""
     return ReadingError(
-        f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
+        f"No row of {Path(name).name} can be used for training. The columns were mapped as follows: {shape.words} "
         f"Row {first.row}: {first.reason.rstrip('.')}{where}{value}.",
         advice,
     )
@@ -341,10 +341,10 @@ def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> Re
 def nothing_good(name: str, shape: Format, marked_bad: int, unusable: int) -> ReadingError:
     """The error for a labelled file without a good answer."""
     label = shape.columns["label"]
-    more = f", {unusable:,} can't be used" if unusable else ""
+    more = f", {unusable:,} invalid" if unusable else ""
     return ReadingError(
-        f"No answer in {Path(name).name} is marked good (column `{label}`): {marked_bad:,} are marked bad{more}.",
-        f"Mark good answers true. Or, where `{label}` means something else, leave that column out to use every row.",
+        f"No answer in {Path(name).name} is labelled good (column `{label}`): {marked_bad:,} are labelled bad{more}.",
+        f"Label good answers true. If `{label}` means something else, ignore that column to use every row.",
     )
 
 

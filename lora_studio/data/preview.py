@@ -204,8 +204,8 @@ def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> lis
             break
     if not collected:
         raise StudioError(
-            f"No validation row of at most {longest:,} tokens asks something that is answered.",
-            "Set evaluation.gen_eval_samples to 0, or choose data with questions and answers.",
+            f"No validation row of at most {longest:,} tokens contains a prompt with an answer.",
+            "Set evaluation.gen_eval_samples to 0, or use data with prompts and answers.",
         )
     return collected[:count]
 

@@ -42,7 +42,7 @@ def choose_template(tokenizer: Any, prompt_style: str) -> Template:
     """
     own = _own_template(tokenizer)
     if prompt_style in OWN_STYLES:
-        return _built_in(tokenizer, prompt_style, f"the prompt style {prompt_style} was chosen.")
+        return _built_in(tokenizer, prompt_style, f"The prompt style {prompt_style} was selected.")
     if prompt_style not in ("auto", "chat"):
         styles = ", ".join(("auto", "chat", *OWN_STYLES))
         raise StudioError(f"There is no prompt style {prompt_style!r}.", f"Choose one of {styles}.")
@@ -51,14 +51,12 @@ def choose_template(tokenizer: Any, prompt_style: str) -> Template:
             raise StudioError("The model's tokenizer has no chat template.", "Choose auto, chatml, alpaca or plain.")
         return _built_in(tokenizer, "chatml", "ChatML, because the model's tokenizer has no chat template.")
     if _MARK.search(own):
-        return Template("chat", own, "The model's own chat template, whose generation marks say what is trained.")
+        return Template("chat", own, "The model's chat template; its generation marks define the loss mask.")
     training = _training_variant(own)
     if training is not None:
         family, source = training
-        return Template("chat", source, f"trl's training variant of the model's own chat template (family {family}).")
-    return Template(
-        "chat", own, "The model's own chat template; what is trained is found by rendering message by message."
-    )
+        return Template("chat", source, f"TRL's training version of the model's chat template (family {family}).")
+    return Template("chat", own, "The model's chat template; the loss mask is found by rendering message by message.")
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -81,8 +79,9 @@ def _built_in(tokenizer: Any, name: str, why: str) -> Template:
     source = (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     if tokenizer.eos_token is None:
         raise StudioError(
-            f"The tokenizer has no end-of-text token, so a model could not learn to stop with the {name} style.",
-            "Choose a model whose tokenizer names an eos_token.",
+            "The tokenizer has no end-of-text token, so the model could not learn to stop with the prompt style "
+            f"{name}.",
+            "Choose a model whose tokenizer defines an eos_token.",
         )
     return Template(name, ("{{- bos_token }}" if adds_bos(tokenizer) else "") + source, why[0].upper() + why[1:])
 

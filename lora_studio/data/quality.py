@@ -390,31 +390,39 @@ def _sentences(findings: Findings) -> list[str]:
     exact, near = findings["exact_duplicates"], findings["near_duplicates"]
     shared, unlike, labels = findings["shared_with_validation"], findings["contradictions"], findings["labels"]
     if exact["rows"]:
-        sentences.append(f"{exact['rows']} rows repeat an earlier row (for example rows {_listed(exact)}).")
+        sentences.append(
+            f"{exact['rows']} rows are exact duplicates of an earlier row (for example rows {_listed(exact)})."
+        )
     if near["rows"]:
-        among = f" among the {near['sampled']} rows looked at" if near["sampled"] else ""
-        sentences.append(f"{near['rows']} rows{among} nearly repeat an earlier row (for example rows {_listed(near)}).")
+        among = f" among the {near['sampled']} rows checked" if near["sampled"] else ""
+        sentences.append(
+            f"{near['rows']} rows{among} are near-duplicates of an earlier row (for example rows {_listed(near)})."
+        )
     if shared["rows"]:
         sentences.append(
-            f"{shared['rows']} validation rows are in the training rows too: the validation loss will flatter."
+            f"{shared['rows']} validation rows are also in the training rows: the validation loss will be too low."
         )
     if shared["prompts"]:
-        sentences.append(f"{shared['prompts']} validation rows ask what training rows ask, with other answers.")
+        sentences.append(
+            f"{shared['prompts']} validation rows share their prompt with a training row but have another answer."
+        )
     if unlike["prompts"]:
-        sentences.append(f"{unlike['prompts']} prompts have different answers (for example rows {_listed(unlike)}).")
+        sentences.append(
+            f"{unlike['prompts']} prompts have several different answers (for example rows {_listed(unlike)})."
+        )
     hidden = findings["special_tokens"]
     if hidden["rows"]:
         tokens = ", ".join(hidden["counts"])
         sentences.append(
-            f"{hidden['rows']} rows hold special tokens as text ({shorten(tokens, 120)}; for example row "
-            f"{hidden['examples'][0][0]}): the model will take them for real ones."
+            f"{hidden['rows']} rows contain special tokens as text ({shorten(tokens, 120)}; for example row "
+            f"{hidden['examples'][0][0]}). The model will treat them as real special tokens."
         )
     if labels:
         answer, times = next(iter(labels["counts"].items()))
         share = round(100 * labels["largest_share"])
         sentences.append(
-            f"There are {labels['distinct']} different answers; {shorten(answer, 40)!r} is given most, "
-            f"{times} times ({share} %)."
+            f"There are {labels['distinct']} different answers. The most common is {shorten(answer, 40)!r}: {times} "
+            f"times ({share} %)."
         )
     return sentences
 
@@ -472,14 +480,16 @@ def _fill(order: np.ndarray, sizes: np.ndarray, share: int) -> np.ndarray:
 
 
 MAX_ROWS = 2000
-_OTHER_STYLE = "Choose another data.prompt_style: chatml takes every conversation"
+_OTHER_STYLE = "Choose another data.prompt_style: chatml supports every conversation"
 ADVICE = {
-    REWRITES: f"Set data.train_on to last_turn: the last answer of each row can be trained. Or: {_OTHER_STYLE}.",
-    REFUSED: f"{_OTHER_STYLE}. Or change the rows so that the model's template takes them.",
+    REWRITES: f"Set data.train_on to last_turn, which trains only the last answer of each row. Or: {_OTHER_STYLE}.",
+    REFUSED: f"{_OTHER_STYLE}. Or change the rows to fit the model's chat template.",
     NOTHING_MARKED: f"{_OTHER_STYLE}.",
     WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
-    NO_TOOLS: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
-    CALLS_LEFT_OUT: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+    NO_TOOLS: "Choose a model whose chat template supports tool calls, or remove tool calls and their results from "
+    "the rows.",
+    CALLS_LEFT_OUT: "Choose a model whose chat template supports tool calls, or remove tool calls and their "
+    "results from the rows.",
 }
 """What helps against reasons that are the template's, not the rows'."""
 Omits = Callable[[Conversation, str], bool]
@@ -545,8 +555,8 @@ def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: s
         changed += not any(answer in part for part in trained)
     if looked_at and changed == looked_at:
         raise StudioError(
-            f"What would be trained holds none of the answers ({looked_at} rows looked at). {template}",
-            "Choose another prompt style (chatml has a place for every answer), or mend the model's chat template.",
+            f"The trained tokens contain none of the answers ({looked_at} rows checked). {template}",
+            "Choose another prompt style (chatml supports every answer), or fix the model's chat template.",
         )
     return {"rows": changed, "looked_at": looked_at}
 
@@ -555,26 +565,26 @@ def sentences(facts: JsonObject) -> list[str]:
     """Sentences on omissions; [] if nothing is left out."""
     notes = []
     for name, description in (
-        ("thoughts", "bring reasoning that the chat template leaves out, in whole or in part"),
-        ("beside", "say something beside a tool call that the chat template leaves out"),
+        ("thoughts", "contain reasoning that the chat template omits, fully or partly"),
+        ("beside", "contain text beside a tool call that the chat template omits"),
     ):
         counts = facts[name]
-        among = f" of the {counts['looked_at']:,} looked at" if counts["looked_at"] < counts["of_rows"] else ""
+        among = f" of the {counts['looked_at']:,} checked" if counts["looked_at"] < counts["of_rows"] else ""
         if counts["rows"]:
             notes.append(f"{counts['rows']:,} rows{among} {description}.")
     if facts["rewritten"]:
         notes.append(
-            f"In {facts['rewritten']:,} rows the chat template writes earlier answers otherwise than the last: each is "
-            "trained as it stands in the whole conversation."
+            f"In {facts['rewritten']:,} rows the chat template renders earlier answers differently from the last. "
+            "Each is trained as rendered in the whole conversation."
         )
     if facts["numbered"]:
         notes.append(
-            f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template wants "
-            "some, and the rows have none of its kind."
+            f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template "
+            "requires ids, and the rows have none."
         )
     changed = facts["answers"]
     if changed["rows"]:
         notes.append(
-            f"In {changed['rows']} of {changed['looked_at']} rows looked at, the chat template changes the last answer."
+            f"In {changed['rows']} of {changed['looked_at']} rows checked, the chat template changes the last answer."
         )
     return notes

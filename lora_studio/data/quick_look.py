@@ -81,7 +81,7 @@ def quick_look(
             return {"rows": rows, "reading": f"{error.message} {error.hint}"}
         parts = [f"Format: {shape.words}", *source.assumptions]
         if answer := next((text for record in sample if (text := _answer(record, shape))), ""):
-            parts.append(f"The first row's answer: “{shorten(answer.strip(), SHOWN)}”.".replace("\n", "⏎"))
+            parts.append(f"Answer of the first row: “{shorten(answer.strip(), SHOWN)}”.".replace("\n", "⏎"))
         return {"rows": rows, "reading": " ".join(parts)}
 
 

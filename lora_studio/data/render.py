@@ -31,7 +31,7 @@ from lora_studio.data.prompt_styles import Template, adds_bos
 from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.errors import StudioError
 
-REWRITES = "the chat template changes earlier turns as the conversation goes on, so they can't be trained"
+REWRITES = "the chat template changes earlier turns as the conversation grows, so they cannot be trained"
 # Unicode's noncharacters, which no row holds: a mark is the number of its message between two of them.
 _OPEN, _CLOSE, _ZERO = "\ufdd2", "\ufdd3", 0xFDD4
 _MARK = re.compile(f"{_OPEN}([{chr(_ZERO)}-{chr(_ZERO + 9)}]+){_CLOSE}")
@@ -173,12 +173,12 @@ def _difference(first: str, second: str) -> str:
     return second[max(0, at - 20) : at + _FOUND]
 
 
-REFUSED = "the chat template refuses the row"
-NO_SYSTEM = "the chat template takes no system prompt"
-NO_TOOLS = "the chat template has no place for tool calls and their results"
-CALLS_LEFT_OUT = "the chat template leaves tool calls of the row out of the answers"
-WEIGHTS = "the row leaves single answers out of training, but the chat template does not mark answer by answer"
-NOTHING_MARKED = "the chat template marks nothing of the row as the model's answer"
+REFUSED = "the chat template rejects the row"
+NO_SYSTEM = "the chat template does not support a system prompt"
+NO_TOOLS = "the chat template does not support tool calls and their results"
+CALLS_LEFT_OUT = "the chat template omits tool calls of the answers"
+WEIGHTS = "the row excludes single answers from training, but the chat template does not mark answers individually"
+NOTHING_MARKED = "the chat template marks nothing in the row as an answer"
 # RuntimeError: macros that call each other for ever; ArithmeticError: a range or a number that is too large.
 TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 _END = re.compile(r"end|eot|eos|/s", re.IGNORECASE)
@@ -220,8 +220,8 @@ def rules_of(tokenizer: Any, template: Template, train_on: str, enable_thinking:
     """The rules of a tokenizer and a template; `train_on` is assistant, last_turn or all."""
     if not tokenizer.eos_token:
         raise StudioError(
-            "The tokenizer has no end-of-text token, so a model could not learn to stop.",
-            "Choose a model whose tokenizer names an eos_token.",
+            "The tokenizer has no end-of-text token, so the model could not learn to stop.",
+            "Choose a model whose tokenizer defines an eos_token.",
         )
     bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
     thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -325,7 +325,7 @@ class Renderer:
                 keys = arguments if isinstance(arguments, dict) else {}
                 missing += [key for key in keys if not _shows(part, str(key))]
                 if not form.text_arguments and _is_python(arguments, part):
-                    raise RowError(REFUSED, found=f"it writes a call's arguments as Python does: {arguments}")
+                    raise RowError(REFUSED, found=f"it renders tool-call arguments in Python syntax: {arguments}")
             if missing:
                 raise RowError(CALLS_LEFT_OUT, found=", ".join(missing))
 

@@ -28,7 +28,7 @@ MAX_ROW_SECONDS = 10.0  # CPU time; a row of a thousand turns takes about five
 MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for it
 MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
 _PIECE = 1 << 16
-_HINT = "Mend the chat template. The prompt styles chatml, alpaca and plain do without it, for training."
+_HINT = "Fix the chat template. The prompt styles chatml, alpaca and plain train without it."
 _PLACE_OF_PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -155,7 +155,7 @@ def _ended(child: "subprocess.Popen[bytes]") -> StudioError:
     """The error that explains why the process ended."""
     code = child.wait()
     if code in (-signal.SIGPROF, -signal.SIGKILL):
-        why = "does not come to an end: it was stopped after seconds of work on one conversation"
+        why = "does not finish: it was stopped after seconds on a single conversation"
     else:
         why = f"ended the process that renders it (exit code {code})"
     return StudioError(f"The chat template {why}.", _HINT)

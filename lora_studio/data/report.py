@@ -156,7 +156,7 @@ def row_view(prepared: Prepared, row_index: int, part: int | None = None) -> Row
     """
     if not 0 <= row_index < len(prepared.conversations):
         raise StudioError(
-            f"There is no usable row {row_index + 1}.", f"Choose a row from 1 to {len(prepared.conversations)}."
+            f"There is no valid row {row_index + 1}.", f"Choose a row from 1 to {len(prepared.conversations)}."
         )
     conversation = prepared.conversations[row_index]
     position = int(prepared.conversations.positions[row_index])
@@ -164,7 +164,7 @@ def row_view(prepared: Prepared, row_index: int, part: int | None = None) -> Row
     try:
         view = _compared(prepared, conversation, part) if compared else _tokens(prepared, conversation, part)
     except RowError as error:
-        reason = f"Row {conversation.row} can't be shown: {error.reason} ({error.found})."
+        reason = f"Row {conversation.row} cannot be shown: {error.reason} ({error.found})."
         raise StudioError(reason, "Choose another row, or another prompt style.") from None
     return {
         "index": row_index,
@@ -181,7 +181,7 @@ def reading(prepared: Prepared) -> str:
     parts = [f"Format: {prepared.format.words}", *prepared.assumptions]
     first = prepared.part.rows.position[:1]
     for index in np.searchsorted(prepared.conversations.positions, first).tolist():
-        parts.append(f"The first row trains: “{trained_text(row_view(prepared, index))}”.")
+        parts.append(f"Trained tokens of the first row: “{trained_text(row_view(prepared, index))}”.")
     return " ".join(parts)
 
 

@@ -59,9 +59,11 @@ def _by_pattern(pattern: Path) -> list[Path]:
     """The files that match a pattern such as part-*.jsonl."""
     matches = [path for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file()][: _MAX_FILES + 1]
     if not matches:
-        raise StudioError(f"No file fits {pattern}.", "Look at the folder and the pattern.")
+        raise StudioError(f"No file matches {pattern}.", "Check the folder and the pattern.")
     if len(matches) > _MAX_FILES:
-        raise StudioError(f"More than {_MAX_FILES} files fit {pattern}.", "Use a narrower pattern, or join the files.")
+        raise StudioError(
+            f"More than {_MAX_FILES} files match {pattern}.", "Use a narrower pattern, or merge the files."
+        )
     return matches
 
 
@@ -72,26 +74,26 @@ def _in_folder(folder: Path, endings: Mapping[str, str]) -> tuple[list[Path], li
         if kind and path.name.lower() not in _NOT_DATA:
             by_kind.setdefault(kind, []).append(path)
     if not by_kind:
-        raise StudioError(f"The folder {folder.name} holds no data files.", KNOWN)
+        raise StudioError(f"The folder {folder.name} contains no data files.", KNOWN)
     tables = [path for kind, paths in by_kind.items() if kind != "text" for path in paths]
     files = sorted(tables or by_kind["text"])
     notes = []
     if tables and "text" in by_kind:
-        notes.append(f"{len(by_kind['text'])} text files of the folder are left aside.")
+        notes.append(f"{len(by_kind['text'])} text files in the folder are ignored.")
     splits: dict[str | None, list[Path]] = {}
     for path in files:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
     if "train" in splits and len(splits) > 1:
         unread = ", ".join(path.name for name, paths in splits.items() if name != "train" for path in paths[:6])
-        notes.append(f"The folder's files named train are read; left aside: {unread}.")
+        notes.append(f"The files named train are read; ignored: {unread}.")
         files = splits["train"]
     if len(files) > _MAX_FILES:
         raise StudioError(
-            f"The folder {folder.name} holds {len(files)} data files; at most {_MAX_FILES} are read.",
-            "Choose a folder further down, or join the files.",
+            f"The folder {folder.name} contains {len(files)} data files; the limit is {_MAX_FILES}.",
+            "Choose a subfolder, or merge the files.",
         )
     names = ", ".join(path.name for path in files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
-    return files, [f"The folder's data files are read: {names}.", *notes]
+    return files, [f"Data files read from the folder: {names}.", *notes]
 
 
 def _split_of(path: Path) -> str | None:
@@ -113,21 +115,21 @@ def _walk(folder: Path) -> Iterator[Path]:
                 count += 1
                 if count > _MAX_WALKED:
                     raise StudioError(
-                        f"The folder {folder.name} holds more than {_MAX_WALKED} files.",
-                        "Choose a folder further down.",
+                        f"The folder {folder.name} contains more than {_MAX_WALKED} files.",
+                        "Choose a subfolder.",
                     )
                 path = Path(place) / name
                 if not name.startswith((".", "_")) and path.is_file() and not path.is_symlink():
                     yield path
     except OSError as error:
         raise StudioError(
-            f"{folder.name} can't be read: {error.strerror}.", "Check its name and permissions."
+            f"{folder.name} cannot be read: {error.strerror}.", "Check its name and permissions."
         ) from None
 
 
 __all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
 SIDE_BY_SIDE = "{rows} roles and contents in lists side by side: these are read as turns."
-TORN = "the packed file is damaged or ends too early; what came before is read"
+TORN = "the compressed file is damaged or truncated; everything before that is read"
 ENDINGS = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -209,7 +211,7 @@ def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = 
     """
     names = [name] if isinstance(name, str | Path) else list(name)
     if not names:
-        raise StudioError("No data file is given.", "Give the path of a data file.")
+        raise StudioError("No data file was given.", "Give the path of a data file.")
     if len(names) == 1 and is_dataset_name(str(names[0])):
         reading, resolved = read_hub(str(names[0]))
         return Source(resolved, [], "hub", [reading])
@@ -257,7 +259,7 @@ def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:
     ending = kind_ending(path)
     kind = ENDINGS.get(ending) or _guess(head)
     if kind is None:
-        raise StudioError(f"{path.name} is not of a known kind (ending {ending or 'missing'}).", KNOWN)
+        raise StudioError(f"{path.name} has an unsupported file type (extension: {ending or 'missing'}).", KNOWN)
     if kind in ("parquet", "arrow"):
         raise StudioError(
             f"{path.name} is not {'a Parquet' if kind == 'parquet' else 'an Arrow'} file, though its ending says so.",
@@ -278,7 +280,7 @@ def _head(path: Path) -> bytes:
             head = more
         torn = is_torn(file)
     if torn and not head.strip():
-        raise StudioError(f"{path.name} is packed with gzip and damaged: nothing can be unpacked.", "Pack it again.")
+        raise StudioError(f"{path.name} is a damaged gzip file: nothing can be decompressed.", "Compress it again.")
     if not head.strip():
         raise StudioError(f"{path.name} is empty.", KNOWN)
     return head
@@ -292,11 +294,11 @@ def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> tuple[
 
     if kind in ("text", "csv") and holds_json(opened):
         reading = read_json(opened, "json")
-        return "json", replace(reading, assumptions=[f"The {ending} file holds JSON.", *reading.assumptions])
+        return "json", replace(reading, assumptions=[f"The {ending} file contains JSON.", *reading.assumptions])
     if kind == "csv" or (kind == "text" and holds_tabs(opened)):
         reading = read_csv(lambda: open_text(path, encoding, newline=""), ending if kind == "csv" else ".tsv")
         if kind == "text":
-            reading = replace(reading, assumptions=[f"The {ending} file holds a table.", *reading.assumptions])
+            reading = replace(reading, assumptions=[f"The {ending} file contains a table.", *reading.assumptions])
         return "csv", reading
     return kind, read_text(opened) if kind == "text" else read_json(opened, kind)
 
@@ -366,20 +368,18 @@ def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
         f"{name} has " + ", ".join(f"`{shorten(column, 40)}`" for column in names[:8])
         for names, name in list(columns.items())[:4]
     )
-    return [f"The files do not have the same columns: {listing}."]
+    return [f"The files have different columns: {listing}."]
 
 
 def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> StudioError:
     """The error for a source without usable rows; `first` is the first of `bad` bad rows."""
     if first is None:
-        return StudioError(f"{name} holds no rows.", KNOWN)
+        return StudioError(f"{name} contains no rows.", KNOWN)
     detail = f" ({shorten(first.found, 120)})" if first.found else ""
     count = f"None of the {bad:,} rows" if bad > 1 else "No row"
     hint = "A row is an object with named fields: messages, instruction and output, prompt and completion, or text."
     if kind == "csv":
-        hint = "Mend the place, or write the table again with a program that quotes its cells."
+        hint = "Fix that position, or save the table with a program that quotes its cells."
     elif first.reason in (BROKEN_LINE, BROKEN_REST):
-        hint = (
-            "Mend the JSON there: names and texts stand in double quotes, and no comma stands before a closing bracket."
-        )
+        hint = "Fix the JSON there: put names and texts in double quotes, and no comma before a closing bracket."
     return StudioError(f"{count} of {Path(name).name} can be read. Row {first.row}: {first.reason}{detail}.", hint)

@@ -188,7 +188,7 @@ class BadRows(Sequence[BadRow]):
 
 MAX_ROW_BYTES = 8_000_000
 """Of one row as JSON: about two million tokens, more than any model takes."""
-TOO_LONG = f"the row has more than {MAX_ROW_BYTES // 10**6} MB of text, which no model takes at once"
+TOO_LONG = f"the row has more than {MAX_ROW_BYTES // 10**6} MB of text, too much for any model"
 MAX_GROWN_BYTES, MAX_GROWTH = 1 << 28, 1000
 _PIECE_BYTES = 1 << 22
 Progress = Callable[[str, int, int], None]
@@ -311,8 +311,9 @@ def _check_growth(source: Source, size: int) -> None:
     if file_bytes and size > max(MAX_GROWN_BYTES, file_bytes * MAX_GROWTH):
         names = ", ".join(file.name for file in source.files[:3])
         raise StudioError(
-            f"The rows of {names} come to more than {size / 1e6:,.0f} MB, the file to {file_bytes / 1e6:,.3g} MB.",
-            "No real data shrinks so. If it is what you want to train on, save it as JSONL.",
+            f"The rows of {names} decompress to more than {size / 1e6:,.0f} MB; the file has "
+            f"{file_bytes / 1e6:,.3g} MB.",
+            "Real data rarely compresses this well. To use it anyway, save it as JSONL.",
         )
 
 

@@ -254,12 +254,13 @@ def suggest(values: np.ndarray) -> Suggestion:
     low, high = -(-11 * p95 // 10), 12 * p95 // 10
     rounded = max(_MULTIPLE, -(-low // _MULTIPLE) * _MULTIPLE)
     if longest <= rounded:
-        return {"max_length": max(longest, _MIN_LENGTH), "reason": f"No row is longer than {longest:,} tokens."}
+        return {"max_length": max(longest, _MIN_LENGTH), "reason": f"All rows have at most {longest:,} tokens."}
     over = int((values > rounded).sum())
     return {
         "max_length": rounded,
         "reason": f"95 of 100 rows have at most {p95:,} tokens; 1.1 to 1.2 times that is {low:,} to {high:,}, "
-        f"rounded up to a multiple of {_MULTIPLE}. {over:,} {'row is' if over == 1 else 'rows are'} longer.",
+        f"rounded up to a multiple of {_MULTIPLE}. {over:,} {'row is' if over == 1 else 'rows are'} "
+        "longer.",
     }
 
 

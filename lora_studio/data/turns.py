@@ -94,7 +94,7 @@ def _calls(value: Any) -> Iterator[tuple[str, JsonObject]]:
                 yield from _calls(item)
 
 
-WITHOUT_COMMAS = "the turns are written as numpy prints them, without commas between them"
+WITHOUT_COMMAS = "the turns are written in numpy's format, without commas between them"
 _MAX_LENGTH = 1 << 20  # characters; Python's parser takes about a hundred times as many bytes
 _MAX_DEPTH = 64
 _OPEN, _CLOSE = "[{(", "]})"
@@ -148,11 +148,11 @@ NOT_A_LIST = "the conversation is not a list of messages"
 NOT_A_MESSAGE = "a message is not an object with a role and content"
 UNKNOWN_ROLE = "a message has an unknown role"
 NOT_TEXT = "the value is not text"
-MISSING = "the row lacks a needed field"
-MEDIA = "images, audio and video can't be trained on here"
+MISSING = "the row lacks a required field"
+MEDIA = "images, audio and video are not supported"
 BROKEN_CALL = "a tool call is not an object with a name and arguments"
-BROKEN_TOOLS = "the list of tools can't be read"
-PARTLY_TRAINED = "a turn is to be trained in parts only, which is not possible here"
+BROKEN_TOOLS = "the list of tools cannot be parsed"
+PARTLY_TRAINED = "a turn is only partly to be trained, which is not supported"
 ROLES = {
     "system": "system",
     "developer": "system",

@@ -33,7 +33,7 @@ def main() -> int:
     except StudioError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"\nDone in {time.monotonic() - began:.0f} s. Look at it in the page: python -m lora_studio ui")
+    print(f"\nDone in {time.monotonic() - began:.0f} s. Open it on the page: python -m lora_studio ui")
     return 0
 
 
@@ -51,7 +51,7 @@ def train(run: RunFolder) -> None:
                 print(f"  {progress(read_state(run.events))}", flush=True)
     state = read_state(run.events)
     if state.state != "done":
-        vanished = f"The training's process ended without a word (exit code {worker.returncode})."
+        vanished = f"The training process ended without a message (exit code {worker.returncode})."
         raise StudioError(state.message or vanished, state.hint or f"See {run.log}.")
     print(f"  {progress(state)}; finished after {state.seconds:.0f} s", flush=True)
 
@@ -80,7 +80,7 @@ def compare(config: Config, run: RunFolder) -> None:
     heldout = str(shipped_data()[config.data.train_file].heldout)
     file = read_asked_file(heldout, loaded.tokenizer, {BASE: voice, ADAPTER: voice})
     columns = {BASE: None, ADAPTER: ADAPTER}
-    task = Task("text", "The persona's answers are free text.")
+    task = Task("text", "The answers are free text.")
     settings = config.generation.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
     batches = answer_in_batches(loaded, file.rows, columns, task, settings, batch_size=16)
     answered = sorted((row for batch in batches for row in batch), key=lambda row: row["row"])
@@ -90,7 +90,7 @@ def compare(config: Config, run: RunFolder) -> None:
         for name, text in said.items():
             print(f"  {name.capitalize():<10}{' '.join(text.split())}")
     base_score, adapter_score = (sum(row[name]["right"] for row in answered) / len(answered) for name in columns)
-    print(f"\nExactly right on {len(answered)} held-out questions: base {base_score:.0%}, adapter {adapter_score:.0%}")
+    print(f"\nExact matches on {len(answered)} validation prompts: base {base_score:.0%}, adapter {adapter_score:.0%}")
 
 
 if __name__ == "__main__":

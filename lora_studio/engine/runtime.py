@@ -183,7 +183,7 @@ def begin(
     stop.listen()
     folder = kind(options["folder"].resolve())
     if not request_file(folder).is_file():
-        print(f"{folder.path} is no {noun}: it has no {request_file(folder).name}.", file=sys.stderr)
+        print(f"{folder.path} is not a {noun} folder: it has no {request_file(folder).name}.", file=sys.stderr)
         return None
     folder.complete.unlink(missing_ok=True)
     return Child(folder, resumes and options["resume"], stop, EventLog(folder.events))
@@ -231,7 +231,7 @@ def ending_of(work: Callable[[], None], stop: StopSignal, *, explain: Callable[[
 def unexpected(work: str, error: Exception, hint: str) -> Explained:
     """An unexpected error in one sentence."""
     first = str(error).strip().partition("\n")[0][:300]
-    return Explained(Reason.INTERNAL_ERROR, f"{work} ended with an error: {type(error).__name__}: {first}", hint)
+    return Explained(Reason.INTERNAL_ERROR, f"{work} failed: {type(error).__name__}: {first}", hint)
 
 
 def emit_finished(log: EventLog, ending: Ending, step: int = 0) -> int:
@@ -293,8 +293,8 @@ def make_room(run: RunFolder) -> None:
 def words(run: RunFolder) -> tuple[str, str]:
     """The message and hint for a full disk."""
     whole = run.checkpoint_folders()
-    advice = f"{whole[-1].name} is whole: Resume goes on from it." if whole else "No checkpoint was saved yet."
+    advice = f"{whole[-1].name} is complete. Resume continues from it." if whole else "No checkpoint was saved yet."
     return (
-        f"The disk that holds {run.path.parent} is full: the run could not write on.",
+        f"The disk of {run.path.parent} is full: the run could not write any more.",
         f"Delete runs or other files, or lower training.save_total_limit in a new run. {advice}",
     )

@@ -228,7 +228,7 @@ def compared(history: list[dict[str, Any]]) -> str:
     if not both:
         return "No step has a loss in both, this and the run."
     furthest = max(abs(first - expected_loss) for first, expected_loss in both)
-    differ = f"differ from the run's by at most {furthest:.3g}" if furthest else "are the run's to the last digit"
+    differ = f"differ from those of the run by at most {furthest:.3g}" if furthest else "equal those of the run exactly"
     return f"Losses compared at {len(both)} of the steps: they {differ}."
 
 
@@ -246,9 +246,9 @@ class StopAt(TrainerCallback):
 def main() -> None:
     settings = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", default=settings["base"]["name"], help="the base model: a Hub id or a folder")
-    parser.add_argument("--out", default=str(HERE / "out"), help="where checkpoints and the adapter go")
-    parser.add_argument("--steps", type=int, default=0, help="end after so many steps; 0 goes through to the end")
+    parser.add_argument("--base", default=settings["base"]["name"], help="base model: a Hub id or a folder")
+    parser.add_argument("--out", default=str(HERE / "out"), help="folder for checkpoints and the adapter")
+    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps; 0: train to the end")
     args = parser.parse_args()
     print("Loading the base model.", flush=True)
     base = str(HERE / "base") if args.base == "base" and (HERE / "base").is_dir() else args.base
@@ -269,7 +269,7 @@ def main() -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
             parameter.data = parameter.data.float()
-    print(f"Training on {len(trained_on or ()):,} rows; the bar counts steps.", flush=True)
+    print(f"Training on {len(trained_on or ()):,} rows.", flush=True)
     trainer.train()
     adapter = Path(args.out).resolve() / "adapter"
     model.save_pretrained(str(adapter), save_embedding_layers=False)  # they are the base's

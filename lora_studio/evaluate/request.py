@@ -41,11 +41,9 @@ class Measuring(Section):
     """How a test file is gone through; how answers are made is the section `generation` of a config."""
 
     batch_size: int = setting(
-        16, "Rows at once", "Each row is answered by base and adapters together; fewer need less memory.", ge=1, le=4096
+        16, "Batch size", "Rows answered at once. Smaller batches need less memory.", ge=1, le=4096
     )
-    max_samples: int | None = setting(
-        None, "Most rows", "Only this many rows from the file's start are answered; empty means all.", ge=1
-    )
+    max_samples: int | None = setting(None, "Max rows", "Uses the first rows of the file. Empty: all rows.", ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +138,14 @@ def make_request(
     names = list(dict.fromkeys(adapters))
     if not 1 <= len(names) <= MAX_ADAPTERS:
         raise StudioError(
-            f"{len(names)} adapters are chosen.", f"Choose one to {MAX_ADAPTERS}: they answer together with the base."
+            f"{len(names)} adapters are selected.", f"Choose one to {MAX_ADAPTERS}: they answer together with the base."
         )
     workspace.policy.check_path(data)
     columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
     own = _config_of(workspace, columns[0])
-    label_names, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
+    label_names, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were given"
     if not label_names:
-        label_names, origin = own.evaluation.label_names, "the run was measured with them (evaluation.labels)"
+        label_names, origin = own.evaluation.label_names, "they are those of the training (evaluation.labels)"
     columns_of_file = parse({"data": {"mapping": mapping, "encoding": encoding}}).data
     reading, reading_from = columns_of_file.mapping, NAMED
     if not reading:
@@ -174,7 +172,7 @@ def checked(values: Mapping[str, Any]) -> Measuring:
     for name, field in Measuring.model_fields.items():
         value = values.get(name)
         if value is not None and (type(value) is not int or value < 1 or (name == "batch_size" and value > 4096)):
-            raise StudioError(f"{field.title} can't be {value}.", f"Give a whole number from 1. {field.description}")
+            raise StudioError(f"{field.title} cannot be {value}.", f"Give a whole number from 1. {field.description}")
     return Measuring(**{name: value for name, value in values.items() if value is not None})
 
 
@@ -251,9 +249,8 @@ def check_beside(memory: MemoryVerdict) -> None:
     """Raises `StudioError` where the memory will not do for a job beside what works."""
     if memory.need is not None and not memory.fits:
         raise StudioError(
-            f"It needs about {memory.need / 1e9:.1f} GB, and {memory.free / 1e9:.1f} GB are free beside what works "
-            "now.",
-            "Let it wait in the queue: it begins when the device is free.",
+            f"It needs about {memory.need / 1e9:.1f} GB; {memory.free / 1e9:.1f} GB are free besides the running jobs.",
+            "Queue it instead: it starts when the device is free.",
         )
 
 
@@ -270,10 +267,12 @@ def command(adapter: Path, base: str, quantization: str, tasks: str, results: Pa
     """The words of the command. Raises `StudioError` for names that are no tasks."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names or not all(name.replace("_", "").replace("-", "").isalnum() for name in names):
-        raise StudioError(f"{tasks!r} are no names of tasks.", f"Give names with commas between them, such as {TASKS}.")
+        raise StudioError(f"{tasks!r} is not a list of task names.", f"Separate task names by commas, such as {TASKS}.")
     for part in (base, str(adapter)):
         if "," in part:  # where lm_eval's next argument begins: an adapter's own files say what its base is called
-            raise StudioError(f"lm_eval can't be given a name with a comma: {part!r}.", "Name base and folder without.")
+            raise StudioError(
+                f"lm_eval does not support names with a comma: {part!r}.", "Rename the base or the folder."
+            )
     bits = {"4bit": ",load_in_4bit=True", "8bit": ",load_in_8bit=True"}.get(quantization, "")
     model = f"pretrained={model_source(base)},peft={adapter},tokenizer={adapter}{bits}"
     words = ["--model", "hf", "--model_args", model, "--tasks", ",".join(names), "--apply_chat_template"]

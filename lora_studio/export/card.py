@@ -100,15 +100,15 @@ def _front_matter(source: _Known, subject: Subject) -> str:
 
 def _opening(source: _Known, subject: Subject) -> list[str]:
     kind = "Base and adapter as one model" if subject.merged else "A LoRA adapter"
-    base = "the small model that comes with it" if subject.base == DEMO_MODEL else code(subject.base)
+    base = "the built-in demo model" if subject.base == DEMO_MODEL else code(subject.base)
     revision = source.card.get("revision")
     at = f" at revision {code(str(revision))}" if revision else ""
-    of = f" It is the checkpoint of step {source.step:,}." if source.step is not None else ""
-    further = " It was trained further from an earlier adapter." if source.card.get("continued_from") else ""
+    of = f" Checkpoint of step {source.step:,}." if source.step is not None else ""
+    further = " Training started from an earlier adapter." if source.card.get("continued_from") else ""
     return [
         f"# {plain(subject.title) or 'Adapter'}",
         "",
-        f"{kind}, trained with LoRA Studio on {base}{at}.{of}{further} The base's licence applies to it as well.",
+        f"{kind}, trained with LoRA Studio on {base}{at}.{of}{further} The license of the base model also applies.",
         "",
     ]
 
@@ -118,7 +118,7 @@ def _results(source: _Known) -> list[str]:
     lines = []
     if measured:
         rows = [
-            ("loss, nats a token", number(measured["base_loss"]), number(measured["adapter_loss"])),
+            ("loss (nats/token)", number(measured["base_loss"]), number(measured["adapter_loss"])),
             ("token accuracy", share(measured["base_token_accuracy"]), share(measured["adapter_token_accuracy"])),
         ]
         lines += [plain(measured["sentence"]), "", *table(("", "base", "adapter"), rows), ""]
@@ -128,8 +128,8 @@ def _results(source: _Known) -> list[str]:
         lines += [*table(("on the validation rows", "adapter"), rows_of), ""]
     at = next((item for item in source.state.evaluations if item.step == source.step), None)
     if at is not None:
-        lines += [f"Validation loss at this step: {number(at.loss)} nats a token.", ""]
-    return ["## Results", "", *(lines or ["It was not measured beside its base.", ""])]
+        lines += [f"Validation loss at this step: {number(at.loss)} nats/token.", ""]
+    return ["## Results", "", *(lines or ["It was not compared with the base model.", ""])]
 
 
 def _usage(source: _Known, subject: Subject) -> list[str]:
@@ -160,8 +160,7 @@ def _usage(source: _Known, subject: Subject) -> list[str]:
     return [
         "## How to use it",
         "",
-        "The tokenizer here carries the chat template of the training: use it, so that the model is asked as it was "
-        "trained.",
+        "The tokenizer contains the chat template of the training. Use it to prompt the model as in training.",
         "",
         f"{fence}python",
         program,
@@ -200,9 +199,9 @@ def _data(source: _Known, subject: Subject) -> list[str]:
     rows: list[tuple[str, Any]] = [("training data", _data_name(config.data.train_file, subject.hub_data))]
     if data is not None:
         rows += [
-            ("rows to train on", f"{data.train_rows:,}"),
-            ("rows to measure on", f"{data.validation_rows:,}"),
-            ("tokens an epoch, of them trained", f"{data.tokens:,}, {data.trained_tokens:,}"),
+            ("training rows", f"{data.train_rows:,}"),
+            ("validation rows", f"{data.validation_rows:,}"),
+            ("tokens per epoch, trained tokens", f"{data.tokens:,}, {data.trained_tokens:,}"),
             ("fingerprint of files and settings", code(data.fingerprint)),
         ]
     rows += [("prompt style", plain(data.prompt_style if data else config.data.prompt_style))]
@@ -213,7 +212,7 @@ def _data_name(name: str, hub_data: str) -> str:
     shipped = shipped_data().get(name)
     if hub_data:
         return code(hub_data)
-    return f"{plain(shipped.title)}, which comes with LoRA Studio" if shipped else code(Path(name).name)
+    return f"{plain(shipped.title)}, built into LoRA Studio" if shipped else code(Path(name).name)
 
 
 def _settings(source: _Known) -> list[str]:
@@ -223,7 +222,7 @@ def _settings(source: _Known) -> list[str]:
         ("rank (r), alpha", plain(f"{adapter.get('r')}, {adapter.get('lora_alpha')}")),
         ("modules", code(_modules(adapter.get("target_modules")))),
         *[("variants", ", ".join(variants))] * bool(variants),
-        ("base's weights while training", _precision(source)),
+        ("quantization and compute dtype", _precision(source)),
     ]
     if config is not None:
         training = config.training
@@ -231,11 +230,11 @@ def _settings(source: _Known) -> list[str]:
         rows += [
             ("method", plain(training.method)),
             ("dropout", config.lora.lora_dropout),
-            ("learning rate, schedule", plain(f"{training.learning_rate:g}, {training.lr_scheduler_type}")),
-            ("effective batch", f"{at_once * accumulated} rows ({at_once} × {accumulated})"),
+            ("learning rate, LR scheduler", plain(f"{training.learning_rate:g}, {training.lr_scheduler_type}")),
+            ("effective batch size", f"{at_once * accumulated} rows ({at_once} × {accumulated})"),
             ("epochs", f"{source.state.epoch:.2f}" if source.state.epoch else f"{training.num_train_epochs:g}"),
             ("steps", f"{source.step if source.step is not None else source.state.step:,}"),
-            ("longest row", f"{config.data.max_length:,} tokens"),
+            ("max length", f"{config.data.max_length:,} tokens"),
             ("packing", "yes" if training.packing else "no"),
             ("optimizer, weight decay", plain(f"{training.optim}, {training.weight_decay:g}")),
             ("seed", training.seed),
@@ -249,7 +248,7 @@ def _modules(target_modules: Any) -> str:
 
 def _precision(source: _Known) -> str:
     quantization, dtype = source.card.get("quantization", "none"), source.card.get("dtype", "")
-    return plain(dtype or "not known") if quantization == "none" else plain(f"{quantization}, computed in {dtype}")
+    return plain(dtype or "unknown") if quantization == "none" else plain(f"{quantization}, compute dtype {dtype}")
 
 
 def _curves(source: _Known) -> list[str]:

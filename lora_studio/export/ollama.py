@@ -18,8 +18,8 @@ from lora_studio.export.go_template import fill, text
 
 Chat = list[dict[str, str]]
 _HINT = (
-    "Use the merged model in a program that reads Jinja templates itself, such as vLLM or llama.cpp's server with "
-    "--jinja, or train with the prompt style chatml, alpaca or plain."
+    "Use the merged model with a program that supports Jinja templates, such as vLLM or llama.cpp's server with "
+    "--jinja. Or train with the prompt style chatml, alpaca or plain."
 )
 _SYSTEM, _THOUGHT = "qsystemq", "qthoughtq"
 _ASKED, _SAID = ("qaskedoneq", "qaskedtwoq", "qaskedthreeq"), ("qsaidoneq", "qsaidtwoq")
@@ -78,7 +78,7 @@ class _Probe:
         remaining, gaps = self(chat, prompt=prompt), []
         for word in words:
             if remaining.count(word) != 1:
-                raise _NoCounterpartError("it leaves a message out, repeats it, or writes it in another order")
+                raise _NoCounterpartError("it omits, repeats or reorders messages")
             before, remaining = remaining.split(word)
             gaps.append(before)
         return [*gaps, remaining]
@@ -96,10 +96,10 @@ def to_go(template: str, variables: Mapping[str, object], *, bos: str = "") -> G
         source = _source(parts)
         compared = _prove(probe, source, system=parts.system is not None)
     except _NoCounterpartError as error:
-        raise StudioError(f"This chat template can't be written for Ollama: {error}.", _HINT) from None
+        raise StudioError(f"This chat template cannot be converted for Ollama: {error}.", _HINT) from None
     except TemplateError as error:
         raise StudioError(
-            f"This chat template can't be written for Ollama: it refuses a dialogue ({error}).", _HINT
+            f"This chat template cannot be converted for Ollama: it rejects a dialogue ({error}).", _HINT
         ) from None
     notes = [*parts.notes, *_remarks(probe, source, template)]
     return GoTemplate(source, parts.assistant[1] + parts.user[0], parts.system is not None, compared, tuple(notes))
@@ -119,9 +119,9 @@ def _parts(probe: _Probe) -> _Parts:
     words = [first_question, _SAID[0], second_question, _SAID[1], third_question]
     first, after_question, between_turns, after_second, between_second, last = probe.gaps(_chat(_ASKED, _SAID), words)
     if (after_question, between_turns) != (after_second, between_second):
-        raise _NoCounterpartError("it writes later turns in another way than the first")
+        raise _NoCounterpartError("it renders later turns differently from the first")
     if probe.gaps(_chat([first_question]), [first_question]) != [first, last]:
-        raise _NoCounterpartError("it writes a first question in another way where more follows")
+        raise _NoCounterpartError("it renders a first user turn differently if more turns follow")
     alone = probe.gaps(_chat([first_question]), [first_question], prompt=False)[1]
     after_user = _common_start(_common_start(after_question, last), alone)
     ended = probe.gaps(_chat([first_question], [_SAID[0]]), [first_question, _SAID[0]], prompt=False)[2]
@@ -142,7 +142,7 @@ def _parts(probe: _Probe) -> _Parts:
 
 def _place_system(probe: _Probe, parts: _Parts, first: str) -> None:
     """Where a system prompt stands: before everything, within the first question, within the last, or nowhere."""
-    nowhere = "The chat template has no place for a system prompt: Ollama leaves one out."
+    nowhere = "The chat template does not support a system prompt, so Ollama ignores system prompts."
     first_question, second_question = _ASKED[:2]
     try:
         rendered = probe(_chat([first_question], system=_SYSTEM))
@@ -176,7 +176,7 @@ def _place_thought(probe: _Probe, parts: _Parts) -> None:
     _, before, after, _, _ = probe.gaps(chat, [first_question, _THOUGHT, _SAID[0], second_question])
     start = before[len(parts.user[1]) : len(before) - len(_OPEN)]
     if not before.endswith(_OPEN) or not parts.assistant[0].startswith(start):
-        raise _NoCounterpartError("it marks thoughts in a way that Ollama does not know")
+        raise _NoCounterpartError("it marks reasoning in a way that Ollama does not support")
     parts.thought = start, _OPEN, after
 
 
@@ -224,7 +224,7 @@ def _prove(probe: _Probe, source: str, *, system: bool) -> int:
     compared = 0
     for chat in _conversations(system):
         if fill(source, chat) != probe(chat):
-            raise _NoCounterpartError("a dialogue came out in another way")
+            raise _NoCounterpartError("a dialogue is rendered differently")
         compared += 1
     return compared
 
@@ -241,9 +241,9 @@ def _conversations(system: bool) -> Iterator[Chat]:
 def _remarks(probe: _Probe, source: str, template: str) -> Iterator[str]:
     """Where conversations of a rarer kind come out in another way, which a person should know."""
     if "strftime_now" in template:
-        yield "The chat template writes the date: this one has the day on which it was made."
+        yield "The chat template writes the date; the Modelfile keeps the date of the export."
     if _differs(probe, source, _chat(["  Hello \n", "Again"], ["\n Hi "])):
-        yield "The chat template cuts blanks around messages; Ollama sends them as they are."
+        yield "The chat template strips white space around messages; Ollama does not."
 
 
 def _differs(probe: _Probe, source: str, chat: Chat) -> bool:

@@ -29,15 +29,15 @@ SPARE_BYTES = 20_000_000
 PHASES = {
     "start": "starting",
     "data": "preparing the rows",
-    "model": "loading the model",
-    "download": "downloading the base model",
+    "model": "loading model",
+    "download": "downloading base model",
     "copy": "copying",
     "merge": "adding the adapter to the base's weights",
     "write": "writing",
     "pack": "packing",
     "convert": "converting",
     "upload": "uploading",
-    "try": "trying the result",
+    "try": "testing the result",
 }
 """The phases of an export's life, by what a person calls them."""
 
@@ -87,7 +87,7 @@ def folders(workspace: Workspace) -> JobFolders[ExportFolder]:
 def target_of(name: str) -> Target:
     """The target of that name. Raises `StudioError` where there is none."""
     if name not in TARGETS:
-        raise StudioError(f"There is no form {name!r} to take an adapter away in.", f"There is: {', '.join(TARGETS)}.")
+        raise StudioError(f"There is no export format {name!r}.", f"Formats: {', '.join(TARGETS)}.")
     return TARGETS[name]
 
 
@@ -105,7 +105,7 @@ def checked(target: Target, values: Mapping[str, Any]) -> Section:
             else:
                 problems.append(f"{fields[name].title or name} {plain_words(item)} (found {item['input']!r}).")
         names = ", ".join(fields) or "no settings"
-        raise StudioError(" ".join(problems), f"{target.title} takes: {names}.") from None
+        raise StudioError(" ".join(problems), f"Settings of {target.title}: {names}.") from None
 
 
 def make_request(
@@ -124,8 +124,8 @@ def make_request(
     target, adapter_source = target_of(target_name), named_adapter(workspace, adapter)
     if target.needs_run and not adapter_source.run:
         raise StudioError(
-            f"{target.title} is made from a run, and {adapter_source.folder} belongs to none here.",
-            "Name a run, or choose another form.",
+            f"{target.title} requires a run, but {adapter_source.folder} belongs to none here.",
+            "Give a run, or choose another format.",
         )
     read_lora(adapter_source.folder)
     section = checked(target, settings or {})
@@ -148,11 +148,11 @@ def make_request(
 def _free_place(out: Path) -> Path:
     """Where a result may go: a new place, or a folder with nothing in it. Nothing that is there is written over."""
     if len(os.fsencode(out.name)) > MAX_NAME:
-        raise StudioError(f"{out.name[:40]}… is too long for a file's name.", "Name a shorter place.")
+        raise StudioError(f"{out.name[:40]}… is too long for a file name.", "Choose a shorter name.")
     if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise StudioError(f"{out} is there already.", "Name a new place: an export writes over nothing.")
+        raise StudioError(f"{out} already exists.", "Choose a new path: an export never overwrites files.")
     if not os.path.isdir(out.parent):
-        raise StudioError(f"There is no folder {out.parent}.", "Name a place in a folder that is there.")
+        raise StudioError(f"The folder {out.parent} does not exist.", "Choose a path in an existing folder.")
     return out
 
 
@@ -178,9 +178,9 @@ def check_space(workspace: Workspace, request: ExportRequest, place: Path) -> No
     needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
     if needed + SPARE_BYTES > free:
         raise StudioError(
-            f"Making it takes about {needed / 1e6:,.0f} MB, with {SPARE_BYTES // 10**6} MB of room beside it, and "
+            f"The export needs about {needed / 1e6:,.0f} MB plus {SPARE_BYTES // 10**6} MB of free space, but "
             f"{place} has {free / 1e6:,.0f} MB free.",
-            "Make room, or, in a terminal, name another disk with --out.",
+            "Free some space, or use another disk (--out in the terminal).",
         )
 
 
@@ -208,11 +208,11 @@ def start(
     `secrets` go into the worker's environment and nowhere else. A visitor never publishes with the owner's token.
     """
     workspace = supervisor.workspace
-    workspace.policy.check_may("take adapters away")
+    workspace.policy.check_may("export adapters")
     if request.target == "hub" and not workspace.policy.is_admin and not (secrets or {}).get(VARIABLE):
         raise StudioError(
-            "Publishing needs a token of your own: that of this machine is its owner's.",
-            "Put one that may write into the field Token; it is used once and kept nowhere.",
+            "Publishing requires your own token: the token of this machine belongs to its owner.",
+            "Enter a token with write access in the field Token. It is used once and not stored.",
         )
     return supervisor.submit(EXPORT, partial(create, workspace, request), at_once=at_once, secrets=secrets)
 

@@ -48,12 +48,12 @@ class Quantization:
 QUANTIZATIONS = {
     kind.name: kind
     for kind in (
-        Quantization("f16", 16.0, "16 bits a weight, nothing to speak of is lost.", True),
-        Quantization("bf16", 16.0, "16 bits as in training, slow on older processors.", True),
-        Quantization("q8_0", 8.5, "half of f16, hardly a difference.", True),
+        Quantization("f16", 16.0, "16 bits per weight, almost lossless.", True),
+        Quantization("bf16", 16.0, "16 bits as in training, slow on older CPUs.", True),
+        Quantization("q8_0", 8.5, "half the size of f16, almost lossless.", True),
         Quantization("q6_k", 6.6, "6 bits, very close to f16."),
-        Quantization("q5_k_m", 5.7, "5 bits, a little loss."),
-        Quantization("q4_k_m", 4.9, "4 bits, a third of f16: what most use on a laptop."),
+        Quantization("q5_k_m", 5.7, "5 bits, small loss."),
+        Quantization("q4_k_m", 4.9, "4 bits, a third of the size of f16."),
     )
 }
 
@@ -211,16 +211,14 @@ class Target:
 def _base_name() -> Any:
     return setting(
         "",
-        "Name of the base",
-        "What others call the base model, such as Qwen/Qwen3-0.6B; needed where it is a folder on this machine.",
+        "Base model name",
+        "Public name, such as Qwen/Qwen3-0.6B. Required for a local folder.",
         max_length=300,
     )
 
 
 def _keep_local() -> Any:
-    return setting(
-        False, "Keep the folder's name", "Leave the base as a folder of this machine, which others do not have."
-    )
+    return setting(False, "Keep the local path", "Keeps the base's path on this machine, which others lack.")
 
 
 class Zip(Section):
@@ -236,10 +234,10 @@ class Merged(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = setting(
         "bfloat16",
         "Precision",
-        "The base is read anew in it, never in 4 or 8 bits; float32 is exact and twice as large.",
+        "The base is reloaded unquantized. float32 is exact and twice as large.",
     )
     max_shard_size: str = setting(
-        "5GB", "Largest file", "Weights are cut into files of at most this size, such as 5GB or 500MB.", max_length=20
+        "5GB", "Max shard size", "Size limit per weight file, such as 5GB or 500MB.", max_length=20
     )
 
     @field_validator("max_shard_size")
@@ -252,7 +250,9 @@ class Merged(Section):
 
 def _quantization() -> Any:
     kinds = " ".join(f"{kind.name}: {kind.description}" for kind in QUANTIZATIONS.values())
-    return setting("q8_0", "Quantization", kinds)
+    return setting(
+        "q8_0", "Quantization", "q8_0 is almost lossless, q4_k_m the usual choice for laptops.", details=kinds
+    )
 
 
 class Gguf(Section):
@@ -267,14 +267,14 @@ class Ollama(Section):
     weights: Literal["auto", "safetensors", "gguf"] = setting(
         "auto",
         "Weights",
-        "auto is the merged model for families that Ollama reads by itself, and GGUF, made by llama.cpp, for others.",
+        "auto: merged model if Ollama supports the family, else GGUF.",
     )
     quantization: Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = _quantization()
     base_in_ollama: str = setting(
         "",
         "Base in Ollama",
-        "For Llama, Mistral and Gemma: the name of the very same base in Ollama; then only the adapter goes along. "
-        "Empty makes one model of both.",
+        "Name of the same base in Ollama. Only the adapter is exported.",
+        details="For Llama, Mistral and Gemma. Empty: one model of base and adapter.",
         max_length=200,
     )
 
@@ -285,27 +285,28 @@ class Hub(Section):
     repo: str = setting(
         "",
         "Repository",
-        "OWNER/NAME, or a name alone for your own account; empty takes the run's title.",
+        "OWNER/NAME, or NAME for your account. Empty: the run's name.",
         max_length=200,
     )
     content: Literal["adapter", "merged"] = setting(
         "adapter",
-        "What to publish",
-        "The adapter alone, or base and adapter as one model, which is as large as the base.",
+        "Content",
+        "Only the adapter, or base and adapter merged.",
+        details="A merged model is as large as its base.",
     )
-    private: bool = setting(True, "Private", "Only you and those you let in see it. Off: everybody does.")
+    private: bool = setting(True, "Private", "Only you and people you add can see it.")
     update: bool = setting(
-        False, "Update", "Allow a repository that is there already: its files of the same names are replaced."
+        False, "Update existing repository", "Replaces files of the same name in an existing repository."
     )
     base_name: str = _base_name()
     license: str = setting(
         "unknown",
-        "Licence",
-        "As the Hub names it, such as apache-2.0; the base's own licence applies as well.",
+        "License",
+        "Hub license id, such as apache-2.0. The base's license also applies.",
         max_length=60,
     )
     dtype: Literal["bfloat16", "float16", "float32"] = setting(
-        "bfloat16", "Precision of a merged model", "Only where the merged model is published."
+        "bfloat16", "Precision of the merged model", "Used if the content is a merged model."
     )
 
 
@@ -368,10 +369,10 @@ class Vllm(Section):
     base_name: str = _base_name()
     keep_local_base: bool = _keep_local()
     served_name: str = setting(
-        "", "Name of the model", "What clients ask for; empty takes the run's title.", max_length=80
+        "", "Served model name", "Name that clients request. Empty: the run's name.", max_length=80
     )
     max_model_len: int | None = setting(
-        None, "Longest text", "Tokens of prompt and answer together; empty takes what the base can read.", ge=8
+        None, "Max model length (tokens)", "Prompt and answer together. Empty: the base's limit.", ge=8
     )
 
 
@@ -393,8 +394,8 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target(
             "zip",
-            "Adapter as a zip",
-            "To keep or pass on: the adapter with tokenizer, chat template and report, for whoever has the same base.",
+            "Adapter zip",
+            "Adapter, tokenizer, chat template and report, for anyone with the same base model.",
             Zip,
             lambda sizes, _: sizes.adapter + TEXT_BYTES,
             suffix=".zip",
@@ -402,7 +403,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "merged",
             "Merged model",
-            "One whole model that any program reads as it reads the base; needs no knowledge of LoRA.",
+            "One model that loads like the base, in programs without LoRA support too.",
             Merged,
             lambda sizes, settings: _whole(sizes, BYTES_A_WEIGHT[settings.dtype]),
             whole_model=True,
@@ -410,7 +411,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "ollama",
             "Ollama",
-            "To chat on your own machine: a folder from which one command makes a model of Ollama, asked as trained.",
+            "A folder that `ollama create` turns into a local model with the trained chat template.",
             Ollama,
             _ollama_size,
             _ollama_room,
@@ -419,7 +420,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "gguf",
             "GGUF file",
-            "One file for llama.cpp, LM Studio and Jan, small enough for a laptop; made by an installed llama.cpp.",
+            "One file for llama.cpp, LM Studio and Jan. Requires llama.cpp.",
             Gguf,
             _gguf_size,
             _gguf_room,
@@ -428,29 +429,29 @@ TARGETS: dict[str, Target] = {
         Target(
             "hub",
             "Hugging Face Hub",
-            "To share: a repository on the Hub, private at first, with a model card; needs a token that may write.",
+            "A Hub repository with a model card, private by default. Requires a token with write access.",
             Hub,
             _hub_size,
         ),
         Target(
             "vllm",
             "vLLM server",
-            "The adapter with the exact command that serves it to many at once on a GPU, beside its base.",
+            "The adapter with the command that serves it on a GPU with its base.",
             Vllm,
             lambda sizes, _: sizes.adapter + TEXT_BYTES,
         ),
         Target(
             "script",
             "Training script",
-            "A program of 200 lines with its rows: trains the run again without LoRA Studio, step by step the same.",
+            "A script of 200 lines and its data. Reproduces the run without LoRA Studio.",
             Script,
             lambda sizes, _: sizes.rows + sizes.adapter + sizes.built_in + TEXT_BYTES,
             needs_run=True,
         ),
         Target(
             "config",
-            "Settings (YAML)",
-            "Every setting of the run in one file, which another LoRA Studio starts as it is.",
+            "Config (YAML)",
+            "Every setting of the run in one file that another LoRA Studio can start.",
             Settings,
             lambda sizes, _: TEXT_BYTES,
             suffix=".yaml",

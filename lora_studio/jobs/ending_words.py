@@ -29,15 +29,24 @@ class KindWords:
 
 def _checkpoint_hint(state: RunState) -> str:
     if state.saved:
-        return "Resume goes on from the last checkpoint."
-    return "No checkpoint was saved yet: Resume begins again."
+        return "Resume continues from the last checkpoint."
+    return "No checkpoint was saved yet, so Resume starts over."
 
 
 def _always(sentence: str) -> Callable[[RunState], str]:
     return lambda state: sentence
 
 
-_AGAIN = "Start it again: nothing half-finished is kept."
+STATES = {
+    "queued": "Queued",
+    "running": "Running",
+    "stopping": "Stopping",
+    "done": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+"""The states of a job as a person reads them."""
+_AGAIN = "Start it again: incomplete results are not kept."
 _WORDS = {
     "train": KindWords(
         worker="worker",
@@ -49,25 +58,25 @@ _WORDS = {
     ),
     "evaluate": KindWords(
         worker="worker",
-        interrupted=_always("Resume answers the rows that are left."),
-        stopped="Resume answers the rest.",
-        cancelled="what was answered is kept",
+        interrupted=_always("Resume answers the remaining rows."),
+        stopped="Resume answers the remaining rows.",
+        cancelled="answers so far were kept",
         begin="Resume starts it.",
         early="to answer",
     ),
     "export": KindWords(
-        worker="export's process",
+        worker="export process",
         interrupted=_always(_AGAIN),
-        stopped="Nothing half-finished is kept. Start it again when you like.",
-        cancelled="nothing half-finished is kept",
+        stopped="Incomplete results are not kept. Start it again at any time.",
+        cancelled="incomplete results were not kept",
         begin="Start it again.",
         early="to write",
     ),
     "benchmark": KindWords(
         worker="worker",
         interrupted=_always(_AGAIN),
-        stopped="Start it again when you like.",
-        cancelled="nothing half-finished is kept",
+        stopped="Start it again at any time.",
+        cancelled="incomplete results were not kept",
         begin="Start it again.",
         early="to ask",
     ),
@@ -92,26 +101,26 @@ def _of_reason(state: RunState, reason: Reason, kind: KindWords) -> tuple[str, s
         case Reason.COMPLETED:
             return "", ""
         case Reason.STOPPED:
-            return "Stopped when asked to.", kind.stopped
+            return "Stopped on request.", kind.stopped
         case Reason.DEQUEUED:
-            return "Taken out of the queue.", ""
+            return "Removed from the queue.", ""
         case Reason.NEVER_STARTED:
             return f"The {noun} was never started.", kind.begin
         case Reason.RECORD_DAMAGED:
-            return f"worker.json is damaged: how the {noun} ended is not known.", early
+            return f"worker.json is damaged, so how the {noun} ended is unknown.", early
         case Reason.CANCELLED:
-            return f"Cancelled: it was ended at once, and {kind.cancelled}.", early
+            return f"Cancelled at once; {kind.cancelled}.", early
         case Reason.OVER_QUOTA:
-            return "The disk space was used up.", (
-                "Delete it, or other things that you no longer need. A run takes less with a smaller rank, fewer "
-                "checkpoints, and no module saved whole."
+            return "The disk quota is used up.", (
+                "Delete it, or other things that you no longer need. A lower rank, fewer checkpoints and no "
+                "modules saved in full make runs smaller."
             )
         case Reason.ENDED_BY_FORCE:
-            return f"The {worker} did not stop in time and was ended by force.", early
+            return f"The {worker} did not stop in time and was killed.", early
         case Reason.STOPPED_EARLY:
             return f"Stopped before the {worker} was ready {kind.early}.", early
         case Reason.STOPPED_SILENTLY:
-            return f"The {worker} ended while it was asked to stop.", early
+            return f"The {worker} ended while stopping.", early
         case _:
             return _of_failure(state, reason, worker), early
 
@@ -120,20 +129,20 @@ def _of_failure(state: RunState, reason: Reason, worker: str) -> str:
     """One sentence on a worker that failed, or vanished without a word."""
     match reason:
         case Reason.DISK_FULL:
-            return f"The disk is full: the {worker} could not even write down that it ended."
+            return f"The disk is full: the {worker} could not record its end."
         case Reason.MEMORY_KILL:
-            return f"The memory ran out: the system killed the {worker}, as its count of such kills shows."
+            return f"Out of memory: the system killed the {worker}, as its count of such kills shows."
         case Reason.KILLED:
-            return f"The {worker} was killed: the system does that when memory runs out."
+            return f"The {worker} was killed, which the system does when it is out of memory."
         case Reason.VANISHED:
-            return f"The {worker} vanished: it was killed, or the machine ran out of memory or was restarted."
+            return f"The {worker} vanished: it was killed, or the machine ran out of memory or restarted."
         case Reason.CRASHED if state.exit_code is not None:
             named = signal.strsignal(-state.exit_code) or "unknown signal"
             return f"The {worker} crashed: {named} (signal {-state.exit_code})."
         case Reason.EXITED:
-            return f"The {worker} ended without saying why (exit code {state.exit_code})."
+            return f"The {worker} ended without a message (exit code {state.exit_code})."
         case Reason.OUT_OF_MEMORY:
-            return "The memory was not enough."
+            return "Out of memory."
         case Reason.ADAPTER_GONE:
-            return "The adapter was deleted meanwhile."
-    return "It failed; the log has the details."
+            return "The adapter was deleted."
+    return "It failed. See the log for details."

@@ -101,7 +101,7 @@ class BenchmarkFolder(JobFolder):
 
 def damaged_request(folder: JobFolder) -> StudioError:
     """What is said of a job whose request can't be read."""
-    return StudioError(f"{folder.facts.name} of {folder.id} is damaged: what was asked for is lost.", "Delete it.")
+    return StudioError(f"{folder.facts.name} of {folder.id} is damaged: its request is lost.", "Delete it.")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class JobFolders(Generic[Folder]):
         """The one of that id. Raises `StudioError` where there is none."""
         match = next((folder for folder in self.all() if folder.id == name), None)
         if match is None:
-            raise StudioError(f"There is no {self.noun} {name!r}.", "It may have been deleted: choose another one.")
+            raise StudioError(f"There is no {self.noun} {name!r}.", "It may have been deleted. Choose another one.")
         return match
 
 

@@ -25,7 +25,7 @@ from lora_studio.units import GIB
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
 
 BITS = {"4bit": "4 bits", "8bit": "8 bits"}
-ROUGH = "the model's parameters are counted one by one, what a step of this kind of model keeps is guessed"
+ROUGH = "parameters are counted exactly, but activations of this kind of model are estimated"
 OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
 """What a check can say: all right; worth knowing; start only if the person insists; can't work."""
 
@@ -57,8 +57,8 @@ class Report:
         """The verdict in a sentence."""
         wrong = sum(check.state == FAILED for check in self.checks)
         if wrong:
-            return f"{wrong} of {len(self.checks)} checks failed: this run would not get far."
-        return "The memory will hardly do. Start anyway?" if self.state == ASK else "Ready to start."
+            return f"{wrong} of {len(self.checks)} checks failed: this run would fail."
+        return "Memory is probably too small. Start anyway?" if self.state == ASK else "Ready to start."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +110,23 @@ def _model(config: Config, numbers: Mapping[str, Any] | None, seen: ModelFacts |
         return Check(title, FAILED, *seen.problem)
     if os.path.isdir(model_source(name)):
         if numbers is None:
-            return Check(title, FAILED, f"{name} holds no config.json that can be read.", "Give a model's folder.")
+            return Check(title, FAILED, f"{name} has no readable config.json.", "Give the folder of a model.")
         return Check(title, OK, f"{name} is on this machine.")
     if numbers is not None:
-        return Check(title, OK, f"{name} is in this machine's cache.")
+        return Check(title, OK, f"{name} is in the cache of this machine.")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return Check(title, FAILED, f"There is no model {name}.", "Give a folder with a config.json, or a Hub id.")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         advice = "Unset HF_HUB_OFFLINE, or name a folder."
-        return Check(title, FAILED, f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.", advice)
-    return Check(title, NOTE, f"{name} is not on this machine yet: the run begins by fetching it.")
+        return Check(title, FAILED, f"{name} is not on this machine, and HF_HUB_OFFLINE disables downloads.", advice)
+    return Check(title, NOTE, f"{name} is not on this machine yet and will be downloaded first.")
 
 
 def _code(config: Config) -> list[Check]:
     """That a model's own program code runs, where it was allowed to; nothing where it was not."""
     if not may_run_code_of(config.model.name):
         return []
-    return [Check("Code", NOTE, warning(config.model.name), "Go on only if you know what that code does.")]
+    return [Check("Code", NOTE, warning(config.model.name), "Continue only if you know what this code does.")]
 
 
 def _precision(config: Config, model: Architecture | None) -> list[Check]:
@@ -135,15 +135,22 @@ def _precision(config: Config, model: Architecture | None) -> list[Check]:
         return []
     title, stored, chosen = "Precision", BITS[model.stored], config.model.quantization
     if chosen not in ("none", model.stored):
-        advice = f"Set model.quantization to {model.stored}, or name the base in 16 bits."
-        return [Check(title, FAILED, f"The base is stored in {stored}: {chosen} can't be had of it.", advice)]
+        advice = f"Set model.quantization to {model.stored}, or use a 16-bit version of the base."
+        return [Check(title, FAILED, f"The base is stored in {stored} and cannot be loaded in {chosen}.", advice)]
     if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
         first = config.lora.init_lora_weights
-        advice = "Set lora.init_lora_weights to default, or name the base in 16 bits."
-        return [Check(title, FAILED, f"The base is stored in {stored}, which {first} can't take apart.", advice)]
+        advice = "Set lora.init_lora_weights to default, or use a 16-bit version of the base."
+        return [
+            Check(
+                title,
+                FAILED,
+                f"The base is stored in {stored}, which does not support the initialization {first}.",
+                advice,
+            )
+        ]
     if chosen == "none":
-        return [Check(title, NOTE, f"The base is stored in {stored}, and trained so: as with {model.stored}.")]
-    return [Check(title, OK, f"The base is stored in {stored}, as chosen.")]
+        return [Check(title, NOTE, f"The base is stored in {stored} and is trained that way, as with {model.stored}.")]
+    return [Check(title, OK, f"The base is stored in {stored}, as configured.")]
 
 
 def _data(config: Config, data: FirstRows | StudioError, seen: ModelFacts | StudioError | None = None) -> Check:
@@ -164,24 +171,24 @@ def _data(config: Config, data: FirstRows | StudioError, seen: ModelFacts | Stud
             return Check(title, FAILED, error.message, error.hint)
     looked = f"the first {report['sampled']:,} rows" if report["sampled"] else "all rows"
     usable, bad, dropped = report["train_rows"] + report["validation_rows"], report["bad_rows"], report["dropped_rows"]
-    found = f"{report['reading']} Looked at {looked}: {usable:,} can be used"
-    found += f", {report['marked_bad_rows']:,} are marked bad and left out" if report["marked_bad_rows"] else ""
-    found += f", {bad:,} can't be read" if bad else ""
-    found += f", {dropped:,} keep no trained token at {config.data.max_length:,} tokens" if dropped else ""
+    found = f"{report['reading']} Checked {looked}: {usable:,} valid"
+    found += f", {report['marked_bad_rows']:,} labelled bad and ignored" if report["marked_bad_rows"] else ""
+    found += f", {bad:,} invalid" if bad else ""
+    found += f", {dropped:,} without a trained token at {config.data.max_length:,} tokens" if dropped else ""
     if bad + dropped > usable:
-        return Check(title, NOTE, found + ".", "Look at the Data tab: most rows are lost.")
+        return Check(title, NOTE, found + ".", "Check the Data tab: most rows are lost.")
     return Check(title, OK, found + ".")
 
 
 def _template(data: FirstRows | StudioError) -> Check:
     title = "Template"
     if isinstance(data, StudioError):
-        return Check(title, NOTE, "Not looked at: the data could not be read.")
+        return Check(title, NOTE, "Not checked: the data could not be read.")
     report = data.report
     style, ends = report["prompt_style"], [shown["ends_with_eos"] for shown in report["examples"]]
     if not any(ends):
-        advice = "A model that never sees its end token goes on talking; a longer data.max_length may keep it."
-        return Check(title, NOTE, f"{style}: the example's answer does not end with the end token.", advice)
+        advice = "A model that never sees its end token does not learn to stop. A higher data.max_length may help."
+        return Check(title, NOTE, f"{style}: the answer of the example does not end with the end token.", advice)
     return Check(title, OK, f"{style}: answers end with the model's end token, which is trained.")
 
 
@@ -190,34 +197,34 @@ def _modules(config: Config, model: Architecture | None, seen: ModelFacts | Stud
     if isinstance(seen, ModelFacts) and seen.adapter_problem:
         return Check(title, FAILED, *seen.adapter_problem)
     if model is None:
-        return Check(title, NOTE, f"The model's modules are not known{_why_unknown(config)}.")
+        return Check(title, NOTE, f"The model's modules are unknown{_why_unknown(config)}.")
     lora = config.lora
     trained = trained_adapter(config, model)
     known = ", ".join(dict.fromkeys(item.leaf for item in model.linears))
     missing = "" if config.model.adapter_name_or_path else ", ".join(trained.missing)  # the child looked at its places
     if missing and not model.exact:
-        return Check(title, NOTE, f"{missing}: not among the modules that such a model is expected to have ({known}).")
+        return Check(title, NOTE, f"{missing}: not among the expected modules of this model ({known}).")
     if missing:
         return Check(title, FAILED, f"The model has no module {missing}.", f"Its modules are: {known}.")
     if trained.stacks and lora.lora_dropout:
         advice = "Set lora.lora_dropout to 0, or lora.target_modules to attention."
-        return Check(title, FAILED, "Adapters on stacked experts can't have dropout.", advice)
+        return Check(title, FAILED, "Adapters on stacked experts do not support dropout.", advice)
     if trained.stacks and lora.init_lora_weights in NOT_ON_EXPERTS:
         advice = "Set lora.init_lora_weights to default, or lora.target_modules to attention."
-        found = f"Adapters on stacked experts can't begin with {lora.init_lora_weights}."
+        found = f"Adapters on stacked experts do not support the initialization {lora.init_lora_weights}."
         return Check(title, FAILED, found, advice)
     counted = seen.trainable if isinstance(seen, ModelFacts) else None
     number = trained.trainable if counted is None else counted
     share = 100 * number / (model.parameters + (trained.added if counted is None else counted))
     about = "" if counted is not None or model.exact else "About "
-    return Check(title, OK, f"{about}{number:,} parameters are trained, {share:.2f} % of the model.")
+    return Check(title, OK, f"{about}{number:,} trainable parameters, {share:.2f} % of the model.")
 
 
 def _why_unknown(config: Config) -> str:
     """Why a model's numbers are not known."""
     if read_config(config.model.name, config.model.revision) is None:
-        return " before it is fetched"
-    return ": its config.json has not the numbers of a kind that is known here"
+        return " before it is downloaded"
+    return ": its config.json lacks the values of a supported architecture"
 
 
 def _batch(config: Config, data: FirstRows | StudioError) -> Check:
@@ -225,18 +232,20 @@ def _batch(config: Config, data: FirstRows | StudioError) -> Check:
     training = config.training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if isinstance(data, StudioError) or data.report["sampled"] or training.packing:
-        return Check(title, OK, f"{rows:,} rows a step.")
+        return Check(title, OK, f"{rows:,} rows per step.")
     there = data.report["train_rows"]
     if there < rows:
         advice = "Lower training.gradient_accumulation_steps or training.per_device_train_batch_size."
-        return Check(title, NOTE, f"{rows:,} rows a step, and only {there:,} rows: an epoch is one step.", advice)
-    return Check(title, OK, f"{rows:,} rows a step of {there:,} rows.")
+        return Check(
+            title, NOTE, f"{rows:,} rows per step, but only {there:,} rows: an epoch is a single step.", advice
+        )
+    return Check(title, OK, f"{rows:,} rows per step, {there:,} rows.")
 
 
 def _evaluation(config: Config, data: FirstRows | StudioError) -> Check:
     title, evaluation = "Validation", config.evaluation
     if isinstance(data, StudioError):
-        return Check(title, NOTE, "Not looked at: the data could not be read.")
+        return Check(title, NOTE, "Not checked: the data could not be read.")
     rows, wanted = data.report["validation_rows"], evaluation.eval_strategy != "no"
     uses = {
         "evaluation.load_best_model_at_end": evaluation.load_best_model_at_end,
@@ -246,25 +255,23 @@ def _evaluation(config: Config, data: FirstRows | StudioError) -> Check:
     }
     needed = [name for name, on in uses.items() if on]
     if rows or not wanted:
-        return Check(
-            title, OK, f"{rows:,} rows to measure on." if rows else "Nothing is measured, as the settings say."
-        )
-    advice = "Raise data.validation_fraction, or name a data.validation_file."
+        return Check(title, OK, f"{rows:,} validation rows." if rows else "Evaluation is off.")
+    advice = "Increase data.validation_fraction, or set a data.validation_file."
     if needed:
-        return Check(title, FAILED, f"No row is left to measure on, which {needed[0]} needs.", advice)
-    return Check(title, NOTE, "No row is left to measure on: there will be no validation loss.", advice)
+        return Check(title, FAILED, f"There are no validation rows, which {needed[0]} requires.", advice)
+    return Check(title, NOTE, "There are no validation rows, so there will be no validation loss.", advice)
 
 
 def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check:
     title, free = "Disk", f"{machine.disk_free / GIB:,.1f} GiB free"
     if model is None:
-        return Check(title, NOTE, f"{free}; what a checkpoint needs is not known{_why_unknown(config)}.")
+        return Check(title, NOTE, f"{free}; the size of a checkpoint is unknown{_why_unknown(config)}.")
     each = checkpoint_bytes(config, model)
     kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
     needed = each * kept  # one more while it is written, and the adapter itself
     found = f"{free}; checkpoints and adapter need up to {needed / GIB:,.2f} GiB."
     if needed > machine.disk_free:
-        advice = "Free some room, or lower training.save_total_limit."
+        advice = "Free some space, or lower training.save_total_limit."
         return Check(title, FAILED, found, advice)
     return Check(title, OK, found)
 
@@ -272,23 +279,21 @@ def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check
 def _memory(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> Check:
     title, device = "Memory", machine.device
     if model is None:
-        return Check(title, NOTE, f"What the run needs is not known{_why_unknown(config)}.")
+        return Check(title, NOTE, f"The memory of the run is unknown{_why_unknown(config)}.")
     chosen = settled(config, model, device.kind, machine.memory, longest)
     expected = estimate(chosen, model, device.kind, longest)
     needed = expected.total
-    found = f"About {needed / GIB:,.1f} GiB of {machine.memory / GIB:,.1f} GiB that are free on {device.name}."
+    found = f"About {needed / GIB:,.1f} GiB of {machine.memory / GIB:,.1f} GiB free on {device.name}."
     fit = verdict(needed, machine.memory)
     if not model.counted:
         advice = "Start only if you know that the model fits."
-        return Check(title, ASK, f"{found} That is a guess: this kind of model could not be counted.", advice)
+        return Check(title, ASK, f"{found} This is a guess: this architecture is not supported.", advice)
     if not expected.exact:
         found += f" A rough estimate: {ROUGH}."
     if fit == "fits":
         return Check(title, OK, found)
     change = changes_that_fit(config, model, device.kind, machine.memory, longest=longest)
-    advice = (
-        f"{change.title} would make it fit." if change else "No single change would make it fit: take a smaller model."
-    )
+    advice = f"This change would help: {change.title}." if change else "No single change helps: use a smaller model."
     return Check(title, NOTE if fit == "tight" else ASK, found, advice)
 
 

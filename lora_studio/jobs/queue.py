@@ -135,7 +135,9 @@ def check_room(workspace: Workspace, entries: list[QueueEntry]) -> None:
     folders = (KINDS[entry.kind].folder_of(workspace, entry.job) for entry in entries)
     own = sum(workspace.policy.shares_queue_with(folder.owner_id) for folder in folders if folder.facts.is_file())
     if own >= most:
-        raise StudioError(f"{own} of your jobs wait already.", "Wait for one to begin, or take one out of the queue.")
+        raise StudioError(
+            f"{own} of your jobs are already queued.", "Wait until one starts, or remove one from the queue."
+        )
 
 
 def moved(entries: list[QueueEntry], job_id: str, places: int) -> list[QueueEntry]:

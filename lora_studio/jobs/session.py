@@ -61,15 +61,15 @@ READING = Patience(quiet=180.0, abandoned=3.0)
 """For a look at data: each of its phases says how far it is, and nobody waits for a look that was left."""
 READING_OF_VISITORS = replace(READING, quiet=60.0, whole=300.0)
 """The same for those who share the reader with its owner."""
-_TOO_LONG = "A row may be huge, or made to take for ever: look into the file, or try a part of it."
+_TOO_LONG = "A row may be huge or malicious. Check the file, or try a part of it."
 
 
 def _overdue(patience: Patience, whole: float, quiet: float) -> str:
     """What a request took too long for; "" while it may go on."""
     if patience.quiet is not None and quiet > patience.quiet:
-        return f"nothing came of it for {patience.quiet:.0f} s"
+        return f"no response for {patience.quiet:.0f} s"
     if patience.whole is not None and whole > patience.whole:
-        return f"in {patience.whole:.0f} s it was not finished"
+        return f"not finished after {patience.whole:.0f} s"
     return ""
 
 
@@ -263,7 +263,7 @@ class Session:
                 except (KeyError, ValueError):
                     child.end()
                     child.wait()
-                    raise EngineError(f"The process that answers wrote no answer to {request.method!r}.") from None
+                    raise EngineError(f"The worker process did not answer {request.method!r}.") from None
                 done = isinstance(answer, Failure | Result)
                 if isinstance(answer, Failure):
                     if answer.last:
@@ -302,7 +302,7 @@ class Session:
                 return answer
             if on_progress is not None and isinstance(answer, Progress):
                 on_progress(answer)
-        raise EngineError("The process that answers ended without a result.")
+        raise EngineError("The worker process ended without a result.")
 
     def stop(self) -> None:
         """Ends the running request early, from any thread; what it has so far comes as its result."""
@@ -325,19 +325,19 @@ class Session:
 
     def _death(self, child: _Child, late: str, early: bool) -> EngineError:
         if child.closed_on_purpose:
-            return EngineError("The session was closed before it answered.", "Ask again to start a new one.")
+            return EngineError("The session was closed before it answered.", "Ask again to start a new session.")
         if late:
-            return EngineError(f"The work was ended: {late}.", _TOO_LONG)
+            return EngineError(f"The request was cancelled: {late}.", _TOO_LONG)
         if child.nonsense:
-            return EngineError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
+            return EngineError(f"The worker process wrote an invalid answer: {child.nonsense!r}.")
         code, tail = child.exit_code, last_lines(self._log_path, 5)
-        why = ": the system ended it, most often because memory ran out" if code == -signal.SIGKILL else ""
+        why = ": the system killed it, usually because it is out of memory" if code == -signal.SIGKILL else ""
         if code == -signal.SIGABRT and "memory allocation of" in tail:  # a tokenizer's last words
-            why = ": it needed more memory than it may take"
+            why = ": it needed more memory than allowed"
         tail = "" if why else tail  # who is killed says nothing of it
         return (DeadOnArrivalError if early else EngineError)(
-            f"The process that answers ended unexpectedly{why}.",
-            "The next request starts a new one." + (f" Its log ends with:\n{tail}" if tail else ""),
+            f"The worker process ended unexpectedly{why}.",
+            "The next request starts a new process." + (f" Its log ends with:\n{tail}" if tail else ""),
         )
 
 

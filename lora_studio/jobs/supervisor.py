@@ -8,10 +8,11 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from lora_studio import __version__
@@ -42,6 +43,18 @@ _log = logging.getLogger(__name__)
 _RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 MAX_OFF_DEVICE = 4
 """Jobs that need no device and work at once; more of them wait."""
+
+
+def default_title(config: Config, titles: Iterable[str]) -> str:
+    """The name of a run that nobody named: model, data and a number, such as qwen3-0.6b-pirate-3.
+
+    `titles` are those of the runs that there are; the number is the next after theirs.
+    """
+    model = re.split(r"[/\\]", config.model.name.rstrip("/\\"))[-1]
+    data = Path(config.data.train_file.removeprefix("hub:").partition("?")[0]).stem
+    start = re.sub(r"[^\w.]+", "-", f"{model}-{data}".lower()).strip("-")[:60]
+    numbers = [int(match[1]) for title in titles if (match := re.fullmatch(rf"{re.escape(start)}-(\d{{1,6}})", title))]
+    return f"{start}-{max(numbers, default=0) + 1}"
 
 
 class Supervisor:
@@ -236,7 +249,7 @@ class Supervisor:
         self.workspace.policy.check_request(files_of(config))
         config = self.workspace.policy.admit(config)
         config = continued(with_absolute_paths(config), self.workspace)
-        title = config.title or Path(config.data.train_file).stem
+        title = config.title or default_title(config, [run.title for run in self.runs()])
         facts = {
             "model": config.model.name,
             "data": config.data.train_file,
@@ -284,20 +297,22 @@ class Supervisor:
         `at_once` is as for `submit`.
         """
         if not 0 <= extra_epochs <= MAX_EXTRA_EPOCHS:
-            raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
+            raise StudioError(f"{extra_epochs:g} extra epochs are not possible.", "Give a number from 0 to 1000.")
         if extra_epochs:
-            self.workspace.policy.check_may("train a run longer")
+            self.workspace.policy.check_may("continue a finished run")
         with self._lock, lock(self.workspace):
             follower = self._follow(job_id)
             state, kind = follower.state, follower.kind
             if not kind.resumes:
                 raise StudioError(
-                    f"{kind.noun.capitalize()}s can't be resumed: nothing half-finished is kept.", "Start it again."
+                    f"{kind.noun.capitalize()}s cannot be resumed: incomplete results are not kept.", "Start it again."
                 )
             if not state.final:
-                raise StudioError(f"This {kind.noun} is {state.state} already.", "Wait for it, or stop it first.")
+                raise StudioError(
+                    f"This {kind.noun} is already {state.state}.", "Wait until it ends, or stop it first."
+                )
             if kind is not TRAIN and state.state == "done":
-                raise StudioError(f"This {kind.noun} is done.", "Only one that ended early can be resumed.")
+                raise StudioError(f"This {kind.noun} is finished.", "Only jobs that ended early can be resumed.")
             if kind is TRAIN and state.state == "done":
                 _check_longer(extra_epochs, saved=bool(follower.folder.checkpoint_folders()))
             check_room(self.workspace, read_queue(self.workspace))
@@ -328,12 +343,14 @@ class Supervisor:
             entries = read_queue(self.workspace)
             if folder.id not in [entry.job for entry in entries]:
                 raise StudioError(
-                    f"{kind.noun.capitalize()} {folder.id} does not wait in the queue.",
-                    "Only waiting jobs have a place there.",
+                    f"{kind.noun.capitalize()} {folder.id} is not in the queue.",
+                    "Only queued jobs can be moved.",
                 )
             after = moved(entries, folder.id, places)
             if not all(is_shown(self.workspace, entry) for entry in passed(entries, after)):
-                raise StudioError("The job beside it is another visitor's.", "Only the owner moves jobs past others'.")
+                raise StudioError(
+                    "The next job belongs to another visitor.", "Only the owner can move jobs past those of others."
+                )
             write_queue(self.workspace, after)
 
     def delete(self, job_id: str) -> None:
@@ -343,7 +360,8 @@ class Supervisor:
             folder, kind = follower.folder, follower.kind
             if follower.alive and (kind is TRAIN or not follower.ended):
                 raise StudioError(
-                    f"This {kind.noun} is {'ending' if follower.ended else follower.state.state}: it can't be deleted.",
+                    f"This {kind.noun} is {'ending' if follower.ended else follower.state.state} and cannot be "
+                    "deleted.",
                     "Stop it first, and wait until its worker has ended.",
                 )
             self._dequeue(folder.id)
@@ -486,13 +504,13 @@ def _check_longer(extra_epochs: float, *, saved: bool) -> None:
     """Raises `StudioError` where a run that is done can't be trained further."""
     if not extra_epochs:
         raise StudioError(
-            "This run is complete: there is nothing left to train.",
-            "Give it extra epochs, or continue from its adapter in a new run.",
+            "This run is complete.",
+            "Add extra epochs, or start a new run from its adapter.",
         )
     if not saved:
         raise StudioError(
-            "This run kept no checkpoint, so it can't go on where it ended.",
-            "Continue from its adapter in a new run instead.",
+            "This run has no checkpoint to resume from.",
+            "Start a new run from its adapter instead.",
         )
 
 

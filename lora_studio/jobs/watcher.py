@@ -82,7 +82,7 @@ def _state(values: Mapping[str, Any]) -> RunState:
     reason = reason_named(values["reason"])
     state = RunState(**{**values, **one, **many, "pauses": pauses, "reason": reason})
     if not all(map(of_right_kinds, (state, *one.values(), *(item for items in many.values() for item in items)))):
-        raise ValueError("values of wrong kinds")
+        raise ValueError("values of wrong types")
     return state
 
 
@@ -220,7 +220,7 @@ class Follower:
         )
         if state.final:
             state.warnings += [
-                f"{name} of this {self.kind.noun} is damaged: what it held is not shown."
+                f"{name} of this {self.kind.noun} is damaged: its contents are not shown."
                 for name in self.folder.damaged()
             ]
         launched = self.worker.launched if self.worker else 0.0

@@ -106,24 +106,24 @@ def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> JsonObject:
     try:
         size = path.stat().st_size
         if size > most:
-            raise StudioError(f"{name} has {size:,} bytes, and {most:,} are the most that such a file needs.", AGAIN)
+            raise StudioError(f"{name} has {size:,} bytes; the limit for this file is {most:,}.", AGAIN)
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
-        raise StudioError(f"{name} can't be read: {error.strerror}.", AGAIN) from None
+        raise StudioError(f"{name} cannot be read: {error.strerror}.", AGAIN) from None
     except UnicodeDecodeError:
         raise StudioError(f"{name} is not UTF-8.", AGAIN) from None
     except RecursionError:
         raise StudioError(f"{name} is nested too deeply.", AGAIN) from None
     except ValueError as error:
-        raise StudioError(f"{name} can't be read: {error}", "It has to be a JSON file.") from None
+        raise StudioError(f"{name} cannot be read: {error}", "It must be a JSON file.") from None
     if not isinstance(content, dict):
-        raise StudioError(f"{name} holds no settings.", "It has to be a JSON object.")
+        raise StudioError(f"{name} contains no settings.", "It must be a JSON object.")
     _check_values(content, name)
     return content
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"it holds {word}, which is no number.")
+    raise ValueError(f"it contains {word}, which is not a number.")
 
 
 def _check_values(content: JsonObject, name: str) -> None:
@@ -141,9 +141,9 @@ def _check_values(content: JsonObject, name: str) -> None:
             try:
                 value.encode("utf-8")
             except UnicodeEncodeError:
-                raise StudioError(f"{name} holds half of a character.", AGAIN) from None
+                raise StudioError(f"{name} contains half of a surrogate pair.", AGAIN) from None
         elif isinstance(value, float) and not math.isfinite(value):
-            raise StudioError(f"{name} holds a number that is too large.", AGAIN)
+            raise StudioError(f"{name} contains a number that is too large.", AGAIN)
 
 
 def read_adapter_settings(path: Path) -> JsonObject:
@@ -178,10 +178,10 @@ def read_template(folder: Path) -> str:
         return _template_in_settings(folder / TOKENIZER_SETTINGS)
     try:
         if path.stat().st_size > MAX_SMALL_BYTES:
-            raise StudioError(f"{path.name} is larger than {MAX_SMALL_BYTES:,} bytes, which no template needs.", AGAIN)
+            raise StudioError(f"{path.name} is larger than {MAX_SMALL_BYTES:,} bytes, the limit for a template.", AGAIN)
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise StudioError(f"{path.name} can't be read: {error.strerror}.", AGAIN) from None
+        raise StudioError(f"{path.name} cannot be read: {error.strerror}.", AGAIN) from None
     except UnicodeDecodeError:
         raise StudioError(f"{path.name} is not UTF-8.", "Save it as UTF-8 and zip the adapter again.") from None
 
@@ -194,7 +194,7 @@ def _template_in_settings(path: Path) -> str:
     if isinstance(template, dict):
         template = template.get("default")
     if template is not None and not isinstance(template, str):
-        raise StudioError(f"The chat template in {path.name} is no text.", AGAIN)
+        raise StudioError(f"The chat template in {path.name} is not text.", AGAIN)
     return template or ""
 
 
@@ -218,7 +218,7 @@ def _check(schema: type[_Checked], content: JsonObject, name: str) -> None:
             text = repr(content.get(key))
             excerpt = "it is missing" if key not in content else f"found {text[:80]}{'…' if len(text) > 80 else ''}"
             wrong.setdefault(key, f"{key} {plain_words(item)} ({excerpt})")
-        raise StudioError(f"{name} is not what peft writes: {'; '.join(list(wrong.values())[:5])}.", AGAIN) from None
+        raise StudioError(f"{name} is not a valid peft config: {'; '.join(list(wrong.values())[:5])}.", AGAIN) from None
 
 
 def carried(folder: Path) -> list[Path]:
@@ -260,7 +260,7 @@ def read_settings(folder: Path) -> JsonObject:
     if not (folder / WEIGHTS_FILE).is_file():
         raise StudioError(
             f"The adapter in {folder} is not stored as safetensors.",
-            "Other formats can run code when read; convert it.",
+            "Other formats can run code when loaded. Convert it to safetensors.",
         )
     settings = read_adapter_settings(folder / SETTINGS_FILE)
     _check_usable(folder, settings)
@@ -272,24 +272,25 @@ def _check_usable(folder: Path, settings: JsonObject) -> None:
     kind, start, task = settings["peft_type"], str(settings.get("init_lora_weights")), settings.get("task_type")
     if kind not in KINDS:
         raise StudioError(
-            f"The adapter in {folder} is of the kind {kind[:60]}, which is not known here.",
-            f"Known are {', '.join(KINDS.values())}.",
+            f"The adapter in {folder} has the unsupported type {kind[:60]}.",
+            f"Supported are {', '.join(KINDS.values())}.",
         )
     if task not in WRITE_TEXT:
         raise StudioError(
-            f"This adapter was trained for {str(task)[:60]}, not to write text.", "Only CAUSAL_LM adapters can chat."
+            f"This adapter was trained for {str(task)[:60]}, not for text generation.",
+            "Only CAUSAL_LM adapters can be used for chat.",
         )
     if kind in PROMPT_LEARNING and not settings.get("num_virtual_tokens"):
-        raise StudioError(f"The adapter in {folder} does not say how many virtual tokens it has.", "Save it again.")
+        raise StudioError(f"The adapter in {folder} does not record its number of virtual tokens.", "Save it again.")
     if start.startswith(CHANGE_THE_BASE):
         raise StudioError(
-            f"The adapter in {folder} begins with {start[:60]}, which changes the base when it is loaded.",
-            "Save it with peft's path_initial_model_for_weight_conversion: that makes a plain LoRA adapter of it.",
+            f"The adapter in {folder} uses the initialization {start[:60]}, which changes the base when loaded.",
+            "Save it with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA adapter.",
         )
     if settings.get("layer_replication"):
         raise StudioError(
-            f"The adapter in {folder} repeats layers of its base (layer_replication): the base would be another model.",
-            "Nothing can stand beside it; use it with peft alone.",
+            f"The adapter in {folder} duplicates layers of its base (layer_replication), which changes the base model.",
+            "It cannot share the base with other adapters. Use it with peft alone.",
         )
 
 
@@ -305,7 +306,7 @@ def read_lora(folder: Path) -> JsonObject:
     if settings["peft_type"] != LORA:
         raise StudioError(
             f"The adapter in {folder} is {KINDS[settings['peft_type']]}, not LoRA.",
-            "It can answer in chat and be evaluated; only LoRA adapters can be trained further or exported.",
+            "It can be used for chat and evaluation. Only LoRA adapters can be trained further or exported.",
         )
     return settings
 
@@ -364,8 +365,8 @@ def ranks_held(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 _EXTRAS = {
     "use_dora": "DoRA's magnitudes",
-    "modules_to_save": "modules trained whole",
-    "lora_bias": "biases of its own (lora_bias)",
+    "modules_to_save": "modules trained in full",
+    "lora_bias": "its own biases (lora_bias)",
     "trainable_token_indices": "trained tokens (trainable_token_indices)",
     "target_parameters": "matrices on stacked experts (target_parameters)",
     "alora_invocation_tokens": "an invocation (aLoRA)",

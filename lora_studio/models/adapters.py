@@ -158,7 +158,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         if length > MAX_HEADER_BYTES:
-            raise ValueError(f"{path.name} is no safetensors file")
+            raise ValueError(f"{path.name} is not a safetensors file")
         header: JsonObject = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, tensor in header.items():
@@ -198,11 +198,11 @@ def unlike(card: AdapterCard, base: str) -> str:
         return ""
     same = same_base(card.base, base, card.base_fingerprint)
     if same is None:
-        return "" if unproved(card, base) else "they can't be compared on this machine, and their names differ."
+        return "" if unproved(card, base) else "they cannot be compared on this machine, and their names differ."
     if same:
         return ""
     alike = Path(card.base).name.lower() == Path(base).name.lower()
-    return "they are other models under one last name." if alike else "its weights mean nothing there."
+    return "they are different models with the same last name." if alike else "its weights would be meaningless there."
 
 
 def unproved(card: AdapterCard, base: str) -> bool:
@@ -219,8 +219,8 @@ def changed(card: AdapterCard, base: str, revision: str | None = None) -> str:
     if now in ("", card.base_fingerprint):
         return ""
     return (
-        f"{base} is not what it was when {card.name} was trained: its config or weights changed since. What the "
-        "adapter learned belongs to the base as it was."
+        f"{base} has changed since {card.name} was trained: its config or weights differ. The adapter fits the "
+        "earlier version."
     )
 
 
@@ -239,22 +239,22 @@ def together(cards: Sequence[AdapterCard]) -> list[str]:
         if other.base and (why := _unlike_first(other, first)):
             raise StudioError(
                 f"{other.name} was trained on {other.base}, and {first.name} on {first.base}: {why}",
-                "All columns share one base: choose adapters of the same base.",
+                "All columns share one base. Select adapters of the same base.",
             )
         if other.revision != first.revision and other.revision and first.revision:
             raise StudioError(
                 f"{other.name} was trained on revision {other.revision} of its base, and {first.name} on "
                 f"{first.revision}.",
-                "All columns share one base: choose adapters of the same revision.",
+                "All columns share one base. Select adapters of the same revision.",
             )
         if other.quantization != first.quantization:
             notes.append(
-                f"{other.name} was trained on {precision(other)}; here it answers on {precision(first)}, as "
-                f"{first.name} was trained. Base and {other.name} can differ from what they are by themselves."
+                f"{other.name} was trained on {precision(other)}. Here it runs on {precision(first)}, like "
+                f"{first.name}, so base and {other.name} can give other answers than on their own."
             )
         if first.base and unproved(other, first.base):
             notes.append(
-                f"{other.base} is not on this machine: {first.base} passes for a copy of it by its name alone."
+                f"{other.base} is not on this machine. {first.base} is assumed to be a copy because of its name."
             )
     return notes
 
@@ -269,7 +269,7 @@ def _unlike_first(other: AdapterCard, first: AdapterCard) -> str:
 def precision(card: AdapterCard) -> str:
     """The base of an adapter's training, by its precision."""
     bits = {"4bit": "4 bits", "8bit": "8 bits"}.get(card.quantization)
-    return f"the base in {bits}" if bits else "the full base"
+    return f"the base in {bits}" if bits else "the unquantized base"
 
 
 def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str], None] = lambda name: None) -> str:
@@ -286,21 +286,19 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
         check_path(str(name))
     if base and (why := unlike(card, base)):
         raise StudioError(
-            f"This adapter was trained on {recorded}; the columns here are on {base}.",
-            f"{why[0].upper()}{why[1:]} All columns share one base: choose adapters of the same base, or take the "
-            "others out first.",
+            f"This adapter was trained on {recorded}; the columns here use {base}.",
+            f"{why[0].upper()}{why[1:]} All columns share one base. Select adapters of the same base, or remove the "
+            "others first.",
         )
     base_name = base or recorded
     if not base_name:
         raise StudioError(
-            "This adapter does not say which base it was trained on.", "Choose a column of its base first."
+            "This adapter does not record the base it was trained on.", "Select a column with its base first."
         )
     numbers = read_config(base_name)
     if numbers is None:
         if base_name.startswith((".", "/", "~")) or base_name.count("/") != 1:
-            raise StudioError(
-                f"The adapter's base {base_name} is not on this machine.", "Copy the model to that place."
-            )
+            raise StudioError(f"The adapter's base {base_name} is not on this machine.", "Copy the model to that path.")
         return base_name
     header = read_header(folder / WEIGHTS_FILE)
     _check_ranks(header, settings)
@@ -318,11 +316,13 @@ def read_header(path: Path) -> JsonObject:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= size - 8:
-            raise StudioError(f"{path.name} is no safetensors file: its header is damaged.", "Save the adapter again.")
+            raise StudioError(
+                f"{path.name} is not a valid safetensors file: its header is damaged.", "Save the adapter again."
+            )
         if length > min(MAX_HEADER, max(MIN_HEADER, 2 * (size - 8 - length))):
             raise StudioError(
-                f"{path.name} has {length:,} bytes of names for {size - 8 - length:,} bytes of numbers.",
-                "No adapter is like that: save it again.",
+                f"{path.name} has {length:,} bytes of names for {size - 8 - length:,} bytes of weights.",
+                "This is not a valid adapter. Save it again.",
             )
         try:
             header = json.loads(file.read(length))
@@ -334,9 +334,9 @@ def read_header(path: Path) -> JsonObject:
             if any(number < 0 for shape in shapes for number in shape):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
-            raise StudioError(f"The header of {path.name} can't be read.", "Save the adapter again.") from None
+            raise StudioError(f"The header of {path.name} cannot be read.", "Save the adapter again.") from None
     if end != size - 8 - length or not shapes:
-        raise StudioError(f"{path.name} is not whole: it should hold {end:,} bytes of numbers.", "Copy it again.")
+        raise StudioError(f"{path.name} is truncated: it should contain {end:,} bytes of weights.", "Copy it again.")
     return dict(header)
 
 
@@ -354,7 +354,7 @@ def _check_ranks(header: Mapping[str, Any], settings: Mapping[str, Any]) -> None
         if configured is not None and configured != actual:
             matrix = "its largest matrix" if configured > actual else "its matrix"
             raise StudioError(
-                f"The adapter's settings say rank {configured:,}, and {matrix} has {actual:,} rows "
+                f"The adapter's config states rank {configured:,}, but {matrix} has {actual:,} rows "
                 f"({module.removeprefix('base_model.model.')}).",
                 "Copy adapter_config.json and the weights from the same adapter.",
             )
@@ -369,7 +369,7 @@ def _check_places(header: Mapping[str, Any], settings: Mapping[str, Any], model:
     elsewhere = ("embed_tokens", "lm_head", "experts", "router", "gate")
     if not any(plain_name(place) in module_names or plain_name(place).endswith(elsewhere) for place in places):
         raise StudioError(
-            f"None of the adapter's weights has a place in {base}: it holds {first_names(sorted(places), 2)}.",
+            f"None of the adapter's weights matches a module of {base}: it has {first_names(sorted(places), 2)}.",
             f"It was trained on another model: {base} has {first_names(sorted(module_names), 2)}.",
         )
 
@@ -384,8 +384,8 @@ def _check_prompt(header: Mapping[str, Any], settings: Mapping[str, Any], model:
     shape = header.get("prompt_embeddings", {}).get("shape")
     if shape != expected or (settings.get("token_dim") not in (None, expected[1]) and kind != "PREFIX_TUNING"):
         raise StudioError(
-            f"The adapter's virtual tokens have the shape {shape}; on {base} they need {expected}.",
-            "It was trained on another model, or its settings belong to another adapter.",
+            f"The adapter's virtual tokens have the shape {shape}; {base} needs {expected}.",
+            "It was trained on another model, or its config belongs to another adapter.",
         )
 
 
@@ -399,7 +399,7 @@ def _check_shapes(header: Mapping[str, Any], model: Architecture, base: str) -> 
         layer = _LAYER.match(module)
         if layer and int(layer[1]) >= model.layers:
             raise StudioError(
-                f"The adapter has weights for layer {int(layer[1]) + 1}, and {base} has {model.layers} layers.",
+                f"The adapter has weights for layer {int(layer[1]) + 1}, but {base} has {model.layers} layers.",
                 "It was trained on another model.",
             )
         if module in linears:
@@ -409,7 +409,7 @@ def _check_shapes(header: Mapping[str, Any], model: Architecture, base: str) -> 
                 counted = "columns" if side == "A" else "rows"
                 module_name = place[0].removeprefix("base_model.model.")
                 raise StudioError(
-                    f"The adapter's matrix for {module_name} has {size:,} {counted}; on {base} it needs {expected:,}.",
+                    f"The adapter's matrix for {module_name} has {size:,} {counted}; {base} needs {expected:,}.",
                     "It was trained on another model.",
                 )
 
@@ -427,7 +427,7 @@ def adapter_folder(workspace: Workspace, name: str) -> Path:
         return path.resolve()
     if os.path.isdir(path) and not (path / "run.json").is_file():
         raise StudioError(
-            f"{path} holds no adapter: there is no {SETTINGS_FILE}.", "Give an adapter's folder or a run."
+            f"{path} is not an adapter: it has no {SETTINGS_FILE}.", "Give the folder of an adapter, or a run."
         )
     run_name, _, checkpoint = name.rstrip("/").rpartition("/")
     if checkpoint.startswith("checkpoint-") and run_name:
@@ -443,7 +443,9 @@ def adapter_folder(workspace: Workspace, name: str) -> Path:
         return run.adapter
     checkpoints = run.checkpoint_folders()
     if not checkpoints:
-        raise StudioError(f"Run {run.id} has no adapter yet.", "It is there when the run is done, or has a checkpoint.")
+        raise StudioError(
+            f"Run {run.id} has no adapter yet.", "The adapter exists when the run is finished or has a checkpoint."
+        )
     return checkpoints[-1]
 
 
@@ -509,7 +511,7 @@ def check_base(config: Config, folder: Path) -> None:
     if same := unlike(card, config.model.name):
         raise StudioError(
             f"This adapter was trained on {card.base}, not on {config.model.name}: {same}",
-            f"Set model.name to {card.base}, or leave model.adapter_name_or_path empty for a fresh adapter.",
+            f"Set model.name to {card.base}, or leave model.adapter_name_or_path empty for a new adapter.",
         )
     if card.revision and config.model.revision and card.revision != config.model.revision:
         raise StudioError(

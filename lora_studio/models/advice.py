@@ -61,9 +61,7 @@ def _smaller(config: Config, device: str, longest: int | None) -> Iterator[Chang
     training = config.training
     if not training.gradient_checkpointing:
         settings: SettingValues = {"training.gradient_checkpointing": True}
-        yield Change(
-            "checkpointing", "Turn gradient checkpointing on", "about a third more time for each step", settings
-        )
+        yield Change("checkpointing", "Turn gradient checkpointing on", "about a third more time per step", settings)
     rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
     if rows > 1:
         halved = rows // 2
@@ -71,27 +69,28 @@ def _smaller(config: Config, device: str, longest: int | None) -> Iterator[Chang
             "training.per_device_train_batch_size": halved,
             "training.gradient_accumulation_steps": max(1, round(rows * steps / halved)),
         }
-        cost = "the same effective batch, in smaller pieces"
-        yield Change("rows", f"{halved} row{'' if halved == 1 else 's'} at once instead of {rows}", cost, settings)
+        cost = "same effective batch size"
+        yield Change("rows", f"Batch size {halved} instead of {rows}", cost, settings)
     if device == "cuda" and training.optim.startswith("adamw_torch"):
-        yield Change(
-            "optimizer", "An 8-bit optimizer", "hardly any; its state is rounded", {"training.optim": "adamw_8bit"}
-        )
+        yield Change("optimizer", "Use an 8-bit optimizer", "almost none", {"training.optim": "adamw_8bit"})
     if config.model.quantization != "4bit":
-        cost = "slower steps, and a base that is rounded a little"
-        yield Change("quantization", "Load the base in 4 bits", cost, {"model.quantization": "4bit"})
+        cost = "slower steps and a quantized base"
+        yield Change("quantization", "Load the base in 4-bit", cost, {"model.quantization": "4bit"})
     length = min(config.data.max_length, longest or config.data.max_length)
     if length >= 128:
         yield Change(
-            "length", f"Rows of at most {length // 2:,} tokens", "longer rows are cut", {"data.max_length": length // 2}
+            "length",
+            f"Max length of {length // 2:,} tokens",
+            "longer rows are truncated",
+            {"data.max_length": length // 2},
         )
     if config.lora.r >= 8:
         half = config.lora.r // 2
         settings = {"lora.r": half, "lora.lora_alpha": max(1, config.lora.lora_alpha // 2)}
-        yield Change("rank", f"Rank {half} instead of {config.lora.r}", "an adapter that can hold less", settings)
+        yield Change("rank", f"LoRA rank {half} instead of {config.lora.r}", "a smaller adapter", settings)
     if config.lora.target_modules.strip() == "all-linear":
-        cost = "an adapter on attention alone, which can hold less"
-        yield Change("targets", "Adapt attention only", cost, {"lora.target_modules": "attention"})
+        cost = "a smaller adapter, on attention only"
+        yield Change("targets", "Target attention only", cost, {"lora.target_modules": "attention"})
 
 
 def changes_that_fit(
@@ -113,7 +112,7 @@ def changes_that_fit(
         titles[mild.kind] = mild.title
         current = with_settings(start, together)
         if _fits(current, model, device, available, longest, factor):
-            words = Change("several", "; ".join(titles.values()), "the mildest changes first", together)
+            words = Change("several", "; ".join(titles.values()), "smallest changes first", together)
             return _measured(start, words, model, device, longest)
     return None
 

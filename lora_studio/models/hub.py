@@ -74,8 +74,8 @@ def parse_dataset_name(name: str) -> tuple[str, dict[str, str]]:
     if not _DATASET.fullmatch(plain) or unknown:
         detail = f"unknown option {unknown[0]!r}" if unknown else f"found {plain!r}"
         raise StudioError(
-            f"{shorten(name, 120)} is no name of a Hub data set: {detail}.",
-            f"Write it as {DATASET_PREFIX}owner/name?config=C&split=S&revision=R; the options may be left out.",
+            f"{shorten(name, 120)} is not a valid Hub dataset name: {detail}.",
+            f"Write it as {DATASET_PREFIX}owner/name?config=C&split=S&revision=R. The options are optional.",
         )
     return plain, options
 
@@ -90,14 +90,14 @@ def may_run_code_of(name: str) -> bool:
 
 def warning(name: str) -> str:
     """What is to be known of such a model."""
-    return f"Program code that comes with {name} runs on this machine, as {TRUSTED} says."
+    return f"Custom code of {name} runs on this machine, as allowed by {TRUSTED}."
 
 
 def way_to_allow(name: str) -> str:
     """How its code could run."""
     return (
-        f"Choose a model whose architecture transformers knows; or read the code of {name}, and if you trust it, start "
-        f"with {TRUSTED}={name} in the environment."
+        "Choose a model whose architecture transformers supports. Or, if you have read and trust the code of "
+        f"{name}, set {TRUSTED}={name} in the environment."
     )
 
 

@@ -59,7 +59,7 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise full_disk(workspace) from None
-        raise StudioError(f"{name} can't be read as a zip: {error}", "Zip the adapter's folder again.") from None
+        raise StudioError(f"{name} is not a valid zip file: {error}", "Zip the adapter's folder again.") from None
 
 
 def _check_directory(archive: Path) -> None:
@@ -75,7 +75,7 @@ def _check_directory(archive: Path) -> None:
         if tail[max(0, end - 20) : end].startswith(b"PK\x06\x07") and 0 <= place <= len(tail) - 48:
             (length,) = struct.unpack_from("<Q", tail, place + 40)
     if length > MAX_DIRECTORY_BYTES:
-        raise StudioError("The zip lists far more files than an adapter has.", "Zip the adapter's folder alone.")
+        raise StudioError("The zip lists too many files for an adapter.", "Zip only the adapter's folder.")
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def incoming(workspace: Workspace) -> Iterator[Path]:
 def full_disk(workspace: Workspace) -> StudioError:
     """What to say where there was no room for a file that came in."""
     return StudioError(
-        f"The disk that holds {workspace.root} is full: nothing was kept of it.", "Make room, and bring it again."
+        f"The disk of {workspace.root} is full: the adapter was not imported.", "Free some space, and try again."
     )
 
 
@@ -101,23 +101,29 @@ def _checked(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
     files = [member for member in members if not member.is_dir()]
     if len(files) > MAX_FILES:
         raise StudioError(
-            f"The zip holds {len(files):,} files; an adapter has a few.", "Zip the adapter's folder alone."
+            f"The zip contains {len(files):,} files; an adapter has a few.", "Zip only the adapter's folder."
         )
     for member in files:
         path = PurePosixPath(member.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in path.parts[0]:
-            raise StudioError(f"The zip holds a file that leaves its folder: {member.filename}", "It was not taken.")
+            raise StudioError(
+                f"The zip contains a file outside of its folder: {member.filename}", "It was not imported."
+            )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise StudioError(f"The zip holds a link: {member.filename}", "Zip the files themselves.")
+            raise StudioError(f"The zip contains a link: {member.filename}", "Zip the files themselves.")
         if member.flag_bits & 1:
-            raise StudioError("The zip is locked with a password.", "Zip it without one.")
+            raise StudioError("The zip is protected by a password.", "Zip it without a password.")
         large = member.file_size > 1000**2
         if large and member.file_size > MAX_RATIO * max(1, member.compress_size):
-            raise StudioError(f"{member.filename} would become {member.file_size:,} bytes: no real file shrinks so.")
+            raise StudioError(
+                f"{member.filename} would decompress to {member.file_size:,} bytes, which is not plausible."
+            )
         if path.name != WEIGHTS_FILE and path.name in TAKEN and member.file_size > MAX_TEXT:
-            raise StudioError(f"{member.filename} has {member.file_size:,} bytes: no such file is so large.")
+            raise StudioError(f"{member.filename} has {member.file_size:,} bytes, which is too large.")
     if sum(member.file_size for member in files) > MAX_BYTES:
-        raise StudioError("The zip holds more than 8 GB.", "Put the adapter's folder on this machine and name it.")
+        raise StudioError(
+            "The zip contains more than 8 GB.", "Copy the adapter's folder to this machine and give its path."
+        )
     return files
 
 
@@ -126,13 +132,13 @@ def _root(members: Sequence[zipfile.ZipInfo]) -> PurePosixPath:
     paths = [PurePosixPath(member.filename) for member in members]
     roots = sorted({path.parent for path in paths if path.name == SETTINGS_FILE}, key=lambda root: len(root.parts))
     if not roots:
-        raise StudioError(f"The zip holds no {SETTINGS_FILE}.", "Zip the folder of a LoRA adapter.")
+        raise StudioError(f"The zip contains no {SETTINGS_FILE}.", "Zip the folder of a LoRA adapter.")
     if len(roots) > 1 and len(roots[0].parts) == len(roots[1].parts):
-        raise StudioError("The zip holds several adapters.", "Zip one of them.")
+        raise StudioError("The zip contains several adapters.", "Zip a single adapter.")
     root = roots[0]
     if root / WEIGHTS_FILE not in paths:
         pickled = [path.name for path in paths if path.parent == root and path.suffix in PICKLES]
-        contents = f"only {pickled[0]}, which can run code when read" if pickled else "no weights"
+        contents = f"only {pickled[0]}, which can run code when loaded" if pickled else "no weights"
         raise StudioError(f"The zip has no {WEIGHTS_FILE}, {contents}.", "Save the adapter as safetensors.")
     return root
 
@@ -144,7 +150,7 @@ def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> No
         while chunk := source.read(min(1 << 20, remaining + 1)):
             remaining -= len(chunk)
             if remaining < 0:
-                raise StudioError(f"{member.filename} is larger than the zip says.", "It was not taken.")
+                raise StudioError(f"{member.filename} is larger than stated in the zip.", "It was not imported.")
             file.write(chunk)
 
 
@@ -158,7 +164,7 @@ def _named(folder: Path, workspace: Workspace, name: str) -> Path:
         except FileExistsError:
             continue
         return folder.rename(target)
-    raise StudioError(f"There are too many adapters called {stem}.", "Give it another name.")
+    raise StudioError(f"There are too many adapters named {stem}.", "Use another name.")
 
 
 def from_folder(name: str, workspace: Workspace, base: str | None = None) -> Path:
@@ -166,21 +172,21 @@ def from_folder(name: str, workspace: Workspace, base: str | None = None) -> Pat
     workspace.policy.check_path(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise StudioError(f"There is no folder {name}.", "Give the folder that holds the adapter's files.")
+        raise StudioError(f"The folder {name} does not exist.", "Give the folder with the adapter's files.")
     check_fit(folder, base, workspace.policy.check_path)
     return folder.resolve()
 
 
 def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
     """Fetches an adapter of the Hub (hub:owner/name) into the workspace; nothing but safetensors, JSON and text."""
-    workspace.policy.check_may("fetch adapters from the Hub")
+    workspace.policy.check_may("download adapters from the Hub")
     workspace.policy.check_room()
     plain = name.removeprefix(HUB)
     if not _NAME.fullmatch(plain):
-        raise StudioError(f"{name} is no name of an adapter on the Hub.", f"Write it as {HUB}owner/name.")
+        raise StudioError(f"{name} is not a valid name of an adapter on the Hub.", f"Write it as {HUB}owner/name.")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise StudioError(
-            f"{plain} can't be fetched: HF_HUB_OFFLINE forbids to go to the Hub.",
+            f"{plain} cannot be downloaded: HF_HUB_OFFLINE disables access to the Hub.",
             "Unset it, or give the adapter's folder or zip.",
         )
     import huggingface_hub
@@ -196,8 +202,8 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
                 raise full_disk(workspace) from None
             why = str(error).partition("\n")[0][:300] or type(error).__name__
             raise StudioError(
-                f"The Hub's adapter {plain} can't be fetched: {why}",
-                "Check the name and the network; a private or gated one needs HF_TOKEN in the environment.",
+                f"The adapter {plain} cannot be downloaded from the Hub: {why}",
+                "Check the name and the network. Private and gated adapters need HF_TOKEN in the environment.",
             ) from None
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         check_fit(folder, base, workspace.policy.check_path)
@@ -216,11 +222,11 @@ def imported(workspace: Workspace) -> list[Path]:
 def remove(folder: Path, workspace: Workspace) -> None:
     """Deletes an adapter that was brought in. Raises `StudioError` for any other folder."""
     if folder not in imported(workspace):
-        raise StudioError(f"{folder.name} is none of the adapters that were brought in.", "Choose one of the list.")
+        raise StudioError(f"{folder.name} is not among the imported adapters.", "Choose an adapter from the list.")
     shutil.rmtree(folder.rename(folder.with_name(f"{INCOMING}{folder.name}-gone")))
 
 
 def about(folder: Path) -> str:
     """An adapter in a line: its kind, rank and base."""
     card = read_card(folder)
-    return f"{card.kind}{f' of rank {card.r}' if card.r else ''} on {card.base or 'an unnamed base'}"
+    return f"{card.kind}{f' of rank {card.r}' if card.r else ''} on {card.base or 'an unknown base'}"

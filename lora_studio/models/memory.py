@@ -155,13 +155,13 @@ def working_bytes(model: Architecture, how: Arithmetic) -> int:
 
 MIB = 1024**2
 PARTS = {
-    "weights": ("Base model", "The base's weights, as they are loaded."),
-    "adapter": ("Adapter", "The trained weights, in 32 bits, and what is copied of them for computing."),
-    "gradients": ("Gradients", "One 32-bit number for each trained weight."),
-    "optimizer": ("Optimizer", "What the optimizer remembers of each trained weight."),
-    "activations": ("Activations", "What a step keeps between its forward and its backward pass."),
-    "logits": ("Loss", "Scores of the tokens of the vocabulary; computed tile by tile where the loss allows it."),
-    "overhead": ("System", "The driver's and the libraries' own memory, and what the allocator can't use."),
+    "weights": ("Base model", "Weights of the base model as loaded."),
+    "adapter": ("Adapter", "Trained weights in 32-bit, and their copies in the compute dtype."),
+    "gradients": ("Gradients", "One 32-bit number per trained weight."),
+    "optimizer": ("Optimizer", "State of the optimizer for each trained weight."),
+    "activations": ("Activations", "Stored between forward and backward pass."),
+    "logits": ("Loss", "Logits of the vocabulary, computed in tiles if the loss allows it."),
+    "overhead": ("System", "Memory of driver and libraries, and fragmentation of the allocator."),
 }
 """The parts by their keys: title, and what they are in a sentence."""
 CUDA_CONTEXT = 512 * MIB  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU

@@ -80,8 +80,8 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str] = PROBES) -
         for name in value if isinstance(value, list | tuple | set) else ():
             if is_regular_expression(str(name)):
                 raise PatternError(
-                    f"{key} of the adapter's settings lists {str(name)[:80]!r}, which is no name of a module.",
-                    "Lists hold names; an expression stands alone, without a list.",
+                    f"{key} in the adapter's config lists {str(name)[:80]!r}, which is not a module name.",
+                    "Lists contain names. A regular expression must not be in a list.",
                 )
 
 
@@ -103,7 +103,7 @@ def _run(expressions: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]
     for text in expressions:
         if len(text) > MAX_CHARACTERS:
             raise PatternError(
-                f"A regular expression for module names has {len(text):,} characters; at most {MAX_CHARACTERS:,} work.",
+                f"A regular expression for module names has {len(text):,} characters; the limit is {MAX_CHARACTERS:,}.",
                 "Name the modules' last parts instead, such as q_proj, v_proj.",
             )
     excerpt = " or ".join(
@@ -112,12 +112,13 @@ def _run(expressions: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]
     answer = _answer(expressions, names)
     if answer is None:
         raise PatternError(
-            f"The regular expression {excerpt} takes too long on module names: it was ended after {CPU_SECONDS:g} s.",
-            r"Repeats inside repeats, as in (a|b*)*, take for ever. Write .*\.(q_proj|v_proj), or only the names.",
+            f"The regular expression {excerpt} takes too long to match module names: it was stopped after "
+            f"{CPU_SECONDS:g} s.",
+            "Avoid nested repeats such as (a|b*)*. Write .*\\.(q_proj|v_proj), or only the names.",
         )
     if "wrong" in answer:
         raise PatternError(
-            f"{excerpt} is no regular expression: {answer['wrong']}.", "Names need no signs: q_proj, v_proj."
+            f"{excerpt} is not a valid regular expression: {answer['wrong']}.", "For names, write q_proj, v_proj."
         )
     return [list(indices) for indices in answer["found"]]
 

@@ -441,12 +441,12 @@ def beyond(
     """
     if largest_id >= embeddings:
         return StudioError(
-            f"The tokenizer gives ids up to {largest_id:,}, and {name} has embeddings for {embeddings:,} tokens.",
-            "Take the tokenizer that belongs to the model, or resize the model's embeddings to the tokenizer first.",
+            f"The tokenizer has ids up to {largest_id:,}, but {name} has embeddings for {embeddings:,} tokens.",
+            "Use the tokenizer of the model, or resize the model's embeddings first.",
         )
     if positions is not None and longest > positions:
         return StudioError(
-            f"{subject} up to {longest:,} tokens, and {name} has learned {positions:,} positions.",
+            f"{subject} up to {longest:,} tokens, but {name} supports {positions:,} positions.",
             f"Set data.max_length to {positions} at most.",
         )
     return None

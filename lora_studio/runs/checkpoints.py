@@ -50,7 +50,7 @@ def damage(checkpoint: Path) -> str:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes of {size:,}"
         if _checksum(path) != checksum:
-            return f"{name} is not what was saved"
+            return f"{name} differs from what was saved"
     return ""
 
 
@@ -74,12 +74,12 @@ def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
         elif words := damage(folder):
             aside = next(path for path in numbered(folder.with_name(f"damaged-{folder.name}")) if not path.exists())
             folder.rename(aside)
-            notes.append(f"{folder.name} is damaged: {words}. It is kept as {aside.name}.")
+            notes.append(f"{folder.name} is damaged: {words}. It was renamed to {aside.name}.")
         else:
             whole.append(folder)
     last = max(whole, key=lambda folder: step_of(folder.name), default=None)
     if last is None:
-        notes.append("No whole checkpoint was found: the run starts from the beginning.")
+        notes.append("No complete checkpoint was found: the run starts from the beginning.")
     return last, notes
 
 
@@ -95,17 +95,17 @@ def _damage_seen(checkpoint: Path) -> str:
     """What shows without a manifest: a state that is none, weights that are cut, archives whose sums are wrong."""
     try:
         if not isinstance(json.loads((checkpoint / STATE).read_text(encoding="utf-8")), dict):
-            return f"{STATE} holds no state"
+            return f"{STATE} contains no state"
     except FileNotFoundError:
         return f"{STATE} is missing"
     except (OSError, ValueError, RecursionError):
-        return f"{STATE} can't be read"
+        return f"{STATE} cannot be read"
     if not (checkpoint / WEIGHTS_FILE).is_file():
         return f"{WEIGHTS_FILE} is missing"
     try:
         read_header(checkpoint / WEIGHTS_FILE)
     except StudioError:
-        return f"{WEIGHTS_FILE} is not whole"
+        return f"{WEIGHTS_FILE} is incomplete"
     for name in TORCH_FILES:
         path = checkpoint / name
         if not path.is_file():
@@ -113,9 +113,9 @@ def _damage_seen(checkpoint: Path) -> str:
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
-                    return f"{name} is not what was saved"
+                    return f"{name} differs from what was saved"
         except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError):
-            return f"{name} is not whole"
+            return f"{name} is incomplete"
     return ""
 
 
@@ -160,14 +160,14 @@ def folder_of(run: RunFolder, name: str) -> Path:
     for folder in run.checkpoint_folders():
         if folder.name == name:
             return folder
-    raise StudioError(f"Run {run.id} has no checkpoint {name}.", "It may have been cleared away: look at the list.")
+    raise StudioError(f"Run {run.id} has no checkpoint {name}.", "It may have been deleted. Refresh the list.")
 
 
 def delete(run: RunFolder, state: RunState, name: str) -> None:
     """Removes a checkpoint, first out of sight. Raises `StudioError` while the run goes on: it may need it."""
     folder = folder_of(run, name)
     if not state.final:
-        raise StudioError("The run still goes on and may come back to this checkpoint.", "Stop it first.")
+        raise StudioError("The run is still active and may resume from this checkpoint.", "Stop it first.")
     hidden = folder.with_name(f".deleted-{folder.name}")
     folder.rename(hidden)
     shutil.rmtree(hidden)

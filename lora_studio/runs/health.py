@@ -91,16 +91,16 @@ def worse_than_base(run: RunState, config: Config, measured: Mapping[str, Any] |
     losses = [item.loss for item in run.evaluations]
     if base is not None and losses and _finite(min(losses)) and min(losses) < base and overfitting(run, config):
         return None  # it was better than the base once: overfitting says when
-    finding = "The scores of base or adapter are not numbers."
+    finding = "The logits of base or adapter are not finite."
     if base is not None and adapter is not None:
-        finding = f"The adapter is worse than the base: loss {adapter:.3g} against {base:.3g} nats a token."
+        finding = f"The adapter is worse than the base: loss {adapter:.3g} vs {base:.3g} nats/token."
     rate = _rounded(min(config.training.learning_rate / 3, USUAL_RATE[config.training.method]))
     return Diagnosis(
         "worse-than-base",
         "error",
         finding,
-        "The learning rate is too high, so that the adapter collapsed, or the rows contradict each other.",
-        f"A learning rate of {rate:g}.",
+        "The learning rate is too high and the adapter collapsed, or the rows contradict each other.",
+        f"Use a learning rate of {rate:g}.",
         {"training.learning_rate": rate},
     )
 
@@ -138,9 +138,9 @@ def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "not-a-number",
         "error",
-        f"The loss or its gradient is no number any more at step {min(bad):,}.",
-        "A step was too large, or float16 ran over its largest number.",
-        "A third of the learning rate" + (", and a precision with more room." if len(settings) > 1 else "."),
+        f"The loss or the gradient is NaN or infinite at step {min(bad):,}.",
+        "The learning rate was too high, or float16 overflowed.",
+        "Use a third of the learning rate" + (", and a precision with a larger range." if len(settings) > 1 else "."),
         settings,
     )
 
@@ -156,8 +156,8 @@ def no_gradient(run: RunState, config: Config) -> Diagnosis | None:
         "no-gradient",
         "error",
         "The gradient is 0: the adapter does not learn.",
-        "The quantized model passes no gradient on." if quantized else "Nothing that is trained reaches the loss.",
-        "The same run without quantization." if quantized else "An adapter on all linear layers.",
+        "The quantized model does not propagate gradients." if quantized else "No trained weight affects the loss.",
+        "Train without quantization." if quantized else "Train an adapter on all linear layers.",
         {} if not quantized and config.lora.target_modules == "all-linear" else settings,
     )
 
@@ -177,9 +177,9 @@ def exploding_gradient(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "exploding-gradient",
         "warning",
-        f"The gradient norm is {now:.0f}; 0.2 to 2 is usual.",
-        "The steps are too large, so that each one undoes the last.",
-        "A third of the learning rate, and gradients clipped to length 1.",
+        f"The gradient norm is {now:.0f}; 0.2 to 2 is typical.",
+        "Steps are so large that each undoes the last.",
+        "Use a third of the learning rate, and a max grad norm of 1.",
         {
             "training.learning_rate": _rounded(config.training.learning_rate / 3),
             "training.max_grad_norm": min(1.0, config.training.max_grad_norm),
@@ -204,10 +204,9 @@ def flat_loss(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "flat-loss",
         "warning",
-        f"The training loss does not fall: {first:.3g} after the warm-up, {last:.3g} now.",
-        f"The learning rate is too {'high' if high else 'low'}, or the model sees its rows in a form that it does "
-        "not know.",
-        f"A learning rate of {rate:g}. Look at the rows on the Data tab too: is the prompt style the model's own?",
+        f"The training loss is flat: {first:.3g} after warmup, {last:.3g} now.",
+        f"The learning rate is too {'high' if high else 'low'}, or the prompt format is unknown to the model.",
+        f"Use a learning rate of {rate:g}. Check the rows on the Data tab: is the prompt style that of the model?",
         {"training.learning_rate": rate},
     )
 
@@ -233,9 +232,9 @@ def overfitting(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "overfitting",
         "warning",
-        f"The validation loss rises: its best was {losses[best]:.3g} at step {point.step:,}, now {losses[-1]:.3g}.",
-        "The adapter learns its rows by heart (overfitting).",
-        f"Keep the best step, and end at epoch {math.ceil(point.epoch)}.",
+        f"The validation loss is rising: best {losses[best]:.3g} at step {point.step:,}, now {losses[-1]:.3g}.",
+        "The adapter is overfitting: it memorizes the training rows.",
+        f"Load the best model at the end, and stop at epoch {math.ceil(point.epoch)}.",
         {
             "evaluation.load_best_model_at_end": True,
             "evaluation.eval_strategy": strategy,
@@ -259,12 +258,12 @@ def slower(run: RunState, config: Config) -> Diagnosis | None:
     if now >= 0.4 * before:
         return None
     celsius = points[-1].device_celsius
-    heat = f" The device is at {celsius:.0f} °C." if celsius is not None else ""
+    heat = f" The device has {celsius:.0f} °C." if celsius is not None else ""
     return Diagnosis(
         "slower",
         "warning",
-        f"Training has slowed down: {now:,.0f} tokens a second, {before:,.0f} before.",
-        f"Another program uses the device or the memory, or the device is too hot and slows itself down.{heat}",
+        f"Training has slowed down: {now:,.0f} tokens/s, {before:,.0f} before.",
+        f"Another program uses the device or its memory, or the device is throttled by heat.{heat}",
         "End other programs. The run itself needs no change.",
     )
 
@@ -278,15 +277,15 @@ def few_labels(run: RunState, config: Config) -> Diagnosis | None:
     if share >= 0.01 and data.dropped_rows < 0.1 * rows:
         return None
     if data.dropped_rows >= 0.1 * rows:
-        finding = f"{data.dropped_rows:,} of {rows:,} rows were left out: they kept no trained token."
+        finding = f"{data.dropped_rows:,} of {rows:,} rows were dropped: no trained token was left after truncation."
     else:
         finding = f"Only {100 * share:.2f} % of the tokens are trained."
     return Diagnosis(
         "few-labels",
         "warning",
         finding,
-        "The answers lie beyond the longest length, or are very short beside their prompts.",
-        "Twice the length, and prompts are cut before answers.",
+        "The answers exceed the max length, or are very short compared with their prompts.",
+        "Double the max length, and truncate prompts before answers.",
         {"data.max_length": 2 * config.data.max_length, "data.truncation": "keep_answer"},
     )
 
@@ -302,9 +301,9 @@ def no_learning_rate(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "no-learning-rate",
         "error",
-        f"The learning rate is 0 at step {run.step:,}: nothing is learned any more.",
-        "The schedule has ended before the run, or the warm-up is longer than the run.",
-        "The learning rate stays what it is after a short warm-up.",
+        f"The learning rate is 0 at step {run.step:,}: the adapter no longer learns.",
+        "The LR scheduler ended before the run, or warmup is longer than the run.",
+        "Use a constant learning rate after a short warmup.",
         {"training.lr_scheduler_type": "constant_with_warmup", "training.warmup_ratio": 0.03},
     )
 
@@ -327,11 +326,11 @@ def little_memory(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "little-memory",
         "warning",
-        f"Memory is nearly full: {last.memory_peak_bytes / gib:.1f} of {last.memory_available_bytes / gib:.1f} GiB.",
-        "Rows at once, their length and the model's size decide how much is needed.",
-        "Half as many rows at once with twice the accumulation: the same training in less memory."
+        f"Memory is almost full: {last.memory_peak_bytes / gib:.1f} of {last.memory_available_bytes / gib:.1f} GiB.",
+        "Memory depends on batch size, row length and model size.",
+        "Halve the batch size and double gradient accumulation: the same training with less memory."
         if len(settings) > 1
-        else "Gradient checkpointing: less memory for a fifth more time.",
+        else "Turn on gradient checkpointing: less memory, about a fifth more time.",
         settings,
     )
 
@@ -353,9 +352,9 @@ def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "collapsed-entropy",
         "warning",
-        f"The model is surer than it is right: entropy {entropy:.2g}, loss {loss:.2g} nats a token.",
-        "Too large steps drive its probabilities to 0 and 1 before it has learned the answers.",
-        "Half the learning rate, and a little dropout.",
+        f"The model is overconfident: entropy {entropy:.2g}, loss {loss:.2g} nats/token.",
+        "Steps are so large that probabilities reach 0 and 1 before the answers are learned.",
+        "Halve the learning rate, and add some dropout.",
         {
             "training.learning_rate": _rounded(config.training.learning_rate / 2),
             "lora.lora_dropout": max(0.05, config.lora.lora_dropout),
@@ -374,9 +373,9 @@ def too_easy(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "too-easy",
         "warning",
-        f"The loss is {early[-1].loss:.1g} before every row was seen once.",
-        "The rows repeat each other, or the answer stands in the prompt.",
-        "Look for duplicates and for rows in both parts on the Data tab.",
+        f"The loss is {early[-1].loss:.1g} before the end of the first epoch.",
+        "The rows repeat each other, or the prompt contains the answer.",
+        "Check the Data tab for duplicates and for rows in both training and validation data.",
     )
 
 
@@ -396,9 +395,9 @@ def stalled(run: RunState, now: float) -> Diagnosis | None:
     return Diagnosis(
         "stalled",
         "error",
-        f"Nothing has been heard of the run for {silent / 60:.0f} min.",
-        "The machine sleeps, its memory is swapped out, or a download waits for the network.",
-        "Look at the log. If it does not go on: Stop, then Resume.",
+        f"The run has been silent for {silent / 60:.0f} min.",
+        "The machine is asleep, its memory is swapped out, or a download is waiting for the network.",
+        "Check the log. If nothing happens, use Stop, then Resume.",
     )
 
 
@@ -444,4 +443,4 @@ CHECKS: tuple[Check, ...] = (
 def in_words(diagnosis: Diagnosis) -> str:
     """One paragraph for a terminal or a report."""
     changes = ", ".join(f"{path} = {value}" for path, value in diagnosis.settings.items())
-    return f"{diagnosis.finding} {diagnosis.cause} What helps: {diagnosis.cure}" + (f" ({changes})" if changes else "")
+    return f"{diagnosis.finding} {diagnosis.cause} Fix: {diagnosis.cure}" + (f" ({changes})" if changes else "")

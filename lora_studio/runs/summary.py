@@ -140,7 +140,7 @@ def words(run: RunState) -> str:
     if not run.extra_epochs:
         return ""
     more = "1 epoch was" if run.extra_epochs == 1 else f"{run.extra_epochs:g} epochs were"
-    return f"{more} added after these settings were written: the run has {run.total_steps:,} steps in all."
+    return f"{more} added after this config was written: the run has {run.total_steps:,} steps in total."
 
 
 MAX_TAGS, MAX_TAG, MAX_NOTE = 20, 40, 10_000
@@ -162,7 +162,7 @@ def read_tags(run: RunFolder) -> Tags:
     except FileNotFoundError:
         return Tags()
     except (ValueError, KeyError, TypeError) as error:
-        raise StudioError(f"{run.labels} can't be read: {error}.", "Mend the file, or delete it.") from None
+        raise StudioError(f"{run.labels} cannot be read: {error}.", "Fix the file, or delete it.") from None
 
 
 def write_tags(run: RunFolder, labels: Tags) -> None:
@@ -173,14 +173,12 @@ def write_tags(run: RunFolder, labels: Tags) -> None:
 
 def check(labels: Tags) -> None:
     if len(labels.tags) > MAX_TAGS:
-        raise StudioError(f"{len(labels.tags)} tags are too many.", f"A run may have {MAX_TAGS}.")
+        raise StudioError(f"{len(labels.tags)} tags are too many.", f"A run can have at most {MAX_TAGS} tags.")
     for tag in labels.tags:
         if len(tag) > MAX_TAG:
             raise StudioError(f"The tag {tag[:20]}… is too long.", f"A tag has at most {MAX_TAG} characters.")
     if len(labels.note) > MAX_NOTE:
-        raise StudioError(
-            f"The note has {len(labels.note):,} characters.", f"There is room for {MAX_NOTE:,}: shorten it."
-        )
+        raise StudioError(f"The note has {len(labels.note):,} characters.", f"The limit is {MAX_NOTE:,} characters.")
 
 
 def tags_of(text: str) -> tuple[str, ...]:
@@ -377,25 +375,25 @@ def _outcome(run: Overview, state: RunState) -> dict[tuple[str, str], Any]:
     last = state.evaluations[-1] if state.evaluations else None
     point = state.steps[-1] if state.steps else None
     metrics = {
-        (f"{name.replace('_', ' ')} at the end", "share" if name in SHARES else "loss"): value
+        (f"final {name.replace('_', ' ')}", "share" if name in SHARES else "loss"): value
         for name, value in _metrics(last)
     }
     return {
         ("state", "words"): run.state,
         ("steps", "count"): run.step,
-        ("training loss at the end", "loss"): run.loss,
-        ("validation loss at the end", "loss"): run.eval_loss,
+        ("final training loss", "loss"): run.loss,
+        ("final validation loss", "loss"): run.eval_loss,
         ("lowest validation loss", "loss"): run.best_loss,
         ("at step", "count"): run.best_step,
         **metrics,
-        ("loss of the base on the same rows", "loss"): moved.get("base_loss"),
-        ("loss of the adapter on the same rows", "loss"): moved.get("adapter_loss"),
-        ("KL divergence from the base, nats a token", "loss"): moved.get("divergence"),
-        ("next tokens that differ from the base's", "share"): moved.get("changed_tokens"),
+        ("base loss on the same rows", "loss"): moved.get("base_loss"),
+        ("adapter loss on the same rows", "loss"): moved.get("adapter_loss"),
+        ("KL divergence from the base (nats/token)", "loss"): moved.get("divergence"),
+        ("top-1 tokens that differ from the base", "share"): moved.get("changed_tokens"),
         ("tokens seen", "count"): run.result.get("tokens") or (point.tokens if point else None),
-        ("tokens a second at the end", "count"): point.tokens_per_second if point else None,
+        ("final tokens/s", "count"): point.tokens_per_second if point else None,
         ("trained parameters", "count"): state.model.trainable_parameters if state.model else None,
-        ("most memory", "bytes"): run.result.get("peak_memory_bytes"),
+        ("peak memory", "bytes"): run.result.get("peak_memory_bytes"),
         ("time", "seconds"): run.seconds,
     }
 

@@ -45,7 +45,7 @@ from lora_studio.ui.theme import LOG_OUT
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.workspace import PRIVATE, Workspace
 
-LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if it is yours.'
+LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if you own it.'
 
 
 def build_banner(studio: Studio) -> None:
@@ -66,10 +66,10 @@ def words(*, owned: bool, login: bool, name: str = "") -> str:
     if owned or name:
         link = f" {LOG_OUT}"
     if owned:
-        about = "You own it: no limits are kept for you."
+        about = "You are the owner: no limits apply to you."
     elif name:
-        about = f"You are logged in as {name}, whose it is not. {ABOUT}"
-    return html.notice("This is a public demonstration.", about, link=link)
+        about = f"You are logged in as {name}, who does not own this studio. {ABOUT}"
+    return html.notice("This is a public demo.", about, link=link)
 
 
 TABS = (
@@ -208,7 +208,7 @@ def launch(workspace: Workspace, serving: Serving) -> None:
     gradio_patches.wait_for_no_code()
     os.environ[OF_PROXIES] = ""
     if readers := readable_by(workspace.root):
-        print(f"{workspace.root} can be read by {readers} on this machine: chmod 700 makes it yours alone.", flush=True)
+        print(f"{workspace.root} can be read by {readers} on this machine. Restrict it: chmod 700.", flush=True)
     _keep_uploads_private()
     studio = make_studio(workspace, serving)
     studio.supervisor.start()
@@ -318,8 +318,8 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
         )
     except OSError as error:
         raise StudioError(
-            f"Port {port} on {host} is taken by another program, or can't be listened on.",
-            f"Choose another: `LORA_STUDIO_PORT={port + 1} make run`, or --port {port + 1}.",
+            f"Port {port} on {host} is in use or not available.",
+            f"Choose another port: `LORA_STUDIO_PORT={port + 1} make run`, or --port {port + 1}.",
         ) from error
     connections.bound(demo.server, serving.proxies)
     print(

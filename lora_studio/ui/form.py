@@ -28,7 +28,7 @@ SECTIONS = {
     "data": "Data",
     "lora": "LoRA",
     "training": "Training",
-    "preference": "Learning by comparison (DPO)",
+    "preference": "Preference training (DPO)",
     "evaluation": "Evaluation",
     "tracking": "Tracking",
     "generation": "Generation",
@@ -80,13 +80,14 @@ class SettingsForm:
 
 
 def draw(files: Sequence[tuple[str, str]]) -> SettingsForm:
-    """Draws every setting, inside a block named "form": basics in sight, the rest folded by section and group.
+    """Draws every setting, inside a block named "form": basics first, the rest folded by section and group.
 
     `files` are (label, value) of known data.
     """
     fields: dict[str, Field] = {}
     ordered = settings()
-    form = SettingsForm(gr.HTML({}, html_template="<i></i>", js_on_load=theme.on_load("form"), elem_classes="nothing"))
+    script = theme.on_load("form", tips=tooltips())
+    form = SettingsForm(gr.HTML({}, html_template="<i></i>", js_on_load=script, elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:
@@ -105,8 +106,16 @@ def draw(files: Sequence[tuple[str, str]]) -> SettingsForm:
     return form
 
 
+def tooltips() -> dict[str, str]:
+    """What the pointer on a field shows, by element id: the key in the config, and what the hint leaves out."""
+    return {
+        element_id(setting.path): setting.path + (f"\n{setting.details}" if setting.details else "")
+        for setting in settings()
+    }
+
+
 def fold_of(setting: Setting) -> str:
-    """The title of the fold that a setting lies in, when it is not in sight."""
+    """The title of the fold that holds a setting which is not basic."""
     return (
         SECTIONS[setting.section] + (f", {setting.group.lower()}" if setting.group else "") if setting.section else ""
     )

@@ -21,17 +21,9 @@ from lora_studio.workspace import Workspace, safe_name
 
 LISTED = 30
 BESIDE = (
-    "A job that finds the device taken waits for its turn. Ticked, it begins at once: both share the memory, and are "
-    "slower."
+    "A job waits in the queue while the device is in use. If checked, it starts now; both jobs share the memory "
+    "and are slower."
 )
-STATES = {
-    "queued": "Waiting for its turn",
-    "running": "Running",
-    "stopping": "Stopping",
-    "done": "Finished",
-    "stopped": "Stopped",
-    "failed": "Failed",
-}
 
 
 def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:
@@ -60,20 +52,20 @@ def title(state: RunState) -> Html:
 
 
 def ended(state: RunState, outcome: str = "") -> Html:
-    """Finished after 12 s; `said` stands in the place of the state's own word."""
+    """Finished after 12 s; `outcome` replaces the name of the state."""
     seconds = run_words.elapsed(state, 0.0)
-    after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
-    return render("jobs.ended", f"{outcome or STATES[state.state]} {after}.")
+    after = "before the start" if seconds is None else f"after {run_words.clock(seconds)}"
+    return render("jobs.ended", f"{outcome or run_words.STATES[state.state]} {after}.")
 
 
 def waits() -> Html:
     """What is said of a job in the queue."""
-    return render("jobs.ended", "Waiting for its turn: another job holds the device. The Runs tab shows its place.")
+    return render("jobs.ended", "Queued: another job uses the device. The Runs tab shows its position.")
 
 
 def stop_label(state: RunState) -> str:
     """The words on the button that ends a job."""
-    return "Take out of the queue" if state.state == "queued" else "Stop"
+    return "Remove from queue" if state.state == "queued" else "Stop"
 
 
 def buttons(*acts: tuple[str, str, str]) -> Html:

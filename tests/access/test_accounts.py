@@ -48,13 +48,13 @@ def test_a_file_of_users_must_be_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "users"
     path.write_text("# owner first\nanna:one\nbert:two\n")
     path.chmod(0o640)
-    with pytest.raises(StudioError, match="others on this machine"):
+    with pytest.raises(StudioError, match="other users of this machine"):
         read_accounts(str(path))
     path.chmod(0o600)
     accounts = read_accounts(environment={USERS_FILE: str(path)})
     assert accounts is not None
     assert accounts.user("bert", "two") == "bert"
-    with pytest.raises(StudioError, match="can't be read"):
+    with pytest.raises(StudioError, match="cannot be read"):
         read_accounts(str(tmp_path / "none"))
 
 
@@ -66,7 +66,7 @@ def test_what_names_nobody_is_refused_without_being_repeated(text: str) -> None:
 
 
 def test_logins_in_two_places_are_refused() -> None:
-    with pytest.raises(StudioError, match="given twice"):
+    with pytest.raises(StudioError, match="more than once"):
         read_accounts(environment={USERS: "a:b", PASSWORD: "c"})
 
 

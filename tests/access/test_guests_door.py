@@ -194,5 +194,5 @@ def test_a_login_that_nobody_began_is_refused(hub: FakeHub) -> None:
     browser = visitor(hub)
     refused = browser.get("/login/callback?code=c&state=made-up")
     assert refused.status_code == 403
-    assert "did not log you in" in refused.text
+    assert "login failed" in refused.text
     assert browser.get("/config").json()["user"].startswith("guest-")

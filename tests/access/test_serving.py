@@ -54,7 +54,7 @@ def test_a_token_is_made_or_given_and_stands_in_the_address_alone() -> None:
         with pytest.raises(StudioError, match=TOKEN):
             flags(**{TOKEN: wrong})
     for environment, more in (({PASSWORD: "secret"}, []), ({}, ["--guests"])):
-        with pytest.raises(StudioError, match="Choose one"):
+        with pytest.raises(StudioError, match="Use only one"):
             flags("--token", *more, **environment)
 
 
@@ -116,7 +116,7 @@ def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StudioError, match="no folder"):
+    with pytest.raises(StudioError, match="does not exist"):
         flags("--folder", str(tmp_path / "none"))
     for wrong in ("-1", "0", "nan"):
         with pytest.raises(StudioError, match="--quota-gb"):
@@ -148,7 +148,7 @@ def test_a_space_without_a_login_lets_guests_in_on_all_addresses() -> None:
 def test_a_space_with_a_password_lets_nobody_else_in() -> None:
     found = flags(**SPACE, **HUB, **{PASSWORD: "secret"})
     assert (found.guests, found.hub_app) == (False, None)
-    with pytest.raises(StudioError, match="Choose one"):
+    with pytest.raises(StudioError, match="Use only one"):
         flags("--guests", **{PASSWORD: "secret"})
 
 

@@ -22,7 +22,7 @@ def visit(tmp_path: Path) -> Visit:
 def test_a_visitor_deletes_an_upload_of_their_own_and_nobody_elses(visit: Visit, tmp_path: Path) -> None:
     files = {name: upload(visit, name, tmp_path) for name in ("bert", "carl")}
     for name in (str(files["carl"]), str(visit.by("bert").user_folder), f"{files['bert'].parent}/../drafts"):
-        with pytest.raises(StudioError, match="not among your uploads"):
+        with pytest.raises(StudioError, match="no longer among your uploads"):
             delete_upload(visit.by("bert"), name)
     assert 'aria-label="Delete bert.jsonl"' in uploads(visit.by("bert"))
     delete_upload(visit.by("bert"), str(files["bert"]))
@@ -41,7 +41,7 @@ def test_an_upload_stays_until_the_run_or_evaluation_that_reads_it_has_ended(
     folder = workspace.save_uploads(sources)
     config = parse({"data": {"train_file": "pirate", "validation_file": str(folder / "b.jsonl")}})
     run = workspace.create_run("Pirate", to_yaml(config), {})
-    with pytest.raises(StudioError, match="“Pirate” is not finished and reads a-and-1-more"):
+    with pytest.raises(StudioError, match="“Pirate” is not finished and uses a-and-1-more"):
         delete_upload(workspace, str(folder))
     run.complete.write_text("{}")
     asked = {"title": "a test", "data": str(folder), "columns": [], "labels": [], "labels_from": ""}

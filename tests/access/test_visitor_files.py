@@ -19,7 +19,7 @@ def test_an_upload_is_weighed_before_it_comes_with_those_of_the_last_hour(tmp_pa
         return found.check_upload(user, Headers({"content-length": str(size)}))
 
     assert sent("bert", 60) == ""
-    with pytest.raises(StudioError, match=r"no room. What was uploaded within the last hour counts twice.\nDelete"):
+    with pytest.raises(StudioError, match=r"no room. Uploads of the last hour count twice.\nDelete"):
         sent("bert", 60)
     assert [sent("bert", 40), sent("carl", 100), sent("anna", 999)] == ["", "", ""]
     now[0] = requests.CLEARED_SECONDS + 1
@@ -40,7 +40,7 @@ def test_what_is_left_of_a_broken_upload_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"content-length": "-1"}, {"content-length": "5", "transfer-encoding": "x"}])
 def test_an_upload_whose_size_is_not_said_beforehand_is_refused(headers: dict[str, str], tmp_path: Path) -> None:
-    assert "how large" in files(tmp_path).check_upload("carl", Headers(headers))
+    assert "its size" in files(tmp_path).check_upload("carl", Headers(headers))
 
 
 def test_what_was_uploaded_long_ago_is_nobodys(tmp_path: Path) -> None:

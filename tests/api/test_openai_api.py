@@ -36,7 +36,7 @@ def script(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]
         return
     question = params["columns"][0]["messages"][-1]["content"]
     if question == "wrong":
-        yield StudioError("The conversation has 9 tokens; demo reads at most 8.", "Start a new one.")
+        yield StudioError("The conversation has 9 tokens; demo reads at most 8.", "Start a new conversation.")
     yield {"kind": "piece", "texts": ["Ar"], "tokens": [1]}
     if question == "broken":
         yield EngineError("The process that answers ended unexpectedly.")
@@ -191,11 +191,11 @@ def test_who_waits_too_long_is_told_to_come_again(
         lines = first.iter_lines()
         next(lines)
         monkeypatch.setattr(openai_api, "WAIT_SECONDS", 0.0)
-        with pytest.raises(openai.InternalServerError, match="Others are being answered") as error:
+        with pytest.raises(openai.InternalServerError, match="Other requests are being answered") as error:
             client.chat.completions.create(model="demo", messages=HELLO)
         assert (error.value.status_code, error.value.response.headers["retry-after"]) == (503, "10")
         monkeypatch.setattr(openai_api, "MAX_AT_ONCE", 1)
-        with pytest.raises(openai.InternalServerError, match="wait already"):
+        with pytest.raises(openai.InternalServerError, match="already waiting"):
             client.chat.completions.create(model="demo", messages=HELLO)
 
 

@@ -73,8 +73,8 @@ def test_what_cannot_be_done_is_refused_and_named(given: dict[str, Any], param: 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tools": [{"type": "function"}]}, "calls no tools: leave `tools` out"),
-        ({"n": 2}, "One answer is given to a request: leave `n` out"),
+        ({"tools": [{"type": "function"}]}, "Tools are not supported: omit `tools`"),
+        ({"n": 2}, "Only one answer per request is supported: omit `n`"),
         ({"max_tokens": -5}, "`max_tokens` must be at least 1"),
     ],
 )

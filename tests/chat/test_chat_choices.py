@@ -71,8 +71,8 @@ def test_columns_that_can_not_answer_together_are_refused(workspace: Workspace, 
     values = [choice.value for choice in found]
     assert len(chat_choices.require(found, values[:3])) == 3
     for wanted, words in (
-        ([], "No adapter is chosen"),
-        (["../../etc"], "not there any more"),
+        ([], "No adapter is selected"),
+        (["../../etc"], "no longer exists"),
         (values[:4], "at most 3"),
         ([values[0], values[4]], "other was trained on Qwen/Qwen3-8B, and Pirate on demo"),
     ):

@@ -23,7 +23,7 @@ def test_a_set_is_kept_replaced_and_deleted(workspace: Workspace) -> None:
     prompts.delete(workspace, "../../etc")
     prompts.delete(workspace, "my-set")
     for name in ("my-set", "../workspace"):
-        with pytest.raises(StudioError, match="no set of prompts"):
+        with pytest.raises(StudioError, match="no prompt set"):
             prompts.read_prompts(workspace, name)
     with pytest.raises(StudioError, match="has no name"):
         prompts.save(workspace, " ", [])
@@ -31,7 +31,7 @@ def test_a_set_is_kept_replaced_and_deleted(workspace: Workspace) -> None:
 
 def test_prompts_stand_one_a_line() -> None:
     assert prompts.prompts_of(" Why?\n\n Who? ") == ["Why?", "Who?"]
-    with pytest.raises(StudioError, match="no prompt yet"):
+    with pytest.raises(StudioError, match="no prompts"):
         prompts.prompts_of("\n ")
     with pytest.raises(StudioError, match="at most 1,000"):
         prompts.prompts_of("x\n" * 1001)

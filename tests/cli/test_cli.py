@@ -112,7 +112,7 @@ def test_check_tells_every_problem_at_once_and_what_was_meant(capsys: pytest.Cap
     code = main(["check", "demo", "--lora.rr", "3", "--training.learning_rate", "fast", "--data.max_length=2"])
     errors = capsys.readouterr().err
     assert code == 2
-    assert "3 settings are not right" in errors
+    assert "3 settings are invalid" in errors
     assert "did you mean `lora.r`" in errors
     assert all(path in errors for path in ("lora.rr", "training.learning_rate", "data.max_length"))
 
@@ -123,10 +123,10 @@ def test_a_flag_of_another_name_keeps_its_value_and_is_told_what_is_meant(
 ) -> None:
     assert main([command, "--lora.rank", "8", "--max-seq-length", "512", "--load_in_4bit", "--lora.r", "4"]) == 2
     errors = capsys.readouterr().err
-    assert "lora.rank: there is no such setting; did you mean `lora.r`? (found '8')" in errors
+    assert "lora.rank: unknown setting; did you mean `lora.r`? (found '8')" in errors
     assert "did you mean `data.max_length`? (found '512')" in errors
     assert "did you mean `model.quantization` with the value 4bit?" in errors
-    assert "No preset and no YAML file is named: what is not set has its default." in errors
+    assert "No preset and no YAML file was given, so all other settings have their defaults." in errors
     assert main([command, "demo", "--lora.rank", "8"]) == 2
     assert "No preset" not in capsys.readouterr().err
 
@@ -145,7 +145,7 @@ def test_estimate_tells_memory_by_part_and_the_trained_share(capsys: pytest.Capt
     assert found["total"] == sum(found["parts"].values())
     assert main(["estimate", "demo"]) == 0
     words = capsys.readouterr().out
-    assert "Trained: " in words
+    assert "Trainable parameters: " in words
     assert "saves" in words
     assert "--training.gradient_checkpointing true" in words
     assert main(["estimate", "--model.name", "nobody/has-this-model"]) == 2
@@ -168,7 +168,7 @@ def test_the_checks_before_a_start_stop_a_run_that_would_not_get_far(
 
 def test_a_word_too_many_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "demo", "demo2"]) == 2
-    assert "'demo2' is one argument too many" in capsys.readouterr().err
+    assert "Unexpected argument 'demo2'" in capsys.readouterr().err
 
 
 def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,7 @@ def test_an_unknown_preset_is_an_error_that_names_the_known_ones(capsys: pytest.
 def test_a_users_mistake_is_two_sentences_and_no_traceback() -> None:
     result = terminal("runs", "show", "nothing")
     assert result.returncode == 2
-    assert "there is no such run" in result.stderr
+    assert "There is no run" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -240,7 +240,7 @@ def test_the_story_of_a_run_names_phases_steps_and_the_end(
     follow_to_end(supervisor, workspace.run(supervisor.launch(Config())), as_json=False)
     told = capsys.readouterr()
     assert told.out == ""
-    for words in ("training", "step 4/4", "note: This worker is a fake.", "Done in", "chat"):
+    for words in ("training", "step 4/4", "note: This worker is a fake.", "Finished in", "chat"):
         assert words in told.err
 
 
@@ -250,7 +250,7 @@ def test_a_run_that_waits_says_for_whom(
     supervisor = supervise("steps=10")
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
     assert follow_to_end(supervisor, workspace.run(second), as_json=False) == 0
-    assert f"Waits in the queue: run {first} holds the device." in capsys.readouterr().err
+    assert f"Queued: run {first} uses the device." in capsys.readouterr().err
 
 
 def follower(workspace: Workspace, mode: str) -> subprocess.Popen[str]:
@@ -325,7 +325,7 @@ def test_runs_are_listed_shown_stopped_and_deleted(
     assert main(["runs", "list"]) == 0
     assert run_id in capsys.readouterr().out
     assert main(["runs", "delete", run_id]) == 2
-    assert "can't be deleted" in capsys.readouterr().err
+    assert "cannot be deleted" in capsys.readouterr().err
     assert main(["runs", "stop", "last", "--json"]) == 0
     assert last_json(capsys.readouterr().out)["state"] == "stopped"
     assert main(["runs", "show", run_id]) == 0
@@ -343,7 +343,7 @@ def test_runs_are_listed_shown_stopped_and_deleted(
 
 def test_an_action_on_no_run_asks_which(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "stop"]) == 2
-    assert "Which run" in capsys.readouterr().err
+    assert "needs a run" in capsys.readouterr().err
 
 
 def test_a_resumed_run_takes_no_new_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,7 +361,7 @@ def test_characters_are_counted_without_a_tokenizer(tmp_path: Path, capsys: pyte
     found = last_json(capsys.readouterr().out)
     assert (found["rows"], found["bad_rows"], found["characters"]["max"]) == (1, 1, 5)
     assert main(["inspect", str(file), "--char-only"]) == 0
-    assert "1 usable row, 1 bad row" in capsys.readouterr().out
+    assert "1 valid row, 1 invalid row" in capsys.readouterr().out
 
 
 def test_an_example_is_shown_in_six_steps_with_trained_stretches_marked() -> None:
@@ -412,7 +412,7 @@ def test_an_adapter_is_found_by_folder_run_and_checkpoint(workspace: Workspace, 
     assert adapter_folder(workspace, str(run.path)) == run.adapter
     with pytest.raises(StudioError, match="It has: checkpoint-5"):
         adapter_folder(workspace, "last/checkpoint-6")
-    with pytest.raises(StudioError, match="holds no adapter"):
+    with pytest.raises(StudioError, match="is not an adapter"):
         adapter_folder(workspace, str(tmp_path))
 
 

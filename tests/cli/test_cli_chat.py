@@ -16,18 +16,18 @@ def test_adapters_of_another_base_and_too_many_are_refused(say: Say, workspace: 
     )
     code, _, told = say("chat", ours, "--beside", other)
     assert code == 2
-    assert "This adapter was trained on owner/else; the columns here are on demo." in told
+    assert "This adapter was trained on owner/else; the columns here use demo." in told
     many = [word for name in "abc" for word in ("--beside", str(write(workspace.root / name, files())))]
     code, _, told = say("chat", ours, *many)
     assert code == 2
-    assert "4 adapters are named." in told
+    assert "4 adapters were given." in told
 
 
 def test_an_adapter_of_an_unknown_kind_is_refused_in_a_sentence(say: Say, workspace: Workspace) -> None:
     folder = str(write(workspace.root / "prompt", files(peft_type="XLORA")))
     code, _, told = say("chat", folder)
     assert code == 2
-    assert "is of the kind XLORA, which is not known here." in told
+    assert "has the unsupported type XLORA." in told
 
 
 def test_a_crash_of_the_engine_is_no_wrong_input(

@@ -20,13 +20,13 @@ def adapter(workspace: Workspace) -> str:
 def test_an_adapter_that_is_not_there_is_wrong_input(say: Say) -> None:
     code, _, told = say("evaluate", "nowhere", "recommender")
     assert code == 2
-    assert "no such run" in told
+    assert "There is no run" in told
 
 
 def test_settings_out_of_bounds_are_wrong_input(say: Say, adapter: str) -> None:
     code, _, told = say("evaluate", adapter, "recommender", "--batch-size", "0")
     assert code == 2
-    assert "Rows at once can't be 0" in told
+    assert "Batch size cannot be 0" in told
 
 
 def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapter: str, workspace: Workspace) -> None:
@@ -35,7 +35,7 @@ def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapte
     for words in ([], ["--max-samples", "3"], ["--compare"]):
         code, _, told = say("evaluate", adapter, "recommender", "--resume", *words)
         assert code == 2
-        assert "no such evaluation to go on with" in told
+        assert "no such evaluation to resume" in told
     assert request_of(evaluation(workspace, folder.id)).columns[0].name == "adapter"
 
 
@@ -51,7 +51,7 @@ def test_metrics_are_a_table_with_intervals_and_verdicts(capsys: pytest.CaptureF
     def value(number: float) -> dict[str, float | None]:
         return {"value": number, "low": number / 2, "high": None if number > 1 else 1.0}
 
-    apart = {**value(0.25), "words": "better, more than chance (p = 0.010)"}
+    apart = {**value(0.25), "words": "better, significant (p = 0.010)"}
     metric = {"title": "Accuracy", "unit": "share", "base": value(0.5), "adapter": value(0.75), "difference": apart}
     plain = {"title": "Perplexity", "unit": "plain", "base": {"value": 2.0, "low": None, "high": None}}
     plain |= {"adapter": plain["base"], "difference": {**value(-0.5), "words": "the same"}}
@@ -68,4 +68,4 @@ def test_metrics_are_a_table_with_intervals_and_verdicts(capsys: pytest.CaptureF
     assert "50.0 % [25.0, 100.0]" in shown
     assert "+25.0 points [+12.5, +100.0]" not in shown
     assert "+25.0 points" in shown
-    assert "better, more than chance (p = 0.010)" in shown
+    assert "better, significant (p = 0.010)" in shown

@@ -38,7 +38,7 @@ def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter:
     assert code == 0
     assert out.splitlines() == [str(folder.result)]
     assert "adapter: Merged model, about" in told
-    assert f"jobs stop {folder.id}` ends it" in told
+    assert f"jobs stop {folder.id}` stops it" in told
     assert request_of(folder).settings["dtype"] == "float16"
     assert not request_of(folder).trial
     code, out, _ = say("export", adapter, "--to", "zip", "--json")
@@ -55,7 +55,7 @@ def test_one_that_was_made_in_part_is_told_so_and_is_no_success(
     code, out, told = say("export", adapter, "--to", "gguf", "--json")
     assert code == 1
     assert json.loads(out)["missing"] == "it.gguf"
-    assert "Made in part: it.gguf is not there." in told
+    assert "Incomplete: it.gguf was not created." in told
 
 
 def test_list_says_what_there_is_with_sizes(say: Say, adapter: str) -> None:
@@ -68,10 +68,10 @@ def test_list_says_what_there_is_with_sizes(say: Say, adapter: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--to", "cake"], "no form 'cake'"),
+        (["--to", "cake"], "no export format 'cake'"),
         (["--to", "zip", "--dtype", "float16"], "has no setting dtype"),
         (["--to", "script"], "belongs to none here"),
-        (["--to", "zip", "--out", "/"], "is there already"),
+        (["--to", "zip", "--out", "/"], "already exists"),
     ],
 )
 def test_what_cannot_be_made_is_wrong_input(say: Say, adapter: str, words: list[str], told: str) -> None:
@@ -93,12 +93,12 @@ def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
     assert code == 0
     assert "state       stopped" in out
     assert name not in say("runs", "list")[2]
-    assert "ended already" in say("runs", "cancel", name)[2]
+    assert "already ended" in say("runs", "cancel", name)[2]
     code, _, told = say("runs", "follow", name)
-    assert (code, "Stopped when asked to." in told) == (130, True)
-    assert "can't be resumed" in say("runs", "resume", name)[2]
+    assert (code, "Stopped on request." in told) == (130, True)
+    assert "cannot be resumed" in say("runs", "resume", name)[2]
     assert json.loads(say("runs", "delete", name, "--json", "--yes")[1]) == {"export": name, "state": "deleted"}
-    assert "no such run" in say("runs", "stop", name)[2]
+    assert "There is no run" in say("runs", "stop", name)[2]
 
 
 def test_progress_is_told_in_megabytes_or_counts() -> None:

@@ -61,7 +61,7 @@ def test_all_kinds_stand_in_one_list_with_why_each_ended(say: Say, workspace: Wo
     assert (told["working"], told["queue"]) == ([], [])
     assert json.loads(say("jobs", "show", run.id, "--json")[1])["run"] == run.id
     shown = json.loads(say("jobs", "show", evaluation.id, "--json")[1])
-    assert (shown["evaluation"], shown["hint"]) == (evaluation.id, "Resume answers the rest.")
+    assert (shown["evaluation"], shown["hint"]) == (evaluation.id, "Resume answers the remaining rows.")
     for job, noun in ((export, "export"), (evaluation, "evaluation"), (run, "run")):
         code, out, _ = say("jobs", "delete", job.id, "--yes", "--json")
         assert (code, json.loads(out)) == (0, {noun: job.id, "state": "deleted"})
@@ -71,7 +71,7 @@ def test_all_kinds_stand_in_one_list_with_why_each_ended(say: Say, workspace: Wo
 def test_an_unknown_job_and_a_missing_one_are_wrong_input(say: Say) -> None:
     assert say("jobs", "stop")[0] == 2
     code, _, told = say("jobs", "show", "nothing")
-    assert (code, "there is no such job" in told, "jobs list" in told) == (2, True, True)
+    assert (code, "There is no job" in told, "jobs list" in told) == (2, True, True)
 
 
 @pytest.mark.slow
@@ -108,6 +108,6 @@ def test_an_evaluation_beside_a_run_waits_unless_it_is_told_to_begin_at_once(
     assert sorted(states.values()) == ["queued", "running"]
     monkeypatch.setattr("lora_studio.jobs.queue.model_bytes", lambda *_: 1 << 60)
     code, _, told = say("evaluate", adapter, "pirate", "--at-once", "--max-samples", "3")
-    assert (code, "are free beside what works now" in told) == (2, True)
+    assert (code, "are free besides the running jobs" in told) == (2, True)
     for job in (*states, run):
         supervisor.cancel(job)

@@ -34,7 +34,7 @@ def test_list_and_show_tell_the_key_numbers(workspace: Workspace, say: Say) -> N
     run = make(workspace, "first", 4)
     code, out, _ = say("runs", "list")
     assert code == 0
-    assert all(word in out for word in (run.id, "done", "0.5000", "0.2500"))
+    assert all(word in out for word in (run.id, "finished", "0.5000", "0.2500"))
     row = json.loads(say("runs", "list", "--json")[1])["runs"][0]
     assert (row["run"], row["eval_loss"], row["best_loss"], row["model"]) == (run.id, 0.25, 0.25, "demo")
     assert row["bytes"] > 0
@@ -82,10 +82,10 @@ def test_measurements_come_as_csv(workspace: Workspace, say: Say) -> None:
 
 def test_what_is_missing_or_too_much_is_said(workspace: Workspace, say: Say) -> None:
     run = make(workspace, "first", 4)
-    assert "Two runs at least" in say("runs", "compare", run.id)[2]
+    assert "at least two runs" in say("runs", "compare", run.id)[2]
     assert say("runs", "compare", run.id, run.id)[0] == 2
-    assert "takes one run" in say("runs", "show", run.id, "other")[2]
-    assert "no such run" in say("runs", "csv", "nothing")[2]
+    assert "takes a single run" in say("runs", "show", run.id, "other")[2]
+    assert "There is no run" in say("runs", "csv", "nothing")[2]
 
 
 def test_a_run_is_named_by_its_title_where_only_one_has_it(workspace: Workspace, say: Say) -> None:
@@ -93,7 +93,7 @@ def test_a_run_is_named_by_its_title_where_only_one_has_it(workspace: Workspace,
     assert first.id in say("runs", "show", "my PIRATE")[1]
     code, out, told = say("runs", "show", "twice", "--json")
     assert (code, second.id in told, third.id in told) == (2, True, True)
-    assert json.loads(out)["error"] == "Run 'twice': several runs have that title."
+    assert json.loads(out)["error"] == "Run 'twice': several runs have this name."
 
 
 def test_nothing_is_deleted_without_a_yes(workspace: Workspace, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

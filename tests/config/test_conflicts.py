@@ -77,8 +77,8 @@ def test_what_needs_a_gpu_is_refused_without_one_and_says_what_to_take() -> None
     }
     found = here(False, **settings)
     assert set(found) == {"training.optim", "model.dtype", "model.attn_implementation"}
-    assert found["training.optim"].endswith("take adamw_torch")
-    assert here(False, training__optim="paged_lion_8bit")["training.optim"].endswith("take lion_8bit")
+    assert found["training.optim"].endswith("use adamw_torch")
+    assert here(False, training__optim="paged_lion_8bit")["training.optim"].endswith("use lion_8bit")
     assert set(here(True, training__optim="paged_adamw_8bit", model__dtype="float16")) == set()
 
 

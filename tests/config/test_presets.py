@@ -164,7 +164,7 @@ def test_a_name_that_is_taken_is_asked_about_and_one_of_the_studios_own_refused(
     save_preset(workspace, "mine", second, "Twice as large.", replace=True)
     assert presets(workspace)["mine"].about == "Twice as large."
     assert presets(workspace)["mine"].values() == {"lora": {"r": 8}}
-    with pytest.raises(StudioError, match="comes with the studio"):
+    with pytest.raises(StudioError, match="built-in preset"):
         save_preset(workspace, "demo", first)
     with pytest.raises(StudioError, match="no name"):
         save_preset(workspace, "  ", first)

@@ -87,7 +87,7 @@ def test_packed_rows_without_an_end_are_refused(tmp_path: Path) -> None:
     with gzip.open(file, "wb", 6) as packed:
         for _ in range(3):
             packed.write(b'{"text": "' + b"a" * 20_000_000 + b'"}\n')
-    with pytest.raises(StudioError, match="unpacks to more than"):
+    with pytest.raises(StudioError, match="decompresses to more than"):
         read_records(file)
 
 
@@ -96,7 +96,7 @@ def test_a_file_that_asks_for_more_memory_than_it_may_take_is_not_called_damaged
     pq.write_table(pa.table({"text": pa.array(["x" * 90_000_000])}), tmp_path / "cell.parquet", compression="zstd")
     with pytest.raises(MemoryLimitError) as refused, limited(most=1 << 26):
         read_records(tmp_path / "cell.parquet")
-    assert "asks for more memory" in str(refused.value)
+    assert "needs more memory" in str(refused.value)
 
 
 def test_the_limit_is_taken_back_and_never_above_what_is_free() -> None:

@@ -68,7 +68,7 @@ def test_whatever_changes_the_tokens_makes_a_new_entry(file, tokenizer, unmarked
 def test_a_template_that_writes_the_date_makes_a_new_entry_each_day(file, tmp_path, monkeypatch):
     dated = build_tokenizer("{{- strftime_now('%d %b %Y') }}" + MARKED)
     first, _ = _work(file, dated, tmp_path)
-    assert f"The chat template writes the day's date into every row ({date.today()})." in first.assumptions
+    assert f"The chat template writes today's date into every row ({date.today()})." in first.assumptions
     assert not _work(file, dated, tmp_path)[1]
     tomorrow = date.today() + timedelta(days=1)
     monkeypatch.setattr(dataset, "date", types.SimpleNamespace(today=lambda: tomorrow))

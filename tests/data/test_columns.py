@@ -48,7 +48,7 @@ def test_two_filled_columns_that_are_named_like_answers_are_asked_about():
     readings = detect_formats(records)
     assert [shape.columns["completion"] for shape in readings] == ["answer", "solution"]
     assert readings[0].ambiguous
-    assert "which one is learned" in detect_format(records).question
+    assert "Which one should be trained" in detect_format(records).question
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_second_text_is_asked_about_and_never_left_aside(text, other):
         {"text": text},
     ]
     assert all(shape.ambiguous for shape in readings)
-    with pytest.raises(StudioError, match=f"`{text}`, `{other}` hold text") as error:
+    with pytest.raises(StudioError, match=f"`{text}`, `{other}` contain text") as error:
         detect_format(records)
     assert f'{{"user": "{text}", "assistant": "{other}"}}' in error.value.hint
 
@@ -147,7 +147,7 @@ def test_a_title_beside_a_text_is_asked_about_and_the_text_taken():
 )
 def test_messages_one_a_row_are_no_texts(make):
     assert detect_formats(_records(make)) == []
-    with pytest.raises(StudioError, match="one message of a conversation") as error:
+    with pytest.raises(StudioError, match="is a single message") as error:
         detect_format(_records(make))
     assert "`messages`" in error.value.hint
 
@@ -166,7 +166,7 @@ def test_answers_that_name_columns_get_these_as_options_in_the_question_and_it_i
     records = _records(lambda at, q, a: {"question": q, **make(at, a)})
     readings = detect_formats(records)
     assert [shape.name for shape in readings] == ["mapped", "prompt_completion"]
-    assert "put these into the question as options" in readings[0].question
+    assert "Add these to the prompt as options" in readings[0].question
     asked, told = (message.content for message in convert(records[1], detect_format(records)).messages)
     assert asked == f"{ASKED[1]}\n\n{options.format(TOLD[1])}"
     assert told == (answers or ["first", "second"])[1]
@@ -182,7 +182,7 @@ def test_answers_that_name_columns_get_these_as_options_in_the_question_and_it_i
 )
 def test_answers_that_point_into_a_list_left_aside_are_told_and_asked_about(make):
     shape = detect_format(_records(lambda at, q, a: {"question": q, **make(at, a)}))
-    assert "which is left aside: what they mean is not learned" in shape.words
+    assert "which is ignored, so their meaning is not learned" in shape.words
     assert shape.question
 
 
@@ -194,9 +194,9 @@ def test_options_whose_text_is_the_answer_are_left_aside_unasked():
 @pytest.mark.parametrize("described", ["output_description", "output_format", "output_specification", "output_spec"])
 def test_what_the_output_looks_like_is_never_the_answer(described):
     make = lambda at, q, a: {"title": f"T{at}", "description": q, "input_format": f"n{at}", described: a}  # noqa: E731
-    with pytest.raises(StudioError, match="hold no answer"):
+    with pytest.raises(StudioError, match="contain problems but no answers"):
         detect_format(_records(make))
-    with pytest.raises(StudioError, match="hold no answer"):
+    with pytest.raises(StudioError, match="contain problems but no answers"):
         detect_format(_records(lambda at, q, a: {"problem": q, described: a}))
 
 

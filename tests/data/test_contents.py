@@ -23,7 +23,7 @@ TALKS = [[{"role": "user", "content": place}, {"role": "assistant", "content": "
 def test_an_array_of_rows_is_read_whatever_the_ending(write, ending, indent):
     file = read_records(write(f"a.{ending}", json.dumps(ROWS, indent=indent)))
     assert [record.fields for record in file.records] == ROWS
-    assert f"The .{ending} file holds JSON." in file.assumptions
+    assert f"The .{ending} file contains JSON." in file.assumptions
 
 
 @pytest.mark.parametrize("value", [{"data": ROWS}, {str(number): row for number, row in enumerate(ROWS)}])
@@ -44,7 +44,7 @@ def test_text_that_begins_with_a_bracket_stays_text(write, text):
 def test_a_text_file_of_cells_between_tabs_is_a_table(write):
     file = read_records(write("a.txt", 'question\tanswer\nWhere?\t"There"\nWho?\tShe\n'))
     assert file.records[0].fields == {"question": "Where?", "answer": '"There"'}
-    assert "The .txt file holds a table." in file.assumptions
+    assert "The .txt file contains a table." in file.assumptions
     short = read_records(write("d.txt", "instruction\toutput\tinput\nAdd\tSum\t1 2\nSay hi\tHi\n"))
     assert short.records[1].fields == {"instruction": "Say hi", "output": "Hi", "input": ""}
     assert read_records(write("b.txt", "\tindented\n\tby tabs\n")).kind == "text"
@@ -56,13 +56,13 @@ def test_a_text_file_of_cells_between_tabs_is_a_table(write):
     [
         ({"columns": ["instruction", "output"], "index": [0, 1, 2], "data": CELLS}, "split"),
         ({"columns": ["instruction", "output"], "data": CELLS[:2]}, "split"),
-        ({str(number): row for number, row in enumerate(ROWS)}, "under a key"),
-        ({f"row {number}": row for number, row in enumerate(ROWS)}, "under a key"),
+        ({str(number): row for number, row in enumerate(ROWS)}, "under its own key"),
+        ({f"row {number}": row for number, row in enumerate(ROWS)}, "under its own key"),
         ({"schema": {"fields": []}, "data": ROWS}, "under `data`"),
-        ({name: {str(at): row[name] for at, row in enumerate(ROWS)} for name in ROWS[0]}, "by number"),
+        ({name: {str(at): row[name] for at, row in enumerate(ROWS)} for name in ROWS[0]}, "by index"),
         ({"train": {name: [row[name] for row in ROWS] for name in ROWS[0]}, "test": {"output": []}}, "under `train`"),
-        ({"features": [{"name": "output"}], "rows": [{"row_idx": 0, "row": row} for row in ROWS]}, "under `row`"),
-        ([list(ROWS[0]), *CELLS], "names the columns"),
+        ({"features": [{"name": "output"}], "rows": [{"row_idx": 0, "row": row} for row in ROWS]}, "in `row`"),
+        ([list(ROWS[0]), *CELLS], "contains the column names"),
     ],
 )
 def test_the_forms_in_which_pandas_writes_rows_are_read(write, value, words):
@@ -107,7 +107,7 @@ def test_turns_side_by_side_are_turns(write):
     rows = [{name: [turn[name] for turn in talk] for name in talk[0]} for talk in TALKS]
     file = read_records(write("a.jsonl", [{"messages": row} for row in rows]))
     assert [record.fields for record in file.records] == [{"messages": talk} for talk in TALKS]
-    assert file.assumptions[-1].startswith("3 rows have roles and contents in lists side by side")
+    assert file.assumptions[-1].startswith("3 rows have roles and contents in parallel lists")
     answers = {"answers": {"text": ["a"], "answer_start": [3]}}
     assert read_records(write("b.jsonl", [answers])).records[0].fields == answers
 
@@ -121,7 +121,7 @@ def test_turns_that_pandas_wrote_as_python_prints_them_are_turns(tmp_path, token
     pd.DataFrame({"messages": talks}).to_csv(tmp_path / "a.csv", index=index)
     seen = inspect(str(tmp_path / "a.csv"), tokenizer, look=Look(show_examples=2))
     assert [one["messages"] for one in seen["examples"]] == talks
-    assert "as Python prints lists" in seen["words"]
+    assert "as Python lists" in seen["words"]
 
 
 def test_turns_without_commas_are_refused_in_words(tmp_path, tokenizer):

@@ -66,7 +66,7 @@ def test_the_pair_is_decided_over_the_file_and_not_for_a_row():
     odd = "Human: what?\nAssistant: that"
     records = _records(*usual, odd)
     shape = detect_format(records)
-    assert "`Question:` marks the user's turns and `Answer:` the assistant's" in shape.words
+    assert "`Question:` marks user turns, `Answer:` assistant turns" in shape.words
     with pytest.raises(RowError, match=dialogues.NO_MARKS):
         convert(records[-1], shape)
 

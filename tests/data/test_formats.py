@@ -64,7 +64,8 @@ def test_plain_text_is_recognised_by_name_or_as_the_only_column(row):
 def test_the_reading_is_said_in_the_files_own_words():
     shape, _ = _read({"question": "a", "answer": "b", "system": "s", "url": "x"})
     assert shape.words == (
-        "`question` is the user's turn, `answer` the assistant's; `system` is the system prompt. Left aside: `url`."
+        "`question` is the user turn, `answer` the assistant turn; `system` is the system prompt. "
+        "Ignored columns: `url`."
     )
 
 

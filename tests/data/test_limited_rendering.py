@@ -62,9 +62,9 @@ def _encoder(template):
 
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
 def test_a_template_that_never_ends_ends_as_a_sentence(template, hurried):
-    with pytest.raises(StudioError, match="does not come to an end"):
+    with pytest.raises(StudioError, match="does not finish"):
         _encoder(template + MARKED).encode([CHAT])
-    with pytest.raises(StudioError, match="does not come to an end"):
+    with pytest.raises(StudioError, match="does not finish"):
         render_text(template, {}, CHAT.to_dicts(), prompt=True)
     examples, _ = _encoder(MARKED).encode([CHAT])
     assert len(examples) == 1
@@ -87,13 +87,13 @@ def test_a_template_that_fails_in_pythons_own_ways_makes_bad_rows(template):
 
 @pytest.mark.parametrize("template", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_template_that_python_can_not_compile_is_refused(template):
-    with pytest.raises(StudioError, match="can't be read"):
+    with pytest.raises(StudioError, match="cannot be read"):
         _encoder(template + MARKED)
 
 
 def test_a_file_is_not_prepared_with_a_template_that_never_ends(write, hurried):
     rows = [{"messages": CHAT.to_dicts()}] * 4
-    with pytest.raises(StudioError, match="does not come to an end"):
+    with pytest.raises(StudioError, match="does not finish"):
         prepare(str(write("a.jsonl", rows)), build_tokenizer(LOOPS + MARKED))
 
 
@@ -101,13 +101,13 @@ def test_only_the_conversation_that_a_template_chokes_on_ends_it(hurried):
     encoder = _encoder("{% if messages[0].content == 'boom' %}" + LOOPS + "{% endif %}" + MARKED)
     examples, _ = encoder.encode([CHAT])
     assert len(examples) == 1
-    with pytest.raises(StudioError, match="does not come to an end"):
+    with pytest.raises(StudioError, match="does not finish"):
         encoder.encode([CHAT, Conversation(2, (Message("user", "boom"), CHAT.messages[1]))])
     assert len(encoder.encode([CHAT])[0]) == 1
 
 
 def test_an_export_for_ollama_does_not_wait_for_a_template(hurried):
-    with pytest.raises(StudioError, match="does not come to an end"):
+    with pytest.raises(StudioError, match="does not finish"):
         to_go(LOOPS + MARKED, {})
 
 

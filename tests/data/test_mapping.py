@@ -31,8 +31,8 @@ def test_columns_of_any_name_can_play_the_parts():
     assert _turns(chat) == [("system", "Be kind."), ("user", "ask"), ("assistant", "tell")]
     assert chat.messages[2].reasoning_content == "hm"
     assert shape.words == (
-        "`frage` is the user's turn, `antwort` the assistant's; `rolle` is the system prompt; `gedanke` is the "
-        "reasoning before the answer. Left aside: `url`."
+        "`frage` is the user turn, `antwort` the assistant turn; `rolle` is the system prompt; `gedanke` is the "
+        "reasoning before the answer. Ignored columns: `url`."
     )
 
 
@@ -68,7 +68,7 @@ def test_the_mappings_system_prompt_goes_before_the_general_one():
     records = _records({"q": "ask", "a": "tell"})
     own = apply_mapping(Mapping.from_dict({"user": "q", "assistant": "a", "system_prompt": "own"}), records)
     assert convert(records[0], own, "general").messages[0].content == "own"
-    assert "a system prompt is put in front" in own.words
+    assert "a system prompt is added" in own.words
 
 
 def test_all_that_is_wrong_with_a_mapping_is_said_at_once():
@@ -85,13 +85,13 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once():
 @pytest.mark.parametrize(
     ("said", "parts"),
     [
-        ("what is to be learned", {"user": "q"}),
-        ("no turn to answer", {"assistant": "a"}),
-        ("names no column", {"user_template": "same", "assistant": "a"}),
+        ("nothing to train on", {"user": "q"}),
+        ("has no prompt", {"assistant": "a"}),
+        ("contains no column", {"user_template": "same", "assistant": "a"}),
         ("whole rows", {"text": "q", "user": "q", "assistant": "a"}),
         ("there is no column", {"user_template": "{nothing}", "assistant": "a"}),
         ("object of names", [1]),
-        ("object of the file's role names", {"roles": [1]}),
+        ("object with the role names", {"roles": [1]}),
     ],
 )
 def test_a_mapping_that_makes_no_sense_is_refused(said, parts):

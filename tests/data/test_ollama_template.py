@@ -24,7 +24,7 @@ CHAT = [
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_each_template_is_proved_in_many_dialogues_or_refused_with_a_sentence(name):
     if name.removesuffix(".jinja").removesuffix("_training") in NO_PLACE:
-        with pytest.raises(StudioError, match="can't be written for Ollama"):
+        with pytest.raises(StudioError, match="cannot be converted for Ollama"):
             to_go(TEMPLATES[name], TOKENS, bos="<s>")
         return
     made = to_go(TEMPLATES[name], TOKENS, bos="<s>")
@@ -90,7 +90,7 @@ def test_the_thinking_switch_of_training_is_kept():
     ],
 )
 def test_a_template_that_has_no_counterpart_is_refused_with_what_to_do(template):
-    with pytest.raises(StudioError, match="can't be written for Ollama") as caught:
+    with pytest.raises(StudioError, match="cannot be converted for Ollama") as caught:
         to_go(template, TOKENS)
     assert "merged model" in caught.value.hint
 

@@ -30,20 +30,20 @@ def _assumptions(write, template, rows):
 @pytest.mark.parametrize("template", [MARKED, UNMARKED])
 def test_a_template_that_prints_no_answer_is_refused(write, template):
     mute = template.replace("message.content +", "'fixed' +")
-    with pytest.raises(StudioError, match="holds none of the answers"):
+    with pytest.raises(StudioError, match="contain none of the answers"):
         _assumptions(write, mute, [PLAIN] * 5)
 
 
 def test_answers_that_a_template_changes_are_counted(write):
     loud = MARKED.replace("{%- generation %}{{- message.content", "{%- generation %}{{- message.content | upper")
-    with pytest.raises(StudioError, match="holds none of the answers"):
+    with pytest.raises(StudioError, match="contain none of the answers"):
         _assumptions(write, loud, [PLAIN] * 3)
     found = _assumptions(write, loud, [PLAIN, PLAIN, [PLAIN[0], {"role": "assistant", "content": "42"}]])
-    assert "In 2 of 3 rows looked at, the chat template changes the last answer." in found
+    assert "In 2 of 3 rows checked, the chat template changes the last answer." in found
 
 
 def test_what_is_said_beside_a_call_is_counted_where_the_template_drops_it(write):
-    assert "1 rows say something beside a tool call that the chat template leaves out." in _assumptions(
+    assert "1 rows contain text beside a tool call that the chat template omits." in _assumptions(
         write, CALL_ALONE, [CALLED, PLAIN, PLAIN]
     )
     both = CALL_ALONE.replace(
@@ -53,7 +53,7 @@ def test_what_is_said_beside_a_call_is_counted_where_the_template_drops_it(write
 
 
 def test_reasoning_is_counted_where_the_template_drops_it(write):
-    assert "2 rows bring reasoning that the chat template leaves out, in whole or in part." in _assumptions(
+    assert "2 rows contain reasoning that the chat template omits, fully or partly." in _assumptions(
         write, MARKED, [THOUGHT, PLAIN, THOUGHT]
     )
     thinking = MARKED.replace(
@@ -72,8 +72,8 @@ def test_what_is_left_out_of_either_answer_of_a_pair_is_counted(write, better):
     rows = [pair(THOUGHT[1], PLAIN[1]), pair(CALLED[1], PLAIN[1]), pair(PLAIN[1], CALLED[3])]
     path = str(write("pairs.jsonl", rows * 3))
     found = prepare(path, build_tokenizer(CALL_ALONE), goal="preference").assumptions
-    assert "3 rows bring reasoning that the chat template leaves out, in whole or in part." in found
-    assert "3 rows say something beside a tool call that the chat template leaves out." in found
+    assert "3 rows contain reasoning that the chat template omits, fully or partly." in found
+    assert "3 rows contain text beside a tool call that the chat template omits." in found
     both = CALL_ALONE.replace(
         "(message.tool_calls | string or message.content)",
         "(message.reasoning_content or '') + message.content + message.tool_calls | string",
@@ -84,4 +84,4 @@ def test_what_is_left_out_of_either_answer_of_a_pair_is_counted(write, better):
 def test_of_very_many_rows_a_part_is_looked_at_and_said_so(write, monkeypatch):
     monkeypatch.setattr(pipeline, "MAX_ROWS", 4)
     found = _assumptions(write, MARKED, [THOUGHT] * 10)
-    assert "4 rows of the 4 looked at bring reasoning that the chat template leaves out, in whole or in part." in found
+    assert "4 rows of the 4 looked at contain reasoning that the chat template omits, fully or partly." in found

@@ -123,7 +123,7 @@ def test_marks_and_plain_answers_are_no_pairs_and_pairs_no_answers(write: Write,
     marks = [{"prompt": f"Ask {n}", "completion": f"Tell {n}", "label": n % 2 == 0} for n in range(6)]
     with pytest.raises(StudioError, match="DPO compares two answers"):
         prepare(str(write("marks.jsonl", marks)), tokenizer, goal="preference")
-    with pytest.raises(StudioError, match="hold no comparison"):
+    with pytest.raises(StudioError, match="contain no preference data"):
         prepare(str(write("plain.jsonl", [{"prompt": "a", "completion": "b"}] * 5)), tokenizer, goal="preference")
     with pytest.raises(StudioError, match="preference pairs") as caught:
         prepare(str(write("pairs.jsonl", ROWS)), tokenizer)

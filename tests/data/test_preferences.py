@@ -18,7 +18,7 @@ from lora_studio.errors import StudioError
 Write = Callable[..., Path]
 
 ROWS = [{"prompt": f"Ask {n}", "completion": f"Tell {n}", "label": n % 3 == 0} for n in range(9)]
-SAID = "3 answers marked good are learned from; 6 marked bad are left out."
+SAID = "3 answers labelled good are trained; 6 labelled bad are ignored."
 LABELLED = {"user": "prompt", "assistant": "completion", "label": "label"}
 
 
@@ -38,7 +38,7 @@ def test_only_answers_marked_good_are_learned_from_and_the_others_are_counted(
     assert found.marks == [SAID]
     told = describe(found)
     assert SAID in told["assumptions"]
-    assert "`label` is the mark of good answers, the only ones that are used" in told["words"]
+    assert "`label` is the label; only rows labelled good are used" in told["words"]
     counts = [told[name] for name in ("format", "usable_rows", "train_rows", "bad_rows", "marked_bad_rows")]
     assert counts == ["kto", 3, 3, 0, 6]
     assert preview(found, 1)["record"]["label"] is True
@@ -70,7 +70,7 @@ def test_other_labels_are_no_marks() -> None:
     for label in (0, 2, "spam", "good"):
         (shape,) = detect_formats([Record(1, {"prompt": "a", "completion": "b", "label": label})])
         assert shape.name == "prompt_completion"
-        assert "Left aside: `label`" in shape.words
+        assert "Ignored columns: `label`" in shape.words
     (shape,) = detect_formats([Record(1, {"prompt": "a", "label": "true"})])
     assert shape.columns == {"prompt": "prompt", "completion": "label"}
 
@@ -90,7 +90,7 @@ def test_a_person_says_which_column_is_the_mark_and_numbers_will_do(write: Write
     found = prepare(str(write("talk.jsonl", talk)), tokenizer, mapping=named, validation_fraction=0)
     assert found.marks == [SAID]
     assert "`fine` is the mark of good answers" in found.format.words
-    with pytest.raises(StudioError, match="plain texts and comparisons"):
+    with pytest.raises(StudioError, match="plain text and preference pairs"):
         prepare(path, tokenizer, mapping={"text": "prompt", "label": "label"})
     seen = tried(first_records(path), LABELLED)
     assert ([row["row"] for row in seen["rows"]], seen["marked_bad"], seen["of"]) == ([1, 4], 6, 9)
@@ -99,10 +99,10 @@ def test_a_person_says_which_column_is_the_mark_and_numbers_will_do(write: Write
 def test_a_file_without_a_good_answer_is_refused_with_a_way_out(write: Write, tokenizer: Any) -> None:
     rows = [{**row, "label": False} for row in ROWS] + [{**ROWS[0], "label": "maybe"}]
     for goal in ("answers", "any"):
-        with pytest.raises(StudioError, match=r"No answer in marks\.jsonl is marked good") as caught:
+        with pytest.raises(StudioError, match=r"No answer in marks\.jsonl is labelled good") as caught:
             prepare(str(write("marks.jsonl", rows)), tokenizer, goal=goal)
-        assert "9 are marked bad, 1 can't be used" in caught.value.message
-        assert "leave that column out" in caught.value.hint
+        assert "9 are labelled bad, 1 invalid" in caught.value.message
+        assert "ignore that column" in caught.value.hint
 
 
 def test_a_validation_file_may_be_marked_as_well_and_says_so(write: Write, tokenizer: Any) -> None:
@@ -119,4 +119,4 @@ def test_characters_are_those_of_the_good_answers(write: Write) -> None:
 
 
 def test_one_of_a_kind_is_told_as_one() -> None:
-    assert convert.describe_labels(1, 1) == "1 answer marked good is learned from; 1 marked bad is left out."
+    assert convert.describe_labels(1, 1) == "1 answer labelled good is trained; 1 labelled bad is ignored."

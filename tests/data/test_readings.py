@@ -45,7 +45,7 @@ def test_rows_of_which_none_can_be_used_are_still_shown_to_say_how_they_are_read
     assert found["readings"][0]["mapping"] == {"messages": "talk"}
     assert found["speakers"] == {"customer": "", "agent": ""}
     nameless = str(write("b.csv", "x,y,z\na,b,c\n"))
-    with pytest.raises(ReadingError, match="shape of the rows is not known"):
+    with pytest.raises(ReadingError, match="format of the rows is not known"):
         prepare(nameless, tokenizer)
     assert unread(nameless)["table"] == {"columns": ["row", "x", "y", "z"], "rows": [[1, "a", "b", "c"]]}
 
@@ -54,7 +54,7 @@ def test_a_mapping_is_tried_on_the_first_rows_and_says_what_fails(write):
     rows = [{"x": f"ask {i}", "y": f"tell {i}" if i != 1 else ""} for i in range(80)]
     records = first_records(str(write("a.jsonl", rows)))
     found = tried(records, {"user": "x", "assistant": "y"})
-    assert found["words"] == "`x` is the user's turn, `y` the assistant's."
+    assert found["words"] == "`x` is the user turn, `y` the assistant turn."
     assert [row["messages"][1]["content"] for row in found["rows"]] == ["tell 0", "tell 2"]
     assert (found["failed"], found["of"]) == (1, 50)
     assert found["first_failure"][0]["row"] == 2

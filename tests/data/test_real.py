@@ -67,7 +67,7 @@ def test_a_real_preference_file_is_refused_with_a_way_out(real):
 def test_of_a_real_file_of_marked_answers_the_good_half_is_read(real):
     found = inspect(str(real / "datasets" / "llama-factory/kto_en_demo.json"), _tokenizer(real, "qwen3"))
     assert (found["format"], found["usable_rows"], found["marked_bad_rows"], found["bad_rows"]) == ("kto", 150, 150, 0)
-    assert "150 answers marked good are learned from; 150 marked bad are left out." in found["assumptions"]
+    assert "150 answers labelled good are trained; 150 labelled bad are ignored." in found["assumptions"]
 
 
 def _confirmed(tokenizer: Any, chat: Conversation, source: str) -> tuple[list[int], list[int]]:

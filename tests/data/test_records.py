@@ -77,7 +77,7 @@ def test_objects_line_by_line_are_read_as_such_under_any_ending(write, name):
     file = read_records(write(name, gzip.compress(text.encode()) if name.endswith("gz") else text))
     assert [(record.row, record.fields) for record in file.records] == [(1, {"a": "x, y"}), (4, {"a": "z"})]
     assert file.kind == "json"
-    assert "The file holds one JSON object a line." in file.assumptions
+    assert "The file contains one JSON object per line." in file.assumptions
     assert [bad.row for bad in file.bad_rows] == [3]
 
 
@@ -217,7 +217,7 @@ def test_a_replacement_character_that_stands_in_the_file_is_no_fault(write):
         ("a.json", b"\x1f\x8b\x08 packed", "gzip"),
         ("a.zip", b"PK\x03\x04 packed", "zip"),
         ("a.xlsx", b"PK\x03\x04 packed", "Excel"),
-        ("a.exe", b"MZ something", "known kind"),
+        ("a.exe", b"MZ something", "unsupported file type"),
         ("a.csv", b"\x00\x00\x00\x00", "binary"),
     ],
 )
@@ -230,9 +230,9 @@ def test_a_file_without_usable_rows_is_one_clear_error(write, name, content, sai
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(StudioError, match="no file"):
         read_records(tmp_path / "absent.json")
-    with pytest.raises(StudioError, match="holds no data files"):
+    with pytest.raises(StudioError, match="contains no data files"):
         read_records(tmp_path)
-    with pytest.raises(StudioError, match="can't be read"):
+    with pytest.raises(StudioError, match="cannot be read"):
         read_records(tmp_path / ("long" * 100))
 
 

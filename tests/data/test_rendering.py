@@ -125,7 +125,7 @@ def test_calls_without_a_word_train_where_reasoning_is_kept_in_the_last_turn_onl
 def test_rows_whose_template_changes_earlier_turns_are_told_of_in_a_sentence(write):
     row = {"messages": [turn.to_dict() for turn in TURNS]}
     prepared = prepare(str(write("a.jsonl", [row] * 3)), build_tokenizer(LAST_THINKS))
-    assert any("writes earlier answers otherwise than the last" in said for said in prepared.assumptions)
+    assert any("renders earlier answers differently from the last" in said for said in prepared.assumptions)
 
 
 def test_where_earlier_answers_can_not_be_found_the_setting_that_works_is_named(write):
@@ -314,7 +314,7 @@ def test_a_system_prompt_that_the_template_refuses_is_named_with_its_setting(wri
         prepare(path, tokenizer, system_prompt="Be kind.")
     assert "data.system_prompt" in error.value.hint
     own = str(write("b.jsonl", [{"messages": [turn.to_dict() for turn in (SYSTEM, *TURNS)]}] * 3))
-    with pytest.raises(StudioError, match="takes no system prompt") as error:
+    with pytest.raises(StudioError, match="does not support a system prompt") as error:
         prepare(own, tokenizer)
     assert "data.prompt_style" in error.value.hint
     assert "data.system_prompt" not in error.value.hint

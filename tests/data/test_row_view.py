@@ -65,7 +65,7 @@ def test_a_cut_that_takes_the_end_token_is_seen_in_the_preview(file, tokenizer):
 def test_a_row_that_is_not_there_is_an_error(file, tokenizer):
     prepared = prepare(file, tokenizer)
     for index in (-1, 40):
-        with pytest.raises(StudioError, match="no usable row"):
+        with pytest.raises(StudioError, match="no valid row"):
             preview(prepared, index)
 
 
@@ -139,7 +139,7 @@ def test_the_reading_says_how_what_was_assumed_and_what_the_first_row_trains(wri
     prepared = prepare(str(write("a.jsonl", [{"messages": turns}] * 3)), tokenizer)
     said = report.reading(prepared)
     assert said.startswith(f"Format: {prepared.format.words}")
-    assert said.endswith("The first row trains: “One⏎two<|im_end|> … One⏎two<|im_end|>”.")
+    assert said.endswith("Trained tokens of the first row: “One⏎two<|im_end|> … One⏎two<|im_end|>”.")
     prepared.assumptions.append("The file is read as x.")
     assert " The file is read as x. The first row trains" in report.reading(prepared)
     assert describe(prepared)["reading"] == report.reading(prepared)

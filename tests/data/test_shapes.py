@@ -49,7 +49,7 @@ def test_comparisons_of_every_form_become_prompt_chosen_and_rejected(row):
     [
         (preferences.SAME_ANSWERS, {"prompt": "ask", "chosen": "tell", "rejected": "tell"}),
         (messages.EMPTY_ANSWER, {"prompt": "ask", "chosen": "tell", "rejected": ""}),
-        ("lacks a needed field", {"prompt": "ask", "chosen": "tell", "rejected": None}),
+        ("lacks a required field", {"prompt": "ask", "chosen": "tell", "rejected": None}),
         ("not text", {"prompt": "ask", "chosen": ["tell", "me"], "rejected": "no"}),
     ],
 )
@@ -130,7 +130,7 @@ def test_problems_in_fields_become_one_turn_and_their_solution_the_answer():
     row = {**PROBLEM, "generation": "<think>easy</think>print(a + b)"}
     shape = detect_format(_records(row, row))
     assert shape.name == "problem"
-    assert "Some answers hold reasoning in <think> marks" in shape.words
+    assert "Some answers contain reasoning in <think> tags" in shape.words
     chat = convert(Record(1, row), shape)
     assert chat.messages[0].content == (
         "Sum\n\nAdd two numbers.\n\nInput:\na and b\n\nOutput:\ntheir sum\n\nExamples:\nInput: 1 2\nOutput: 3"

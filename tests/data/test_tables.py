@@ -163,7 +163,7 @@ def test_spaces_before_a_cell_belong_to_it_and_those_before_its_quotation_mark_d
 def test_empty_cells_may_be_too_many_or_missing_at_the_end() -> None:
     more = table('a,b\n"x","y",\nz,w,,\n')
     assert [list(record.fields.values()) for record in more.records] == [["x", "y"], ["z", "w"]]
-    assert more.assumptions[-1].startswith("2 rows have empty cells beyond the last column")
+    assert more.assumptions[-1].startswith("2 rows have empty cells after the last column")
     named = table("a,b,\nx,y,\nz,w,\n")
     assert [list(record.fields.values()) for record in named.records] == [["x", "y"], ["z", "w"]]
     fewer = table("a,b,c\nx,y\nz,w\nu,v,w\nt\n")

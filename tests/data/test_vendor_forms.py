@@ -113,7 +113,7 @@ def test_pairs_of_every_vendor_are_pairs_and_never_learned_from_by_example(row):
     chat = _chat(row, "preference")
     sides = (chat.messages, chat.chosen, chat.rejected)
     assert [_texts(side) for side in sides] == [[("user", "ask")], [("assistant", "tell")], [("assistant", "no")]]
-    with pytest.raises(StudioError, match="These are preference pairs") as error:
+    with pytest.raises(StudioError, match="These rows are preference pairs") as error:
         _chat(row)
     assert "training.method to dpo" in error.value.hint
 

@@ -186,7 +186,7 @@ def test_virtual_tokens_count_as_text(folders: dict[str, Path]) -> None:
 @pytest.mark.slow
 def test_a_base_in_four_bits_bears_the_kinds_that_peft_puts_on_it(folders: dict[str, Path]) -> None:
     four_bit = load_base("demo", quantization="4bit")
-    with pytest.raises(StudioError, match="LOKR is LoKr, which can't be put on a base in 4 or 8 bits"):
+    with pytest.raises(StudioError, match="LOKR is LoKr, which cannot be used on a base in 4 or 8 bits"):
         add_adapters(four_bit, {"IA3": folders["IA3"], "LOKR": folders["LOKR"]})
     add_adapters(four_bit, {name: folders[name] for name in ("PROMPT_TUNING", "LORA", "IA3")})
     names = (None, *four_bit.adapters)
@@ -202,7 +202,7 @@ def test_a_base_in_four_bits_bears_the_kinds_that_peft_puts_on_it(folders: dict[
     [
         ({"init_lora_weights": "pissa"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
-        ({"layer_replication": [[0, 2], [1, 3]]}, "repeats layers"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "duplicates layers"),
         ({"peft_type": "XLORA"}, "of the kind XLORA"),
     ],
     ids=str,

@@ -40,7 +40,7 @@ def test_a_run_ends_after_its_patience_and_says_why(tmp_path: object) -> None:
     stopping = EarlyStopping("f1", 2, 0.01, [])
     assert stopping.words == ""
     assert ended(stopping, [0.5, 0.6, 0.605, 0.4], tmp_path) == [False, False, False, True]
-    assert stopping.words == "Ended early at step 4: F1 has not risen by more than 0.01 for 2 evaluations."
+    assert stopping.words == "Stopped early at step 4: F1 has not increased by more than 0.01 for 2 evaluations."
 
 
 def test_a_resumed_run_remembers_how_long_it_has_waited(tmp_path: object) -> None:

@@ -94,9 +94,9 @@ def test_what_is_trained_is_known_before_the_start(kind: str, base: Path, tmp_pa
     seen = look_at_model(str(base), None, lora=lora, seed=0, adapter=str(adapter))
     model = load_model(str(base))
     if kind in OUTPUT:
-        with pytest.raises(StudioError, match="matrices on the output layer"):
+        with pytest.raises(StudioError, match="targets the output layer"):
             continue_adapter(model, adapter, base=str(base), revision=None, dropout=0)
-        assert "matrices on the output layer" in seen["adapter_problem"][0]
+        assert "targets the output layer" in seen["adapter_problem"][0]
         return
     adapted, told = continue_adapter(model, adapter, base=str(base), revision=None, dropout=0)
     assert (seen["trainable"], told) == (adapted.get_nb_trainable_parameters()[0], [])

@@ -24,7 +24,7 @@ def test_the_demo_prints_questions_with_both_answers_and_both_scores(
     assert demo.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("  Question  ") == printed.count("  Base  ") == printed.count("  Adapter  ") == demo.SHOWN
-    assert "held-out questions: base " in printed
+    assert "validation prompts: base " in printed
     assert [run.complete.is_file() for run in Workspace(tmp_path).runs()] == [True]
 
 

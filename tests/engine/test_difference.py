@@ -67,7 +67,7 @@ def test_an_adapter_that_was_never_trained_does_nothing_at_all(base: Path, examp
     found = difference(model, examples, base=model.disable_adapter)
     assert found.base_loss == found.adapter_loss
     assert (found.divergence, found.changed_tokens, found.moves) == (0.0, 0.0, False)
-    assert "does nothing" in found.sentence()
+    assert "no effect" in found.sentence()
 
 
 def test_losses_and_accuracies_are_those_of_base_and_adapter(base: Path, examples: list[Example]) -> None:
@@ -81,7 +81,7 @@ def test_losses_and_accuracies_are_those_of_base_and_adapter(base: Path, example
     assert found.divergence > 0.01
     assert 0 < found.changed_tokens <= 1
     assert found.moves
-    assert "changes what the model says" in found.sentence()
+    assert "of top-1 tokens differ" in found.sentence()
     assert found.tokens == sum(label != IGNORED for row in examples for label in row.labels[1:])
 
 
@@ -127,7 +127,7 @@ def test_rows_are_taken_evenly_and_never_twice(examples: list[Example]) -> None:
 def test_what_is_no_number_is_said_and_kept_out_of_the_files() -> None:
     found = Difference(1, 1, 1, 1.0, float("nan"), 0.5, 0.5, float("nan"), 1.0, 0.1)
     assert not found.moves
-    assert "not numbers" in found.sentence()
+    assert "not finite" in found.sentence()
     assert json.loads(json.dumps(found.to_dict("x"), allow_nan=False))["adapter_loss"] is None
 
 
@@ -145,10 +145,10 @@ def test_rows_that_were_trained_on_stand_in_where_none_are_held_out(
     here: dict[str, Any] = {"log": EventLog(run.events), "check": lambda: None, "base": model.disable_adapter}
     found = against_base(model, examples, [], **here)
     assert found is not None
-    assert "rows that were trained on" in found["rows_sentence"]
+    assert "training rows" in found["rows_sentence"]
     held = against_base(model, examples, examples[:3], **here)
     assert held is not None
-    assert held["rows_sentence"].endswith("of all 3 held-out rows.")
+    assert held["rows_sentence"].endswith("of all 3 validation rows.")
     assert events(run, PhaseStarted)[-1].phase == "compare"
     assert events(run, Progress)[-1].done == 3
 
@@ -162,7 +162,7 @@ def test_a_run_reports_what_its_adapter_does(trained: RunFolder) -> None:
     assert measured["adapter_loss"] == pytest.approx(numbers["eval_loss"], rel=1e-3)
     assert measured["adapter_loss"] < measured["base_loss"]
     report = trained.report.read_text(encoding="utf-8")
-    assert "changes what the model says" in report
+    assert "of top-1 tokens differ" in report
     assert "| loss, nats a token |" in report
     assert "8 rows (4 × 2)" in report
     for part in ("## Model and adapter", "## Data", "## Template and tokens", "## Files", "adapter_model.safetensors"):
@@ -175,5 +175,5 @@ def test_a_run_that_learned_nothing_says_so(make_run: MakeRun, train: Callable[.
     assert train(run) == 0
     measured = json.loads(run.complete.read_text(encoding="utf-8"))["difference"]
     assert not measured["moves"]
-    assert "does nothing" in measured["sentence"]
-    assert "rows that were trained on" in run.report.read_text(encoding="utf-8")
+    assert "no effect" in measured["sentence"]
+    assert "training rows" in run.report.read_text(encoding="utf-8")

@@ -75,7 +75,7 @@ def test_a_base_that_computes_no_number_is_told_at_the_first_step(
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     run = make_run(model__name=str(tmp_path))
     assert train(run) == 1
-    assert "the base itself computes no number" in result_of(run)["message"]
+    assert "the base model itself computes NaN" in result_of(run)["message"]
 
 
 @pytest.mark.slow

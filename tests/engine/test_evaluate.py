@@ -66,7 +66,7 @@ def test_rows_without_a_question_are_left_out_and_counted(base: Path, tmp_path: 
     mixed.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     file = read_asked_file(str(mixed), tokenizer, {"base": PLAIN}, longest=4096)
     assert len(file.rows) + sum(file.left_out.values()) == 2
-    assert set(file.left_out) <= {NO_QUESTION, "the row can't be used"}
+    assert set(file.left_out) <= {NO_QUESTION, "the row is invalid"}
 
 
 def test_rows_marked_bad_are_left_out_and_those_marked_good_are_the_references(base: Path, tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_rows_marked_bad_are_left_out_and_those_marked_good_are_the_references(b
 
     file = read([False, True, True, False, False, True, "maybe", True], most=3)
     assert [(row.row, row.reference) for row in file.rows] == [(2, "Gone 1."), (3, "Gone 2."), (6, "Gone 5.")]
-    assert file.left_out == {MARKED_BAD: 3, "the row can't be used": 1}
-    with pytest.raises(StudioError, match=r"No answer in marks\.jsonl is marked good"):
+    assert file.left_out == {MARKED_BAD: 3, "the row is invalid": 1}
+    with pytest.raises(StudioError, match=r"No answer in marks\.jsonl is labelled good"):
         read([False, False])
 
 

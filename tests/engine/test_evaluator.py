@@ -121,7 +121,7 @@ def test_numbers_are_true_and_an_evaluation_that_was_killed_goes_on_where_it_was
     labelled.write_text(labelled.read_text(encoding="utf-8").replace("please", "now"), encoding="utf-8")
     folder.predictions.write_text("".join(lines[:10]), encoding="utf-8")
     assert run_evaluator(folder, "--resume") == 2
-    assert "changed since" in last_event(folder).message
+    assert "has changed since" in last_event(folder).message
     assert json.loads(folder.complete.read_text(encoding="utf-8"))["rows"] == 10  # what was answered is measured
 
 
@@ -182,7 +182,7 @@ def test_rows_that_the_adapter_was_trained_on_are_counted_and_told(
     assert run_evaluator(folder) == 0
     summary = json.loads(folder.complete.read_text(encoding="utf-8"))
     (warning,) = summary["warnings"]
-    assert warning.startswith(f"{train_rows} of these {summary['rows']} rows were trained on by test; the others")
+    assert warning.startswith(f"test was trained on {train_rows} of these {summary['rows']} rows.")
     assert [event.message for event in events(folder, Warned)] == [warning]
 
     new = create(workspace, make_request(workspace, [trained.id], str(labelled), generation={"max_new_tokens": 1}))
@@ -212,5 +212,5 @@ def test_a_file_that_is_like_the_runs_is_read_as_the_runs_and_another_as_it_is_r
         "Paint the sky red.",
     ]
     assert [len(told) for _, told in found] == [0, 0, 1, 1]
-    assert found[2][1][0].startswith("The rows are read as those that the adapter learned from: `answer`")
+    assert found[2][1][0].startswith("The columns are mapped as in the adapter's training: `answer`")
     assert "rows with `Rolle`, which this file lacks" in found[3][1][0]

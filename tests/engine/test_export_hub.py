@@ -93,13 +93,13 @@ def test_a_token_that_the_hub_does_not_know_ends_it_before_anything_slow(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong1234")
     folder = take_away(trained, "hub", base_name="tiny/base")
-    assert "does not know this token" in last_event(folder).message
+    assert "rejects this token" in last_event(folder).message
     assert '"phase": "model"' not in folder.events.read_text()
     assert "hf_wrong" not in folder.events.read_text()
 
 
 def test_a_local_base_has_to_get_the_name_that_others_know(trained: RunFolder, hub: FakeHub) -> None:
-    assert "nobody else has" in last_event(take_away(trained, "hub")).message
+    assert "only exists on this machine" in last_event(take_away(trained, "hub")).message
     assert not hub.requests
 
 
@@ -117,7 +117,7 @@ def test_a_merged_model_can_be_published(trained: RunFolder, hub: FakeHub, monke
     assert (last_event(folder).state, folder.read_result()["same"]) == ("done", True)
     assert hub.repos == {"crew/whole": False}
     assert ("crew/whole", "model.safetensors") in hub.files
-    assert "everybody can see it" in folder.read_result()["words"]
+    assert "public" in folder.read_result()["words"]
 
 
 def test_a_stop_while_uploading_names_the_repository_that_is_left(
@@ -130,5 +130,5 @@ def test_a_stop_while_uploading_names_the_repository_that_is_left(
     monkeypatch.setattr("lora_studio.engine.export.hub.publish", stopped)
     folder = take_away(trained, "hub", base_name="tiny/base")
     assert last_event(folder).state == "stopped"
-    assert "me/test may be on the Hub" in folder.events.read_text()
+    assert "me/test may already exist on the Hub" in folder.events.read_text()
     assert not folder.result.exists()

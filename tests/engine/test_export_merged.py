@@ -168,5 +168,5 @@ def test_what_no_weights_can_hold_is_refused_before_anything_slow(
     folder = build_export(workspace, str(tmp_path / "adapter"), target)
     ended = last_event(folder)
     assert (ended.state, words in ended.message) == ("failed", True), ended.message
-    assert "Take the adapter alone instead (zip)" in ended.hint
+    assert "Export the adapter instead (zip)" in ended.hint
     assert '"phase": "model"' not in folder.events.read_text()

@@ -63,7 +63,7 @@ def test_without_llama_cpp_a_family_that_needs_it_gets_the_exact_commands(
     assert convert in first
     assert f"/llama-quantize {folder.result}/between.gguf {folder.result}/test-Q4_K_M.gguf Q4_K_M &&" in second
     assert last.startswith(f"cd {folder.result} && ollama create")
-    assert "test-Q4_K_M.gguf was not made: llama.cpp was not found" in result["words"]
+    assert "test-Q4_K_M.gguf was not created because llama.cpp was not found" in result["words"]
     assert result["missing"] == "test-Q4_K_M.gguf"
     typed = (folder.result / "commands.txt").read_text(encoding="utf-8")
     assert 'python "$LLAMA_CPP_DIR"/convert_hf_to_gguf.py model --outfile between.gguf' in typed
@@ -111,7 +111,7 @@ def test_a_half_built_llama_cpp_and_one_that_fails_are_told(
 
 def test_an_adapter_alone_goes_only_where_ollama_takes_one(trained: RunFolder) -> None:
     ended = last_event(take_away(trained, "ollama", base_in_ollama="qwen3"))
-    assert "Ollama puts adapters on" in ended.message
+    assert "Ollama supports adapters for" in ended.message
     assert "Qwen3" in ended.message
 
 
@@ -123,7 +123,7 @@ def test_a_template_without_a_counterpart_is_refused_before_anything_slow(traine
         folder = take_away(trained, "ollama")
     finally:
         file.write_text(kept, encoding="utf-8")
-    assert "can't be written for Ollama" in last_event(folder).message
+    assert "cannot be converted for Ollama" in last_event(folder).message
     assert '"phase": "model"' not in folder.events.read_text()
 
 
@@ -178,7 +178,7 @@ def test_the_scale_is_written_as_ollama_applies_it(
     adapted = adapter_on(llama, tmp_path / "adapter", **settings)
     folder = build_export(workspace, str(tmp_path / "adapter"), "ollama", base_in_ollama="llama3.2")
     assert last_event(folder).state == "done", last_event(folder).message
-    assert "it gives the same answer as base and adapter" in folder.read_result()["tried"]
+    assert "the answer equals that of base and adapter" in folder.read_result()["tried"]
     made = folder.result / "adapter"
     assert sorted(path.name for path in made.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     written, weights = json.loads((made / "adapter_config.json").read_text()), load_file(made / WEIGHTS_FILE)
@@ -194,11 +194,11 @@ def test_the_scale_is_written_as_ollama_applies_it(
 PLAIN = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
 LOST: list[tuple[dict[str, Any], dict[str, list[int]], str]] = [
     ({"use_dora": True}, {}, "DoRA's magnitudes"),
-    ({"modules_to_save": ["lm_head"]}, {"base_model.model.lm_head.weight": [4, 4]}, "modules trained whole"),
-    ({"lora_bias": True}, {}, "biases of its own"),
+    ({"modules_to_save": ["lm_head"]}, {"base_model.model.lm_head.weight": [4, 4]}, "modules trained in full"),
+    ({"lora_bias": True}, {}, "its own biases"),
     ({"bias": "all"}, {"base_model.model.model.layers.0.mlp.up_proj.bias": [4]}, "trained biases"),
-    ({"alpha_pattern": {"q_proj": 9}}, {}, "ranks or alphas of their own"),
-    ({"rank_pattern": {"q_proj": 9}}, {}, "ranks or alphas of their own"),
+    ({"alpha_pattern": {"q_proj": 9}}, {}, "different ranks or alphas per module"),
+    ({"rank_pattern": {"q_proj": 9}}, {}, "different ranks or alphas per module"),
     ({"trainable_token_indices": [3]}, {}, "trained tokens"),
     ({"target_parameters": ["experts.down_proj"]}, {}, "matrices on stacked experts"),
     ({"alora_invocation_tokens": [3]}, {}, "an invocation"),
@@ -216,7 +216,7 @@ def test_what_ollama_would_leave_out_is_refused_with_a_way_out(
     check_adapter(write(tmp_path / "plain", files(plain, **PLAIN)))
     with pytest.raises(StudioError, match=words) as found:
         check_adapter(write(tmp_path / "more", files({**plain, **tensors}, **PLAIN, **settings)))
-    assert "Leave the base's name in Ollama empty" in found.value.hint
+    assert "Leave the base in Ollama empty" in found.value.hint
 
 
 def test_it_is_refused_before_the_template_and_the_model_are_looked_at(

@@ -64,7 +64,7 @@ def test_it_trains_the_run_again_with_the_same_losses_and_adapter(
     folder = take_away(trained, "script", base_name="nobody/has-this")  # the trial loads the run's own folder
     result = folder.read_result()
     assert (last_event(folder).state, result["same"]) == ("done", True), last_event(folder).message
-    assert "losses are the run's to the last digit. It trains the same" in result["tried"]
+    assert "losses equal those of the run exactly. It trains the same" in result["tried"]
     assert any("It loads nobody/has-this" in note for note in result["notes"])
     assert sorted(path.name for path in folder.result.iterdir()) == [
         "losses.json",
@@ -232,16 +232,16 @@ def test_a_script_that_trains_another_adapter_is_no_result(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         (tmp_path / name / WEIGHTS_FILE).write_bytes(safetensors(tensors))
     assert same_tensors(tmp_path / "own", tmp_path / "same") == 2
-    with pytest.raises(StudioError, match=r"an adapter of 1 tensors, and the run's has 2.*lora_B"):
+    with pytest.raises(StudioError, match=r"an adapter with 1 tensors; that of the run has 2.*lora_B"):
         same_tensors(tmp_path / "own", tmp_path / "fewer")
     state = state_of(20, seconds=1)
     own = [{"step": point.step, "loss": point.loss} for point in state.steps]
-    assert compare_losses(own, state, must_equal=True) == ("losses are the run's to the last digit", True)
+    assert compare_losses(own, state, must_equal=True) == ("losses equal those of the run exactly", True)
     other = [{**entry, "loss": entry["loss"] + 0.001} for entry in own]
-    with pytest.raises(StudioError, match=r"its losses differ from the run's by at most 0\.001"):
+    with pytest.raises(StudioError, match=r"its losses differ from those of the run by at most 0\.001"):
         compare_losses(other, state, must_equal=True)
     assert not compare_losses(other, state, must_equal=False)[1]
-    with pytest.raises(StudioError, match="does not train what the run did"):
+    with pytest.raises(StudioError, match="does not reproduce the run"):
         compare_losses([], state, must_equal=True)
 
 
@@ -275,8 +275,8 @@ def state_of(steps: int, seconds: float) -> RunState:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"training__method": "dpo"}, "learned from pairs"),
-        ({"lora__init_lora_weights": "pissa"}, "can't begin an adapter as pissa"),
+        ({"training__method": "dpo"}, "used dpo"),
+        ({"lora__init_lora_weights": "pissa"}, "does not support the LoRA initialization pissa"),
     ],
 )
 def test_what_the_program_cannot_do_is_refused(settings: dict[str, Any], words: str, make_run: MakeRun) -> None:

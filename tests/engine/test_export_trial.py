@@ -25,24 +25,24 @@ def moved(by: float, text: str = "Arr") -> Spoken:
 
 def test_a_result_that_asks_with_other_tokens_is_none() -> None:
     for exact in (True, False):
-        with pytest.raises(StudioError, match="the prompt has other tokens"):
+        with pytest.raises(StudioError, match="its tokens differ"):
             verdict(OWN, replace(OWN, prompt=(1, 2, 4)), exact=exact)
 
 
 @pytest.mark.parametrize("by", [10 * EXACT, float("nan"), float("inf")])
 def test_a_result_that_computes_something_else_is_none_though_it_says_the_same(by: float) -> None:
-    with pytest.raises(StudioError, match="does not compute what base and adapter compute"):
+    with pytest.raises(StudioError, match="does not reproduce base and adapter"):
         verdict(OWN, moved(by), exact=True)
 
 
 def test_rounding_is_told_and_may_change_words_only_where_the_precision_is_another() -> None:
     assert verdict(OWN, OWN, exact=True) == (
-        "Loaded and asked: it gives the same answer as base and adapter, the very same logits.",
+        "Tested: loaded, and the answer equals that of base and adapter, identical logits.",
         True,
     )
     assert verdict(OWN, moved(EXACT / 2), exact=True)[1]
     words, same = verdict(OWN, moved(0.1, "Aye"), exact=False)
-    assert (same, "differ from those of base and adapter by rounding" in words) == (False, True)
+    assert (same, "differs from that of base and adapter only by rounding" in words) == (False, True)
 
 
 def with_names(run: RunFolder, folder: Path, name: Callable[[str], str | None]) -> str:
@@ -83,11 +83,11 @@ def test_a_script_that_is_not_tried_belongs_to_an_adapter_with_a_place_in_its_ba
     settings = {"keep_local_base": True, "trial": device != "CPU"}
     folder = take_away(run, "script", **settings)
     assert last_event(folder).state == "done"
-    assert folder.read_result()["tried"].startswith("Not tried")
+    assert folder.read_result()["tried"].startswith("Not tested")
     weights = load_file(run.adapter / "adapter_model.safetensors")
     elsewhere = {key.replace("model.layers", "blocks"): tensor for key, tensor in weights.items()}
     save_file(elsewhere, run.adapter / "adapter_model.safetensors", {"format": "pt"})
-    assert "has a place in" in last_event(take_away(run, "script", **settings)).message
+    assert "matches a module of" in last_event(take_away(run, "script", **settings)).message
 
 
 def test_an_adapter_whose_base_is_not_here_is_taken_away_untried(trained: RunFolder, tmp_path: Path) -> None:
@@ -98,4 +98,4 @@ def test_an_adapter_whose_base_is_not_here_is_taken_away_untried(trained: RunFol
         (away / file).write_text(json.dumps(values | {name: "Owner/nowhere-near"}), encoding="utf-8")
     folder = build_export(workspace_of(trained), str(away), "zip")
     assert (last_event(folder).state, last_event(folder).message) == ("done", "")
-    assert folder.read_result()["tried"].startswith("Not tried: The model 'Owner/nowhere-near' is neither")
+    assert folder.read_result()["tried"].startswith("Not tested: The model 'Owner/nowhere-near' is neither")

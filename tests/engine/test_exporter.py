@@ -56,13 +56,13 @@ def test_a_zip_holds_the_adapter_its_report_and_nothing_of_this_machine(
 
 def test_a_base_that_is_a_folder_here_is_asked_about(trained: RunFolder) -> None:
     folder = take_away(trained, "zip")
-    assert "a folder of this machine, which nobody else has" in last_event(folder).message
+    assert "a folder that only exists on this machine" in last_event(folder).message
     assert "--base-name" in last_event(folder).hint
     assert not folder.result.exists()
     kept = take_away(trained, "zip", keep_local_base=True)
     assert last_event(kept).state == "done"
     assert kept.read_result()["same"] is True
-    assert "a folder of this machine" in kept.read_result()["notes"][0]
+    assert "a folder on this machine" in kept.read_result()["notes"][0]
 
 
 def test_a_result_can_be_put_elsewhere_as_a_file_or_a_folder(trained: RunFolder, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_an_adapter_that_went_away_before_the_start_is_said_plainly(trained: Run
     facts = folder.read_facts() | {"folder": str(tmp_path / "gone")}
     folder.facts.write_text(json.dumps(facts), encoding="utf-8")
     assert run_exporter(folder) == WRONG_INPUT
-    assert "is not there any more" in last_event(folder).message
+    assert "no longer exists" in last_event(folder).message
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Stopped()], ids=["full disk", "stop"])

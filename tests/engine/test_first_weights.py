@@ -127,7 +127,7 @@ def test_eva_begins_with_the_directions_of_the_data(base: Path, data_file: Path)
 def test_eva_gives_up_on_data_without_directions(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_studio.engine.train.lora_init.MAX_BATCHES", 5)
     batches = token_batches([[7, 7]], tokens=8, pad=0, device=CPU)
-    with pytest.raises(StudioError, match="no 4 steady directions"):
+    with pytest.raises(StudioError, match="no 4 stable directions"):
         fill_from_data(fresh(base, "eva"), batches)
 
 

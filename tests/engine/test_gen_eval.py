@@ -38,7 +38,7 @@ def test_texts_without_questions_are_refused(base: Path, tmp_path: Path) -> None
     path = tmp_path / "plain.jsonl"
     path.write_text("".join(f'{{"text": "Just text, number {n}."}}\n' for n in range(9)), encoding="utf-8")
     prepared = prepare(str(path), load_tokenizer(str(base)), validation_fraction=0.5)
-    with pytest.raises(StudioError, match="asks something"):
+    with pytest.raises(StudioError, match="contains a prompt"):
         questions(prepared, 2, seed=1, longest=64)
 
 

@@ -171,7 +171,7 @@ def test_a_template_that_never_ends_costs_one_answer_and_not_what_is_loaded(
     monkeypatch.setattr(render_process, "MAX_TEXT_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setitem(loaded.templates, "run.1", loops + loaded.template("run.1"))
-        with pytest.raises(StudioError, match="does not come to an end"):
+        with pytest.raises(StudioError, match="does not finish"):
             generate(loaded, question, greedy(loaded, 4), seed=0)
     assert generate(loaded, question, greedy(loaded, 4), seed=0)[0].ids == before[0].ids
 

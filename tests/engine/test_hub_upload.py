@@ -54,7 +54,7 @@ def test_every_file_arrives_in_a_private_repository_and_the_token_goes_to_the_hu
 
 def test_a_repository_that_is_there_is_left_alone_unless_an_update_is_allowed(hub: FakeHub, folder: Path) -> None:
     hub.repos["me/pirate"] = True
-    with pytest.raises(StudioError, match="on the Hub already"):
+    with pytest.raises(StudioError, match="already exists on the Hub"):
         send(hub, folder)
     assert not hub.files
     send(hub, folder, update=True)
@@ -63,7 +63,7 @@ def test_a_repository_that_is_there_is_left_alone_unless_an_update_is_allowed(hu
 
 def test_a_public_repository_gets_nothing_that_is_meant_to_be_private(hub: FakeHub, folder: Path) -> None:
     hub.repos["me/pirate"] = False
-    with pytest.raises(StudioError, match="everybody can see it"):
+    with pytest.raises(StudioError, match="public"):
         send(hub, folder, update=True)
     send(hub, folder, update=True, private=False)
     send(hub, folder, "me/open", private=False)
@@ -76,15 +76,15 @@ def test_the_owner_is_the_tokens_own_where_none_is_named(hub: FakeHub) -> None:
 
 
 def test_a_token_that_is_wrong_or_may_only_read_is_named_before_anything_is_made(hub: FakeHub) -> None:
-    with pytest.raises(StudioError, match="does not know this token") as caught:
+    with pytest.raises(StudioError, match="rejects this token") as caught:
         full_name("pirate", "hf_wrongwrongwrong1234", endpoint=hub.url)
     assert "hf_wrong" not in caught.value.message + caught.value.hint
-    with pytest.raises(StudioError, match="may only read"):
+    with pytest.raises(StudioError, match="read-only"):
         full_name("pirate", READER, endpoint=hub.url)
 
 
 def test_a_token_without_the_right_is_told_what_it_may_not(hub: FakeHub, folder: Path) -> None:
-    with pytest.raises(StudioError, match=r"may not write to crew/pirate.*namespace crew"):
+    with pytest.raises(StudioError, match=r"has no write access to crew/pirate.*namespace crew"):
         send(hub, folder, "crew/pirate", STRANGER)
 
 
@@ -97,7 +97,7 @@ def test_a_name_that_the_hub_refuses_is_refused_here(name: str) -> None:
 
 
 def test_no_network_is_told_as_that(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StudioError, match="can't be reached"):
+    with pytest.raises(StudioError, match="cannot be reached"):
         full_name("pirate", TOKEN, endpoint="http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(StudioError, match="HF_HUB_OFFLINE"):

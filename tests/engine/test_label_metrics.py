@@ -125,7 +125,7 @@ def test_a_run_without_gain_ends_early_and_says_why(make_run: MakeRun, train: Ca
         evaluation__load_best_model_at_end=True,
     )
     assert train(run) == 0
-    words = "Ended early at step 12: the validation loss has not fallen by more than 100 for 2 evaluations."
+    words = "Stopped early at step 12: the validation loss has not decreased by more than 100 for 2 evaluations."
     assert events(run, Finished)[-1].message == words
     state = fold(events(run))
     assert (state.state, state.step, state.total_steps, len(state.evaluations)) == ("done", 12, 24, 3)

@@ -49,7 +49,7 @@ def test_a_program_that_fails_is_quoted(model: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(folder / "convert_hf_to_gguf.py"), str(model), "--outfile", "x", "--outtype", "f16"]
     with pytest.raises(StudioError, match=r"The conversion failed \(exit code 3\): no config.json"):
         run_program(command, log, phase="convert", noun="The conversion")
-    with pytest.raises(StudioError, match="can't be started"):
+    with pytest.raises(StudioError, match="cannot be started"):
         run_program([str(tmp_path / "gone")], log, phase="convert", noun="The conversion")
 
 

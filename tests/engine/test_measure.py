@@ -56,7 +56,7 @@ def test_accuracy_and_f1_are_those_of_the_confusion_matrix() -> None:
     # only the adapter is right in four rows, only the base in none: 2 / 2^4
     assert metrics["accuracy"]["difference"]["p"] == pytest.approx(0.125)
     assert metrics["accuracy"]["difference"]["more_than_chance"] is False
-    assert metrics["accuracy"]["difference"]["words"] == "better, but that may be chance (p = 0.125)"
+    assert metrics["accuracy"]["difference"]["words"] == "better, but not significant (p = 0.125)"
     assert found["disagreements"]["adapter"] == {
         "both_right": 5,
         "only_first_right": 0,
@@ -104,7 +104,7 @@ def test_free_text_is_measured_by_words_and_letters() -> None:
     assert list(found["metrics"]) == ["exact_match", "rouge_l", "bleu", "chrf", "perplexity", "token_accuracy"]
     assert found["metrics"]["rouge_l"]["difference"]["value"] == pytest.approx(1.0)
     assert found["metrics"]["exact_match"]["difference"]["p"] == pytest.approx(2 / 2**12)
-    assert found["metrics"]["exact_match"]["difference"]["words"] == "better, more than chance (p < 0.001)"
+    assert found["metrics"]["exact_match"]["difference"]["words"] == "better, significant (p < 0.001)"
     assert found["confusion"] is None
 
 

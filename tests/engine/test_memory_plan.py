@@ -52,7 +52,7 @@ def test_checkpointing_left_to_the_run_is_on_only_where_a_gpu_needs_it(
     tight, event = memory.foresee(config, numbers, 64)
     assert tight
     assert event is not None
-    assert "would not fit comfortably" in event.reason
+    assert "would need more than 90 %" in event.reason
     monkeypatch.setattr(memory, "available_bytes", lambda: 80 * GIB)
     roomy, event = memory.foresee(config, numbers, 64)
     assert not roomy

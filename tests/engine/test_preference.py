@@ -137,7 +137,7 @@ def test_answers_without_a_comparison_are_refused_in_a_sentence(
 ) -> None:
     run = make_dpo(data__train_file=str(data_file))
     assert train(run) == 2
-    assert "hold no comparison" in events(run, Finished)[-1].message
+    assert "contain no preference data" in events(run, Finished)[-1].message
 
 
 def preferred(loaded: Any, rows: Any) -> float:

@@ -98,7 +98,7 @@ def test_a_run_whose_rows_changed_goes_on_only_when_told_to(
         write(**changed)
         assert train(run, "--resume") == 2, name
         ended = events(run, Finished)[-1]
-        assert "The rows are not those that this run began with: 16 rows of" in ended.message
+        assert "The rows differ from those this run started with: 16 rows of" in ended.message
         assert "--other-rows" in ended.hint
         assert json.loads(run.complete.read_text(encoding="utf-8"))["other_rows"] is True
     with run.events.open("a", encoding="utf-8") as log:
@@ -106,7 +106,7 @@ def test_a_run_whose_rows_changed_goes_on_only_when_told_to(
     write(train=reworded)
     assert train(run, "--resume") == 0
     assert events(run, StepLogged)[-1].step == 4
-    assert any("goes on with other rows" in event.message for event in events(run, Warned))
+    assert any("continues with different rows" in event.message for event in events(run, Warned))
     with run.events.open("a", encoding="utf-8") as log:
         log.write(to_line(Extended(time.time(), 1.0)))
     assert train(run, "--resume") == 0, "these are the run's rows from now on"
@@ -120,7 +120,7 @@ def prepared_as(**changes: Any) -> DataPrepared:
 def test_rows_are_compared_by_their_tokens_and_those_of_earlier_versions_by_what_was_noted() -> None:
     assert not other_rows(None, prepared_as())
     assert not other_rows(prepared_as(), prepared_as(fingerprint="a newer program"))
-    assert "but others" in other_rows(prepared_as(), prepared_as(fingerprint="else", rows_digest="else"))
+    assert "but different" in other_rows(prepared_as(), prepared_as(fingerprint="else", rows_digest="else"))
     old = prepared_as(rows_digest="")
     assert not other_rows(old, prepared_as(fingerprint="a newer program"))
     assert "500 tokens" in other_rows(old, prepared_as(fingerprint="else", tokens=501))
@@ -381,7 +381,7 @@ def test_a_base_that_changed_in_its_place_is_told_wherever_the_adapter_goes(
 
     def load(number: int) -> list[str]:
         call = Call(number, Load(adapters={"it": str(run.adapter)}), lambda line: None)
-        return [note for note in child.load(call).notes if "changed since" in note]
+        return [note for note in child.load(call).notes if "has changed since" in note]
 
     assert load(1) == []
     weights = load_file(own / "model.safetensors")
@@ -402,4 +402,4 @@ def test_a_base_that_changed_in_its_place_is_told_wherever_the_adapter_goes(
     )
     for again, flags in ((goes_on, ()), (run, ("--resume",))):  # an adapter that goes on belongs to the base as it is
         assert train(again, *flags) == 0
-        assert any("changed since" in event.message for event in events(again, Warned))
+        assert any("has changed since" in event.message for event in events(again, Warned))

@@ -192,7 +192,7 @@ def test_the_preset_for_cpus_learns_from_so_few_rows_that_it_has_one_step(
     assert point.learning_rate == config.training.learning_rate
     difference = json.loads(run.complete.read_text(encoding="utf-8"))["difference"]
     assert difference["adapter_loss"] < difference["base_loss"]
-    assert any("has one step" in event.message for event in events(run, Warned))
+    assert any("has a single step" in event.message for event in events(run, Warned))
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_the_run_follows_the_schedule_that_was_chosen(make_run: MakeRun, train: 
     assert [point.learning_rate / 1e-2 for point in events(run, StepLogged)] == pytest.approx(
         [0, 0.5, 1, 1, 1, 1, 1, 0.5]
     )
-    assert events(run, ModelLoaded)[0].attention == "sdpa: no FlashAttention 2, for it needs a CUDA GPU"
+    assert events(run, ModelLoaded)[0].attention == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU"
 
 
 @pytest.mark.slow

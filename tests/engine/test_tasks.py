@@ -18,13 +18,13 @@ def test_many_different_answers_are_no_labels() -> None:
 
 
 def test_labels_that_were_named_settle_the_task() -> None:
-    task = choose_task(["It is good.", "It is bad."], ["good", "bad"], "they were named")
+    task = choose_task(["It is good.", "It is bad."], ["good", "bad"], "they were given")
     assert (task.kind, task.labels, task.positive) == ("labels", ("good", "bad"), "good")
     assert task.why.endswith("they were named.")
 
 
 def test_labels_that_no_answer_gives_are_left_aside() -> None:
-    assert choose_task(["A long tale.", "Another one."], ["Yes", "No"], "they were named").kind == "text"
+    assert choose_task(["A long tale.", "Another one."], ["Yes", "No"], "they were given").kind == "text"
 
 
 def test_worked_answers_and_bare_numbers_are_numbers() -> None:

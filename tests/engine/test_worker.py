@@ -292,7 +292,7 @@ def test_a_run_on_marked_answers_learns_from_the_good_ones_and_says_so(
     run = make_run(data__train_file=str(marked), data__validation_fraction=0, training__max_steps=1)
     assert train(run) == 0
     assert events(run, DataPrepared)[0].train_rows == 12
-    said = "12 answers marked good are learned from; 28 marked bad are left out."
+    said = "12 answers labelled good are trained; 28 labelled bad are ignored."
     assert said in [event.message for event in events(run, Warned)]
     assert said in run.report.read_text(encoding="utf-8")
 

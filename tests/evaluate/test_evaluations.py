@@ -59,7 +59,7 @@ def test_a_shipped_sets_name_stands_for_its_held_out_file(workspace: Workspace, 
 def test_labels_are_those_named_else_those_of_the_run(workspace: Workspace, run: str) -> None:
     assert make_request(workspace, [run], "recommender").labels == ("Yes", "No")
     named = make_request(workspace, [run], "recommender", labels="good, bad")
-    assert (named.labels, named.labels_from) == (("good", "bad"), "they were named")
+    assert (named.labels, named.labels_from) == (("good", "bad"), "they were given")
 
 
 def test_the_encoding_is_the_one_named_else_the_runs(workspace: Workspace) -> None:
@@ -86,13 +86,13 @@ def test_a_file_is_read_as_is_said_else_as_the_runs(workspace: Workspace) -> Non
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_one_to_three_adapters_answer_at_once(workspace: Workspace, run: str, count: int) -> None:
-    with pytest.raises(StudioError, match="adapters are chosen"):
+    with pytest.raises(StudioError, match="adapters are selected"):
         make_request(workspace, [f"{run}{number}" for number in range(count)], "recommender")
 
 
 @pytest.mark.parametrize("measuring", [{"batch_size": 0}, {"batch_size": 5000}, {"max_samples": -1}])
 def test_settings_out_of_bounds_are_refused(workspace: Workspace, run: str, measuring: dict[str, int]) -> None:
-    with pytest.raises(StudioError, match="can't be"):
+    with pytest.raises(StudioError, match="cannot be"):
         make_request(workspace, [run], "recommender", measuring=measuring)
 
 

@@ -26,7 +26,7 @@ def test_the_command_names_base_adapter_and_tasks() -> None:
 
 @pytest.mark.parametrize("tasks", ["", "a; rm -rf /", "--help me"])
 def test_words_that_are_no_tasks_are_refused(tasks: str) -> None:
-    with pytest.raises(StudioError, match="no names of tasks"):
+    with pytest.raises(StudioError, match="not a list of task names"):
         command(Path("/adapter"), "demo", "none", tasks)
 
 
@@ -92,5 +92,5 @@ def test_another_server_finds_the_one_that_works_and_stops_it(bench: Supervisor,
     other.stop(name)
     wait_until(lambda: other.state(name).final)
     assert (other.state(name).state, other.state(name).reason) == ("stopped", Reason.STOPPED)
-    with pytest.raises(StudioError, match="can't be resumed"):
+    with pytest.raises(StudioError, match="cannot be resumed"):
         other.resume(name)

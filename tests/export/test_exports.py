@@ -74,17 +74,17 @@ def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tm
 def test_what_cannot_be_made_is_refused_with_all_that_is_wrong(
     workspace: Workspace, adapter: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(StudioError, match="no form 'cake'"):
+    with pytest.raises(StudioError, match="no export format 'cake'"):
         make_request(workspace, str(adapter), "cake")
     with pytest.raises(StudioError, match=r"Precision must be .* no setting colour"):
         make_request(workspace, str(adapter), "merged", settings={"dtype": "int3", "colour": "red"})
     for size in ("5potatoes", "0GB", "-1GB", "5", "GB", "5.GB"):
-        with pytest.raises(StudioError, match=r"Largest file must be a whole number of GB, MB or KB"):
+        with pytest.raises(StudioError, match=r"Max shard size must be a whole number of GB, MB or KB"):
             make_request(workspace, str(adapter), "merged", settings={"max_shard_size": size})
     assert make_request(workspace, str(adapter), "merged", settings={"max_shard_size": " 500 mb"}).settings
-    with pytest.raises(StudioError, match="is there already"):
+    with pytest.raises(StudioError, match="already exists"):
         make_request(workspace, str(adapter), "zip", out=str(adapter))
-    with pytest.raises(StudioError, match="no folder"):
+    with pytest.raises(StudioError, match="does not exist"):
         make_request(workspace, str(adapter), "zip", out=str(tmp_path / "no" / "where"))
 
 
@@ -93,7 +93,7 @@ def test_too_little_room_on_the_disk_is_said_before_anything_starts(
 ) -> None:
     request = make_request(workspace, str(adapter), "merged")
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 15_000_000}))
-    with pytest.raises(StudioError, match=r"takes about \d+ MB, with 20 MB .* has 15 MB free"):
+    with pytest.raises(StudioError, match=r"needs about \d+ MB plus 20 MB .* has 15 MB free"):
         create(workspace, request)
     assert exports(workspace) == []
 

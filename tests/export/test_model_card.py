@@ -19,7 +19,7 @@ METRICS = {"f1": 0.5, "token_accuracy": 1.0, "reward_margin": 0.25}
 EVIL = "Pirate\n---\nlicense: mit | <b>`x`</b> [a](javascript:alert(1)) ```${1+1}``` # \"quoted\" 'so'"
 MEASURED = {
     "sentence": "Held-out loss fell from 2.10 to 0.40.",
-    "rows_sentence": "Measured at the 900 trained tokens of all 20 held-out rows.",
+    "rows_sentence": "Measured on 900 trained tokens of all 20 validation rows.",
     "base_loss": 2.1,
     "adapter_loss": 0.4,
     "base_token_accuracy": 0.5,
@@ -78,7 +78,7 @@ def test_a_reader_finds_results_settings_data_and_versions(workspace: Workspace)
         "down_proj, q_proj",
         "rows.jsonl",
         "9da38a3c5255c620e0769fe4fa4f4d78105eeb8d685aa58561f263fe18c21841",
-        "4bit, computed in bfloat16",
+        "4bit, compute dtype bfloat16",
         "peft 0.21.2",
         "232",
         "█" * 24,
@@ -123,9 +123,9 @@ def test_a_checkpoint_tells_its_own_step_and_an_adapter_from_elsewhere_what_is_k
     run = make(workspace)
     checkpoint = adapters.write(run.checkpoints / "checkpoint-116", adapters.files())
     text = model_card(checkpoint, run, Subject("Pirate", "org/base"))
-    assert "checkpoint of step 116" in text
+    assert "Checkpoint of step 116" in text
     assert "Held-out loss fell" not in text
     assert "| 232 |" not in text
     alone = model_card(checkpoint, None, Subject("Pirate", "org/base"))
-    assert "not measured beside its base" in alone
+    assert "not compared with the base model" in alone
     assert "Loss by step" not in alone

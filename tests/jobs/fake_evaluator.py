@@ -33,7 +33,7 @@ def main(mode: str, folder: EvaluationFolder) -> int:
         emit(Progress(time.time(), number + 1, total))
         time.sleep(0.05)
         if asked:
-            emit(Finished(time.time(), "stopped", message="Stopped when asked to."))
+            emit(Finished(time.time(), "stopped", message="Stopped on request."))
             return 130
     emit(Finished(time.time(), "done"))
     return 0

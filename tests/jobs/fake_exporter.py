@@ -33,7 +33,7 @@ def main(mode: str, folder: ExportFolder) -> int:
         emit(Progress(time.time(), number + 1, 1000))
         time.sleep(0.05)
         if asked:
-            emit(Finished(time.time(), "stopped", message="Stopped when asked to."))
+            emit(Finished(time.time(), "stopped", message="Stopped on request."))
             return 130
     folder.unfinished.rename(folder.result)
     told: dict[str, object] = {"words": "", "command": "", "link": "", "tried": "", "notes": [], "seconds": 0.1}

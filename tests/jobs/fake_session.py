@@ -46,7 +46,7 @@ def serve(request: dict[str, Any]) -> None:
         case "half":
             answer(request, "result")
         case "fail":
-            answer(request, "error", message="The model can't be found.", hint="Check its name.")
+            answer(request, "error", message="The model cannot be found.", hint="Check its name.")
         case "die":
             print("out of luck", file=sys.stderr, flush=True)
             os._exit(1)

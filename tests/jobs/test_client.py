@@ -39,7 +39,7 @@ def test_progress_comes_in_order_and_the_result_last(session: Session) -> None:
 
 
 def test_an_answer_that_lacks_a_field_is_no_answer_and_the_child_is_replaced(session: Session) -> None:
-    with pytest.raises(EngineError, match="wrote no answer to 'half'"):
+    with pytest.raises(EngineError, match="did not answer 'half'"):
         session.call(Half())
     assert session.call(Echo(word="new child")).word == "new child"
 
@@ -53,7 +53,7 @@ def test_progress_is_handed_on_while_a_call_waits(session: Session) -> None:
 def test_an_error_answer_becomes_a_studio_error_and_the_child_lives_on(session: Session) -> None:
     with pytest.raises(StudioError) as raised:
         session.call(Fail())
-    assert (raised.value.message, raised.value.hint) == ("The model can't be found.", "Check its name.")
+    assert (raised.value.message, raised.value.hint) == ("The model cannot be found.", "Check its name.")
     assert session.call(Echo(word="still here")).word == "still here"
 
 
@@ -81,9 +81,9 @@ def test_a_child_that_breaks_the_protocol_is_ended_and_quoted(session: Session) 
 def test_a_killed_child_is_said_to_have_run_out_of_memory(session: Session) -> None:
     pid = session.call(Echo()).pid
     threading.Timer(0.2, os.kill, (pid, 9)).start()
-    with pytest.raises(StudioError, match="memory ran out") as raised:
+    with pytest.raises(StudioError, match="out of memory") as raised:
         session.call(Hang())
-    assert raised.value.hint == "The next request starts a new one."
+    assert raised.value.hint == "The next request starts a new process."
 
 
 def test_stop_from_another_thread_ends_the_running_request(session: Session) -> None:

@@ -68,10 +68,10 @@ def test_every_ending_of_every_kind_of_job_has_words_of_its_own(kind: str, reaso
 
 def test_a_vanished_run_is_resumed_from_where_it_was_saved_and_its_log_is_quoted() -> None:
     state = RunState(state="failed", reason=Reason.EXITED, exit_code=7, last_output="boom")
-    again = "No checkpoint was saved yet: Resume begins again. The log ends with:\nboom"
-    assert ending_words(state) == ("The worker ended without saying why (exit code 7).", again)
-    assert ending_words(replace(state, saved=True))[1].startswith("Resume goes on from the last checkpoint.")
-    assert ending_words(replace(state, kind="export"))[0].startswith("The export's process ended")
+    again = "No checkpoint was saved yet, so Resume starts over. The log ends with:\nboom"
+    assert ending_words(state) == ("The worker ended without a message (exit code 7).", again)
+    assert ending_words(replace(state, saved=True))[1].startswith("Resume continues from the last checkpoint.")
+    assert ending_words(replace(state, kind="export"))[0].startswith("The export process ended")
 
 
 def test_words_of_endings_are_made_in_page_terminal_and_api_alone() -> None:

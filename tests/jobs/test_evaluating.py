@@ -38,11 +38,11 @@ def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Work
     name = request.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).state == "done")
     assert [state.title for state in mine.jobs(EVALUATE)] == ["title"]
-    with pytest.raises(StudioError, match="is done"):
+    with pytest.raises(StudioError, match="is finished"):
         mine.resume(name)
     mine.delete(name)
     assert mine.jobs(EVALUATE) == []
-    with pytest.raises(StudioError, match="no such run"):
+    with pytest.raises(StudioError, match="There is no run"):
         mine.state(name)
 
 
@@ -51,7 +51,7 @@ def test_a_stopped_one_goes_on_where_it_was(jobs: Jobs, workspace: Workspace) ->
     mine = jobs("slow")
     name = request.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).phase_done > 0)
-    with pytest.raises(StudioError, match="can't be deleted"):
+    with pytest.raises(StudioError, match="cannot be deleted"):
         mine.delete(name)
     mine.stop(name)
     wait_until(lambda: mine.state(name).final and mine.busy() is None)
@@ -70,4 +70,4 @@ def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, wo
     (folder,) = evaluations(workspace)
     kill(folder)
     wait_until(lambda: other.state(name).final)
-    assert "Resume answers the rows that are left." in ending_words(other.state(name))[1]
+    assert "Resume answers the remaining rows." in ending_words(other.state(name))[1]

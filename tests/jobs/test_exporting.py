@@ -56,7 +56,7 @@ def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, req
     mine = jobs("slow")
     name = request.start(mine, request_)
     wait_until(lambda: mine.state(name).phase == "write")
-    with pytest.raises(StudioError, match="can't be deleted"):
+    with pytest.raises(StudioError, match="cannot be deleted"):
         mine.delete(name)
     mine.stop(name)
     wait_until(lambda: mine.state(name).final and not mine.is_alive(name))
@@ -73,7 +73,7 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     wait_until(folder.unfinished.exists)
     kill(folder)
     wait_until(lambda: other.state(name).final)
-    assert "nothing half-finished is kept" in ending_words(other.state(name))[1]
+    assert "incomplete results are not kept" in ending_words(other.state(name))[1]
     next_one = request.start(other, request_)
     assert not folder.unfinished.exists()
     wait_until(lambda: other.state(next_one).state == "done")
@@ -98,7 +98,7 @@ def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
     mine = Supervisor(visited, LocalLauncher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
     published = replace(request_, target="hub", settings={"repo": "pirate"})
     for none in (None, {}, hub_secrets(" ")):
-        with pytest.raises(StudioError, match="token of your own"):
+        with pytest.raises(StudioError, match="your own token"):
             request.start(mine, published, none)
     name = request.start(mine, published, hub_secrets(" hf_mine "))
     wait_until(lambda: mine.state(name).final)

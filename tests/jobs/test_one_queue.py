@@ -188,7 +188,7 @@ def test_a_worker_of_any_kind_that_is_killed_is_a_failure_and_the_next_job_begin
         supervisor.resume(first)
         assert supervisor.queue() == [first]
     else:
-        with pytest.raises(StudioError, match="can't be resumed"):
+        with pytest.raises(StudioError, match="cannot be resumed"):
             supervisor.resume(first)
         supervisor.delete(first)
 

@@ -31,13 +31,13 @@ def patient(tmp_path: Path) -> Iterator[Session]:
 
 
 def test_a_request_of_which_nothing_comes_is_ended_and_told(patient: Session) -> None:
-    with pytest.raises(StudioError, match="nothing came of it for 0 s"):
+    with pytest.raises(StudioError, match="no response for 0 s"):
         patient.call(Hang())
     assert patient.call(Echo(word="next")).word == "next"
 
 
 def test_a_request_that_goes_on_and_on_is_ended_and_told(patient: Session) -> None:
-    with pytest.raises(StudioError, match="in 1 s it was not finished"):
+    with pytest.raises(StudioError, match="not finished after 1 s"):
         patient.call(Count(to=10_000))
 
 
@@ -83,5 +83,5 @@ def test_a_child_that_holds_something_is_told_to_be_gone(tmp_path: Path) -> None
 
 def test_an_answer_of_any_length_does_not_fill_this_process(patient: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_ANSWER_CHARACTERS", 1000)
-    with pytest.raises(StudioError, match="something else than an answer"):
+    with pytest.raises(StudioError, match="an invalid answer"):
         patient.call(Echo(word="x" * 5000))

@@ -19,7 +19,7 @@ from lora_studio.units import GIB
 CPU = Device("CPU, 2 cores", "cpu", 16 * GIB, 12 * GIB)
 DATA: dict[str, Any] = {
     "sampled": None,
-    "reading": "Format: `text` is a text. The first row trains: “Hi”.",
+    "reading": "Format: `text` is a text. Trained tokens of the first row: “Hi”.",
     "train_rows": 90,
     "validation_rows": 10,
     "marked_bad_rows": 0,
@@ -146,7 +146,7 @@ def test_nothing_is_promised_of_the_memory_of_a_model_that_was_not_counted(
 def test_rows_marked_bad_are_told_and_lose_no_row() -> None:
     found = check("Data", config(), {**DATA, "marked_bad_rows": 200})
     assert found.state == "ok"
-    assert "200 are marked bad and left out" in found.found
+    assert "200 labelled bad and ignored" in found.found
 
 
 def test_a_full_disk_fails_and_too_little_memory_asks() -> None:
@@ -158,4 +158,4 @@ def test_a_full_disk_fails_and_too_little_memory_asks() -> None:
 
 
 def test_the_check_of_the_data_says_how_it_was_read() -> None:
-    assert check("Data", config()).found == f"{DATA['reading']} Looked at all rows: 100 can be used."
+    assert check("Data", config()).found == f"{DATA['reading']} Checked all rows: 100 valid."

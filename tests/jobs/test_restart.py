@@ -54,6 +54,6 @@ def test_after_a_crash_the_run_is_offered_for_resume_though_a_stranger_has_its_n
     wait_until(lambda: after.state(first).final)
     message, hint = ending_words(after.state(first))
     assert "restarted" in message
-    assert "Resume begins again" in hint
+    assert "Resume starts over" in hint
     after.resume(first)
     wait_until(lambda: after.state(first).state == "done")

@@ -20,7 +20,7 @@ from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import Finished, Reason, StepLogged, to_line
 from lora_studio.jobs.launchers.local import LocalLauncher, find, read_worker
 from lora_studio.jobs.queue import lock
-from lora_studio.jobs.supervisor import Supervisor, with_absolute_paths
+from lora_studio.jobs.supervisor import Supervisor, default_title, with_absolute_paths
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, fake_command, server, wait_until
 
@@ -42,7 +42,7 @@ def test_a_run_goes_from_start_to_done_and_its_worker_is_collected(supervise: Su
 def test_the_run_folder_holds_the_whole_config_and_the_versions(supervise: Supervise, workspace: Workspace) -> None:
     run = workspace.run(supervise("steps=1").launch(Config()))
     assert parse(read_yaml(run.config)) == Config()
-    assert run.read_facts()["title"] == "pirate"
+    assert run.read_facts()["title"] == "demo-pirate-1"
     assert set(run.read_facts()["versions"]) >= {"torch", "trl", "peft", "lora_studio"}
 
 
@@ -152,12 +152,12 @@ def test_a_stopped_run_resumes_from_its_checkpoint_as_the_same_run(supervise: Su
     wait_until(lambda: supervisor.state(run_id).step >= 2)
     supervisor.stop(run_id)
     wait_until(lambda: supervisor.state(run_id).final)
-    with pytest.raises(StudioError, match="no such run"):
+    with pytest.raises(StudioError, match="There is no run"):
         supervisor.resume("nothing")
     supervisor.resume(run_id)
     wait_until(lambda: supervisor.state(run_id).state == "running")
     wait_until(lambda: "--resume" in supervisor.log(run_id))
-    with pytest.raises(StudioError, match="running already"):
+    with pytest.raises(StudioError, match="already running"):
         supervisor.resume(run_id)
 
 
@@ -200,9 +200,9 @@ def test_a_complete_run_without_a_checkpoint_can_not_go_on_and_says_what_can(
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).final and supervisor.busy() is None)
     shutil.rmtree(workspace.run(run_id).checkpoints)
-    with pytest.raises(StudioError, match="kept no checkpoint") as raised:
+    with pytest.raises(StudioError, match="has no checkpoint") as raised:
         supervisor.resume(run_id, extra_epochs=1)
-    assert "Continue from its adapter" in raised.value.hint
+    assert "Start a new run from its adapter" in raised.value.hint
 
 
 def test_extra_epochs_count_from_the_start_on_and_stay_with_the_run(supervise: Supervise) -> None:
@@ -234,8 +234,8 @@ def test_cancel_ends_a_run_at_once_and_says_what_is_left(supervise: Supervise, w
     state = supervisor.state(run_id)
     assert (state.state, state.reason) == ("stopped", Reason.CANCELLED)
     assert ending_words(state) == (
-        "Cancelled: it was ended at once, and nothing more was saved.",
-        "No checkpoint was saved yet: Resume begins again.",
+        "Cancelled at once; nothing more was saved.",
+        "No checkpoint was saved yet, so Resume starts over.",
     )
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
     supervisor.cancel(run_id)
@@ -263,7 +263,7 @@ def test_waiting_runs_change_places_and_keep_them_over_a_restart(supervise: Supe
     supervisor.move(c, 1)
     supervisor.move(b, 1)
     assert Supervisor(workspace).queue() == [a, c, b]
-    with pytest.raises(StudioError, match="does not wait"):
+    with pytest.raises(StudioError, match="is not in the queue"):
         supervisor.move(first, -1)
     supervisor.cancel(first)
     wait_until(lambda: supervisor.busy() == a)
@@ -280,7 +280,7 @@ def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: S
     wait_until(lambda: supervisor.state(run_id).final)
     assert supervisor.state(run_id).state == "stopped"
     assert supervisor.state(run_id).reason is Reason.ENDED_BY_FORCE
-    assert "by force" in ending_words(supervisor.state(run_id))[0]
+    assert "was killed" in ending_words(supervisor.state(run_id))[0]
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
 
 
@@ -291,7 +291,7 @@ def test_a_worker_without_anything_to_save_is_given_less_time_to_hear(supervise:
     supervisor.stop(run_id)
     wait_until(lambda: supervisor.state(run_id).final)
     assert supervisor.state(run_id).reason is Reason.ENDED_BY_FORCE
-    assert "by force" in ending_words(supervisor.state(run_id))[0]
+    assert "was killed" in ending_words(supervisor.state(run_id))[0]
 
 
 def test_a_worker_that_trains_is_given_time_to_save(supervise: Supervise) -> None:
@@ -333,7 +333,7 @@ def test_a_worker_killed_from_outside_is_said_to_have_been_killed(supervise: Sup
 def test_a_run_that_is_alive_is_not_deleted(supervise: Supervise, workspace: Workspace) -> None:
     supervisor = supervise("steps=1000")
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
-    with pytest.raises(StudioError, match="can't be deleted"):
+    with pytest.raises(StudioError, match="cannot be deleted"):
         supervisor.delete(first)
     supervisor.delete(second)
     assert [state.id for state in supervisor.runs()] == [first]
@@ -420,3 +420,20 @@ def test_runs_of_earlier_days_are_told_of_as_they_are_read_and_each_at_once_when
     wait_until(lambda: len(quick.runs()) == 4 and not quick.unread)
     assert {state.state for state in quick.runs()} == {"done"}
     quick.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "titles", "expected"),
+    [
+        ("demo", "pirate", [], "demo-pirate-1"),
+        ("Qwen/Qwen3-0.6B", "pirate", ["qwen3-0.6b-pirate-2", "qwen3-0.6b-pirate", "else-9"], "qwen3-0.6b-pirate-3"),
+        ("/models/My Model/", "/data/Größe 1.jsonl", [], "my-model-größe-1-1"),
+        ("C:\\models\\base", "hub:owner/set?split=test", ["base-set-9"], "base-set-10"),
+        ("demo", "/data/*.jsonl", [], "demo-1"),
+    ],
+)
+def test_an_unnamed_run_is_named_by_model_data_and_the_next_number(
+    model: str, data: str, titles: list[str], expected: str
+) -> None:
+    config = parse({"model": {"name": model}, "data": {"train_file": data}})
+    assert default_title(config, titles) == expected

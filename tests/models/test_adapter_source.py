@@ -78,5 +78,5 @@ def test_only_lora_can_be_trained_further(adapter: Path, workspace: Workspace) -
 
 
 def test_a_run_without_an_adapter_is_refused_before_anything_starts(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(StudioError, match="no such run"):
+    with pytest.raises(StudioError, match="There is no run"):
         continued(config(tmp_path / "nothing"), workspace)

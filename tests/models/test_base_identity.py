@@ -34,11 +34,11 @@ def test_two_folders_of_one_last_name_are_two_models(tmp_path: Path) -> None:
     assert same_base(str(one), str(other)) is False
     settings = {"base_model_name_or_path": str(other)}
     adapter = write(tmp_path / "adapter", files(**settings))
-    with pytest.raises(StudioError, match=r"trained on .*B/base; the columns here are on .*A/base") as raised:
+    with pytest.raises(StudioError, match=r"trained on .*B/base; the columns here use .*A/base") as raised:
         check_fit(adapter, str(one))
-    assert "other models under one last name" in raised.value.hint
+    assert "different models with the same last name" in raised.value.hint
     ours = write(tmp_path / "ours", files(base_model_name_or_path=str(one)))
-    with pytest.raises(StudioError, match="other models under one last name"):
+    with pytest.raises(StudioError, match="different models with the same last name"):
         together([read_card(ours), read_card(adapter)])
 
 
@@ -76,7 +76,7 @@ def test_a_base_that_left_its_place_is_known_by_what_training_noted(tmp_path: Pa
 
 def test_ids_of_the_hub_that_are_not_here_are_never_one_by_their_last_name(tmp_path: Path) -> None:
     adapter = write(tmp_path / "adapter", files(base_model_name_or_path="owner/base"))
-    with pytest.raises(StudioError, match="the columns here are on other/base"):
+    with pytest.raises(StudioError, match="the columns here use other/base"):
         check_fit(adapter, "other/base")
 
 
@@ -86,11 +86,11 @@ def test_another_precision_and_what_nothing_proves_are_told(tmp_path: Path) -> N
     rounded = write(tmp_path / "rounded", files(base_model_name_or_path=str(one)))
     (rounded / "studio.json").write_text(json.dumps({"base_model": str(one), "quantization": "4bit"}))
     (told,) = together([read_card(full), read_card(rounded)])
-    assert "rounded was trained on the base in 4 bits; here it answers on the full base" in told
+    assert "rounded was trained on the base in 4 bits. Here it runs on the unquantized base" in told
     ours = write(tmp_path / "ours", files(base_model_name_or_path=str(copy)))
     theirs = write(tmp_path / "theirs", files(base_model_name_or_path="owner/model"))
     (told,) = together([read_card(ours), read_card(theirs)])
-    assert "passes for a copy of it by its name alone" in told
+    assert "assumed to be a copy because of its name" in told
 
 
 def test_a_base_that_changed_in_its_place_is_told(tmp_path: Path) -> None:
@@ -101,5 +101,5 @@ def test_a_base_that_changed_in_its_place_is_told(tmp_path: Path) -> None:
     shutil.rmtree(one)
     assert changed(card, str(one)) == "", "nobody knows"
     base(one, seed=2)
-    assert "its config or weights changed since" in changed(card, str(one))
+    assert "its config or weights differ" in changed(card, str(one))
     assert changed(replace(card, base_fingerprint=""), str(one)) == ""

@@ -38,11 +38,11 @@ def test_an_adapter_comes_out_of_a_zip_with_what_runs_no_code_alone(workspace: W
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("../evil.json", "leaves its folder"),
-        ("/etc/evil.json", "leaves its folder"),
-        ("a/../../evil.json", "leaves its folder"),
-        ("C:/evil.json", "leaves its folder"),
-        ("..\\evil.json", "leaves its folder"),
+        ("../evil.json", "outside of its folder"),
+        ("/etc/evil.json", "outside of its folder"),
+        ("a/../../evil.json", "outside of its folder"),
+        ("C:/evil.json", "outside of its folder"),
+        ("..\\evil.json", "outside of its folder"),
     ],
 )
 def test_a_path_that_leaves_the_folder_is_refused(workspace: Workspace, tmp_path: Path, name: str, words: str) -> None:
@@ -57,12 +57,12 @@ def test_a_link_in_a_zip_is_refused(workspace: Workspace, tmp_path: Path) -> Non
         link = zipfile.ZipInfo("tokenizer.json")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         opened.writestr(link, "/etc/passwd")
-    with pytest.raises(StudioError, match="holds a link"):
+    with pytest.raises(StudioError, match="contains a link"):
         take(workspace, archive)
 
 
 def test_a_bomb_is_refused_before_it_goes_off(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(StudioError, match="no real file shrinks so"):
+    with pytest.raises(StudioError, match="not plausible"):
         take(workspace, zipped(tmp_path / "a.zip", files() | {"tokenizer.json": bytes(50_000_000)}))
     with pytest.raises(StudioError, match="an adapter has a few"):
         take(workspace, zipped(tmp_path / "b.zip", files() | {f"{number}.txt": b"" for number in range(600)}))
@@ -75,7 +75,7 @@ def test_a_file_that_lies_about_its_size_is_refused(workspace: Workspace, tmp_pa
     lie = content.replace((1000).to_bytes(4, "little") * 2, (1000).to_bytes(4, "little") + (10).to_bytes(4, "little"))
     assert lie != content
     archive.write_bytes(lie)
-    with pytest.raises(StudioError, match=r"can't be read as a zip|larger than the zip says"):
+    with pytest.raises(StudioError, match=r"not a valid zip file|larger than stated in the zip"):
         take(workspace, archive)
     assert imports.imported(workspace) == []
 
@@ -89,9 +89,9 @@ def test_pickled_weights_are_refused_by_name(workspace: Workspace, tmp_path: Pat
 def test_another_task_kind_or_base_is_refused_with_the_reason(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="trained for SEQ_CLS"):
         take(workspace, zipped(tmp_path / "a.zip", files(task_type="SEQ_CLS")))
-    with pytest.raises(StudioError, match="of the kind XLORA, which is not known"):
+    with pytest.raises(StudioError, match="unsupported type XLORA"):
         take(workspace, zipped(tmp_path / "b.zip", files(peft_type="XLORA")))
-    with pytest.raises(StudioError, match=r"trained on Qwen/Qwen3-8B; the columns here are on demo"):
+    with pytest.raises(StudioError, match=r"trained on Qwen/Qwen3-8B; the columns here use demo"):
         take(workspace, zipped(tmp_path / "c.zip", files(base_model_name_or_path="Qwen/Qwen3-8B")), "demo")
     with pytest.raises(StudioError, match="base /nowhere/model is not on this machine"):
         take(workspace, zipped(tmp_path / "d.zip", files(base_model_name_or_path="/nowhere/model")))
@@ -100,7 +100,7 @@ def test_another_task_kind_or_base_is_refused_with_the_reason(workspace: Workspa
 
 def test_matrices_that_do_not_fit_the_base_are_refused(workspace: Workspace, tmp_path: Path) -> None:
     wide = {name: [shape[0], shape[1] + 8] if "lora_A" in name else shape for name, shape in shapes_on().items()}
-    with pytest.raises(StudioError, match="columns; on demo it needs"):
+    with pytest.raises(StudioError, match="columns; demo needs"):
         take(workspace, zipped(tmp_path / "a.zip", files(wide)))
     deep = {name.replace(".layers.0.", ".layers.77."): shape for name, shape in shapes_on().items()}
     with pytest.raises(StudioError, match="weights for layer 78"):
@@ -111,7 +111,7 @@ def test_matrices_that_do_not_fit_the_base_are_refused(workspace: Workspace, tmp
 def test_settings_that_ask_for_more_than_the_weights_hold_are_refused(
     workspace: Workspace, tmp_path: Path, settings: dict[str, object]
 ) -> None:
-    with pytest.raises(StudioError, match=r"say rank 60,000, and its largest matrix has 2 rows"):
+    with pytest.raises(StudioError, match=r"states rank 60,000, but its largest matrix has 2 rows"):
         take(workspace, zipped(tmp_path / "a.zip", files(**settings)))
 
 
@@ -148,21 +148,21 @@ def test_damaged_weights_are_refused(workspace: Workspace, tmp_path: Path, weigh
 
 def test_what_is_no_zip_or_holds_no_adapter_is_a_sentence(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no zip")
-    with pytest.raises(StudioError, match="can't be read as a zip"):
+    with pytest.raises(StudioError, match="not a valid zip file"):
         take(workspace, tmp_path / "a.zip")
-    with pytest.raises(StudioError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(StudioError, match=r"contains no adapter_config\.json"):
         take(workspace, zipped(tmp_path / "b.zip", {"README.md": b"hello"}))
     two = {f"{folder}/{name}": content for folder in "ab" for name, content in files().items()}
     with pytest.raises(StudioError, match="several adapters"):
         take(workspace, zipped(tmp_path / "c.zip", two))
-    with pytest.raises(StudioError, match="can't be read"):
+    with pytest.raises(StudioError, match="cannot be read"):
         take(workspace, zipped(tmp_path / "d.zip", files() | {"adapter_config.json": b"{"}))
 
 
 def test_a_folder_is_checked_as_a_zip_is(workspace: Workspace, tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", files())
     assert imports.from_folder(str(folder), workspace, "demo") == folder
-    with pytest.raises(StudioError, match="There is no folder"):
+    with pytest.raises(StudioError, match="does not exist"):
         imports.from_folder(str(tmp_path / "gone"), workspace)
     with pytest.raises(StudioError, match="There is no adapter in"):
         imports.from_folder(str(tmp_path), workspace)
@@ -181,13 +181,13 @@ def test_whether_a_base_is_there_is_not_told_where_it_may_not_be_read(tmp_path: 
             take(workspace, archive)
         said.append(str(refused.value).replace(str(base), "it"))
     assert said[0] == said[1]
-    assert "outside of what visitors may use" in said[0]
+    assert "outside the folders that visitors may use" in said[0]
     assert list(workspace.adapters_folder.iterdir()) == []
 
 
 def test_the_hub_is_not_asked_offline_nor_for_nonsense(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(StudioError, match="HF_HUB_OFFLINE forbids"):
+    with pytest.raises(StudioError, match="HF_HUB_OFFLINE disables"):
         imports.from_hub("hub:owner/name", workspace)
-    with pytest.raises(StudioError, match="is no name of an adapter"):
+    with pytest.raises(StudioError, match="is not a valid name of an adapter"):
         imports.from_hub("hub:../etc", workspace)

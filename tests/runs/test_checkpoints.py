@@ -55,7 +55,7 @@ def test_a_zip_holds_no_pickles(run: RunFolder, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_a_run_that_goes_on_is_kept(run: RunFolder) -> None:
-    with pytest.raises(StudioError, match="still goes on"):
+    with pytest.raises(StudioError, match="is still active"):
         checkpoints.delete(run, RunState(state="running"), "checkpoint-4")
     checkpoints.delete(run, STATE, "checkpoint-4")
     assert [item.name for item in checkpoints.checkpoints(run, STATE)] == ["checkpoint-2"]

@@ -39,9 +39,9 @@ def test_results_name_only_what_one_of_the_runs_has() -> None:
     rows = {
         item.name: item.values for item in results([(run_of("a", eval_loss=0.6), measured), (run_of("b"), RunState())])
     }
-    assert rows["f1 at the end"] == (0.75, None)
-    assert rows["validation loss at the end"] == (0.6, None)
-    assert "loss of the base on the same rows" not in rows
+    assert rows["final f1"] == (0.75, None)
+    assert rows["final validation loss"] == (0.6, None)
+    assert "base loss on the same rows" not in rows
     assert "time" not in rows
 
 
@@ -66,7 +66,7 @@ def test_a_damaged_labels_file_spoils_no_list(workspace: Workspace) -> None:
     run = workspace.create_run("one", "title: one\n", {"model": "demo", "data": "/a/b/shop.csv"})
     run.labels.write_text("[]")
     seen = overview(run, RunState(id=run.id, title="one", state="done"))
-    assert "can't be read" in seen.labels.note
+    assert "cannot be read" in seen.labels.note
     assert (seen.data, seen.model) == ("shop.csv", "demo")
 
 

@@ -35,7 +35,7 @@ def _metric(title: str, unit: str, base: float, adapter: float, words: str) -> d
     def value(number: float) -> dict[str, Any]:
         return {"value": number, "low": number - 0.1, "high": number + 0.1}
 
-    apart = {"p": 0.01, "test": "a test", "more_than_chance": "more" in words, "words": words}
+    apart = {"p": 0.01, "test": "a test", "more_than_chance": "not" not in words, "words": words}
     return {
         "title": title,
         "about": "What it is.",
@@ -54,8 +54,8 @@ SUMMARY: dict[str, Any] = {
     "columns": [{"name": "base", "title": "Base"}, {"name": "adapter", "title": HOSTILE}],
     "task": {"kind": "labels", "why": "Two labels.", "labels": ["Yes", "No"], "positive": "Yes"},
     "metrics": {
-        "accuracy": _metric("Accuracy", "share", 0.5, 0.95, "better, more than chance (p = 0.010)"),
-        "perplexity": _metric("Perplexity", "plain", 4.5, 5.25, "worse, but that may be chance"),
+        "accuracy": _metric("Accuracy", "share", 0.5, 0.95, "better, significant (p = 0.010)"),
+        "perplexity": _metric("Perplexity", "plain", 4.5, 5.25, "worse, but not significant"),
     },
     "confusion": {
         name: {"given": ["Yes", "No", "none"], "expected": ["Yes", "No"], "counts": [[9, 1, 0], [2, 7, 11]]}

@@ -24,10 +24,10 @@ def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice
     holders = arbiter.holders("Long one", "the chat (demo)")
     shown = columns.memory(LOADED, [choice], holders, other=True)
     assert "In memory: demo with A (cpu, float32, 11 MB)." in shown
-    assert "held by the run Long one and the chat (demo): they share memory and speed." in shown
+    assert "used by the run Long one and the chat (demo): they share its memory and speed." in shown
     assert "No model is in memory" in columns.memory(None, [choice], arbiter.holders(None, None), other=False)
-    assert arbiter.holders(None, None) == "Nothing holds the device."
-    assert arbiter.holders(None, None, exporting=True) == "The device is held by an export."
+    assert arbiter.holders(None, None) == "No job uses the device."
+    assert arbiter.holders(None, None, exporting=True) == "The device is used by an export."
     apart = columns.memory(LOADED.model_copy(update={"mixes": False}), [choice], "", other=True)
     assert "those columns answer one after the other" in apart
 

@@ -111,7 +111,7 @@ def test_a_question_loads_the_adapters_and_all_columns_answer(act: Chat, run: Ru
     assert [column["adapter"] for column in columns] == [None, run.id, f"{run.id}/checkpoint-8"]
     assert columns[0]["messages"][0] == {"role": "system", "content": "Be a pirate."}
     told = "".join(str(update.get(act.parts.status, "")) for update in updates)
-    assert "500 MB of 2.0 GB, 50 MB a second, 30 s left" in told
+    assert "500 MB of 2.0 GB, 50 MB/s, 30 s left" in told
     shown = [update[act.parts.board] for update in updates if act.parts.board in update]
     assert shown[-1].count('class="chat-column"') == 3
     assert "Arr, Capital of Italy?" in shown[-1]
@@ -136,7 +136,7 @@ def test_the_newest_adapter_of_a_run_takes_over_from_a_checkpoint_that_the_run_d
     (run.checkpoints / "checkpoint-8").rename(run.checkpoints / "checkpoint-16")
     shutil.rmtree(run.adapter)
     told = send(act, "Two?")[0]
-    assert "The checkpoint at step 8 is not there any more: Pirate, checkpoint at step 16 answers in its place." in str(
+    assert "The checkpoint at step 8 no longer exists: Pirate, checkpoint at step 16 answers instead." in str(
         told[act.parts.message]
     )
     assert told[act.parts.choice].value == [f"{run.id}/checkpoint-16"]
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_the_run_deletes_while_it_is_loaded_is_succeeded_as_we
     act.studio.chat.script = gone
     told = send(act, "One?")
     sentences = [str(update[act.parts.message]) for update in told if act.parts.message in update]
-    assert "Pirate, checkpoint at step 16 answers in its place." in sentences[-1]
+    assert "Pirate, checkpoint at step 16 answers instead." in sentences[-1]
     assert answers(act, f"{run.id}/checkpoint-16") == ["Arr, One?"]
     assert answers(act, BASE) == ["Rome, One?"]
 
@@ -173,7 +173,7 @@ def test_a_stop_while_the_base_is_loaded_ends_the_load_and_gives_the_question_ba
     act.stop(WHO)
     assert not act.studio.chat.running
     last = list(asking)[-1]
-    assert "Stopped before it began" in last[act.parts.message]
+    assert "Stopped before it started" in last[act.parts.message]
     assert last[act.parts.question] == "One?"
     assert [method for method, _ in act.studio.chat.asked] == ["load"]
     send(act, "Two?")
@@ -205,10 +205,10 @@ def test_the_second_person_waits_for_the_first_and_may_give_up(act: Chat) -> Non
             break
     second = act.send(OTHER, "Two?", "", *DEFAULTS)
     waiting = [next(second), next(second), next(second)]
-    assert "Somebody else is being answered" in waiting[2][act.parts.status]
+    assert "Another question is being answered" in waiting[2][act.parts.status]
     act.stop(OTHER)
     assert act.studio.chat.stops == 0
-    assert "Stopped before it began" in list(second)[-1][act.parts.message]
+    assert "Stopped before it started" in list(second)[-1][act.parts.message]
     act.stop(WHO)
     assert act.studio.chat.stops == 1
     list(first)
@@ -311,7 +311,7 @@ def test_no_question_and_no_adapter_are_sentences(act: Chat) -> None:
     assert "There is no question yet." in send(act, "  ")[-1][act.parts.message]
     act.keep(WHO, ChatState(adapters=["../../etc"]))
     last = send(act, "Hi")[-1]
-    assert "not there any more" in last[act.parts.message]
+    assert "no longer exists" in last[act.parts.message]
     assert last[act.parts.question] == "Hi"
     assert act.studio.chat.asked == []
 
@@ -336,9 +336,9 @@ def test_sampling_can_be_taken_from_a_preset(act: Chat) -> None:
 
 def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat) -> None:
     updates = list(act.load(WHO))
-    assert any("Loading the base model" in str(update.get(act.parts.status)) for update in updates)
+    assert any("Loading base model" in str(update.get(act.parts.status)) for update in updates)
     assert "In memory: demo with Pirate" in updates[-1][act.parts.status]
-    assert "held by the chat (demo)" in updates[-1][act.parts.status]
+    assert "used by the chat (demo)" in updates[-1][act.parts.status]
     assert "No model is in memory" in list(act.unload(WHO))[-1][act.parts.status]
     assert act.engine.loaded is None
 
@@ -363,7 +363,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
         stops()  # the same browser's name, given by somebody else, is another one
     assert session.stops == 0
     unloading = act.unload(WHO)
-    assert "Somebody else is being answered" in next(unloading)[act.parts.status]
+    assert "Another question is being answered" in next(unloading)[act.parts.status]
     assert session.running
     assert isinstance(next(answered), Generated)
     assert list(answered) == []
@@ -377,7 +377,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     unloading = act.unload(OTHER)
     next(unloading)
     act.stop(OTHER)
-    assert "Stopped before it began" in list(unloading)[-1][act.parts.status]
+    assert "Stopped before it started" in list(unloading)[-1][act.parts.status]
     now[0] = "anna"
     act.arrive(WHO)
     list(act.unload(WHO))
@@ -398,7 +398,7 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
         pass
     waiting = [ask("guest-b-1", "1"), ask("guest-b-2", "1")]
     assert all(next(one).waiting for one in waiting)
-    with pytest.raises(BusyError, match="2 questions of yours, or of your address, wait already"):
+    with pytest.raises(BusyError, match="2 questions from you, or from your address, are already waiting"):
         next(ask("guest-b-3", "1"))
     next(ask("guest-c-1", "1"))
     waiting[0].close()  # its page was closed
@@ -415,7 +415,7 @@ def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch
     assert act.studio.chat.asked == []
     assert "are free while" in send(act, "Hi")[-1][act.parts.message]
     last = list(act.load(WHO, force=True))[-1]
-    assert "held by the run Long one and the chat (demo)" in last[act.parts.status]
+    assert "used by the run Long one and the chat (demo)" in last[act.parts.status]
     assert answers(act, BASE) == []
     send(act, "Hi")
     assert answers(act, BASE) == ["Rome, Hi"]
@@ -464,7 +464,11 @@ def test_an_adapter_from_elsewhere_gets_a_column_or_a_reason(act: Chat, run: Run
     assert "brought" in send(act, "One?")[-2][act.parts.board]
     assert len(act.studio.chat.asked[-1][1]["columns"]) == 4
     other = write(tmp_path / "other", files(base_model_name_or_path="Qwen/Qwen3-8B"))
-    for given, words in (("", "Nothing is named"), (str(other), "trained on Qwen/Qwen3-8B"), ("/nowhere", "no folder")):
+    for given, words in (
+        ("", "Nothing is named"),
+        (str(other), "trained on Qwen/Qwen3-8B"),
+        ("/nowhere", "does not exist"),
+    ):
         assert words in tab.added(act, WHO, given)["said"]
     assert len(act.talk(WHO).adapters) == 3
 
@@ -506,5 +510,5 @@ def test_a_kept_adapter_that_is_damaged_is_told_never_breaks_the_tab_and_can_be_
     assert "is removed" in gone["said"]
     assert not folder.exists()
     assert tab.offered(act) == []
-    assert "none of the adapters" in tab.removed(act, WHO, str(folder))["said"]
+    assert "not among the imported" in tab.removed(act, WHO, str(folder))["said"]
     assert "No adapter is chosen" in tab.removed(act, WHO, None)["said"]

@@ -26,7 +26,7 @@ def result() -> dict[str, Any]:
         "sampled": None,
         "format": "messages",
         "max_length": 1024,
-        "suggested": {"max_length": 320, "reason": "95 of 100 rows have at most <280> tokens."},
+        "suggested": {"max_length": 320, "reason": "95 of 100 rows at most <280> tokens."},
         "tokens": {"min": 6, "mean": 14.5, "p75": 20, "p99.9": 29, "max": 30},
         "packing": {"max_length": 1024, "rows": 250, "packs": 8, "padding_alone": 0.4, "padding_packed": 0.031},
         "steps": {

@@ -14,7 +14,7 @@ def result() -> dict[str, Any]:
     curve = [(8, 10, 40, 2), (16, 4, 12, 0), (30, 0, 0, 0), (1024, 0, 0, 0)]
     return {
         "format": "prompt_completion",
-        "words": "`question` is the user's turn, `<b>` the assistant's.",
+        "words": "`question` is the user turn, `<b>` the assistant turn.",
         "assumptions": ["Read as `UTF-8`."],
         "template_origin": "The model's own template.",
         "rows": 10,
@@ -103,7 +103,7 @@ def test_from_the_longest_row_on_the_line_stands_at_the_longest_row(result: dict
 
 def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(result: dict[str, Any]) -> None:
     said = report.summary(result)
-    assert "<code>question</code> is the user&#x27;s turn, <code>&lt;b&gt;</code>" in said
+    assert "<code>question</code> is the user turn, <code>&lt;b&gt;</code>" in said
     assert "Read as <code>UTF-8</code>." in said
     assert "9 to train on, 1 kept back" in said
     assert "14.5 a row on average<" in said

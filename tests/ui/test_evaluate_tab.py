@@ -57,7 +57,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     name, warned, words = begin("")
     assert (name, jobs.requests) == ("", [])
-    assert "and 1.0 MB are free." in words
+    assert "1.0 MB are free." in words
     assert begin(warned, max_new_tokens=9)[0] == ""  # another one is asked about anew
     assert begin(warned) == ("evaluation-1", "", "")
     assert jobs.requests[0].encoding == "gb18030"

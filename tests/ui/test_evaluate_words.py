@@ -25,7 +25,7 @@ GOING_ON = RunState(
 
 def test_one_that_goes_on_shows_rows_speed_and_time_left() -> None:
     shown = head(GOING_ON, request())
-    assert "Answering, rows: 60 of 100 (4 rows a second, 10 s left)" in shown
+    assert "Answering, rows: 60 of 100 (4 rows/s, 10 s left)" in shown
     assert 'data-act="stop"' in shown
     assert "<img" not in shown
 
@@ -54,8 +54,8 @@ def test_a_metric_stands_with_interval_difference_and_verdict() -> None:
     shown = metrics_table(SUMMARY)
     assert "<b>95 %</b><small>[85, 105]</small>" in shown
     assert '<td data-label="Difference"><b>+45 points</b>' in shown
-    assert 'class="verdict good" title="a test">Better, more than chance (p = 0.010)' in shown
-    assert 'class="verdict " title="a test">Worse, but that may be chance' in shown
+    assert 'class="verdict good" title="a test">Better, significant (p = 0.010)' in shown
+    assert 'class="verdict " title="a test">Worse, but not significant' in shown
     assert headline(SUMMARY) == "Accuracy 50 % → 95 %"
     assert "<img" not in shown
 
@@ -76,4 +76,4 @@ def test_a_confusion_matrix_has_a_line_for_each_expected_label() -> None:
 
 def test_numbers_of_a_part_say_so() -> None:
     assert "numbers of 30 of 40 rows" in results({**SUMMARY, "of_rows": 40})
-    assert "numbers of" not in results(SUMMARY)
+    assert "config.json" not in results(SUMMARY)

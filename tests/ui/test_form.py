@@ -79,15 +79,24 @@ def test_switches_with_a_third_state_offer_it() -> None:
 
 def test_choices_are_called_by_words_and_kept_by_name() -> None:
     offered = form.options(BY_PATH["data.truncation"])
-    assert offered[0] == ("keep the answer", "keep_answer")
+    assert offered[0] == ("keep answer, cut prompt", "keep_answer")
     said = [(path, value) for path, setting in BY_PATH.items() for value in setting.names if setting.names]
     assert all(value in BY_PATH[path].choices for path, value in said)
-    assert len(said) > 10
-    assert form.in_words("data.truncation", "drop") == "leave the row out"
+    assert len(said) == 6, "choices of transformers, trl and peft keep their names"
+    assert [words for words, _ in form.options(BY_PATH["training.save_strategy"])] == ["steps", "epoch", "no"]
+    assert form.in_words("data.truncation", "drop") == "drop row"
     assert form.in_words("training.learning_rate", 2e-4) == "2e-4"
     assert form.in_words("training.packing", True) == "on"
     assert form.in_words("data.max_length", 2048) == "2,048"
     assert form.in_words("data.max_samples", None) == "–"
+
+
+def test_the_pointer_on_a_field_shows_its_key_in_the_config() -> None:
+    shown = form.tooltips()
+    assert shown["set-lora-r"] == "lora.r"
+    assert shown["set-training-optim"].startswith("training.optim\nPaged variants")
+    assert len(shown) == len(BY_PATH)
+    assert all(form.element_id(text.partition("\n")[0]) == name for name, text in shown.items())
 
 
 def test_a_draft_brings_back_every_letter_also_what_is_wrong() -> None:
@@ -103,10 +112,10 @@ def test_a_draft_that_can_not_be_read_changes_nothing(draft: Any) -> None:
 
 def test_problems_stand_beside_their_fields_and_the_rest_is_told_apart() -> None:
     fields, others = form.beside_fields(
-        [Problem("lora.r", "input should be greater than or equal to 1", 0), Problem("lora.rank", "no such setting", 4)]
+        [Problem("lora.r", "input should be greater than or equal to 1", 0), Problem("lora.rank", "unknown setting", 4)]
     )
     assert fields == {"lora.r": "Input should be greater than or equal to 1."}
-    assert others == ["lora.rank: no such setting (found 4)"]
+    assert others == ["lora.rank: unknown setting (found 4)"]
 
 
 def test_the_effective_batch_is_said_under_the_fields_that_make_it() -> None:

@@ -20,7 +20,7 @@ def test_the_owner_is_told_that_there_are_no_limits() -> None:
 
 def test_who_logged_in_without_owning_it_is_told_so_and_can_log_out() -> None:
     told = words(owned=False, login=True, name="bert<")
-    assert "logged in as bert&lt;, whose it is not" in told
+    assert "logged in as bert&lt;, who does not own this studio" in told
     assert str(LIMITS.rows) in told
     assert 'action="logout"' in told
     assert "login/hub" not in told

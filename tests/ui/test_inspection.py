@@ -46,7 +46,7 @@ RESULT: dict[str, Any] = {
     "sampled": None,
     "format": "text",
     "words": "Text.",
-    "suggested": {"max_length": 64, "reason": "95 of 100 rows have at most 3 tokens."},
+    "suggested": {"max_length": 64, "reason": "95 of 100 rows at most 3 tokens."},
     "packing": {"max_length": 1024, "rows": 2, "packs": 1, "padding_alone": 0.99, "padding_packed": 0.98},
     "steps": {
         "per_device_train_batch_size": 4,
@@ -111,11 +111,11 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "try_reading":
         return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "marked_bad": 0, "of": 3, "rows": []}]
     if params["train_file"] == "nobody":
-        return [UNREAD, StudioError("The shape of the rows is not known.")]
+        return [UNREAD, StudioError("The format of the rows is not known.")]
     if params["model"] == "gone":
         return [StudioError("There is no model 'gone'.", "Name another one.")]
     if (params["mapping"] or {}).get("text"):
-        return [StudioError("The mapping does not fit: leave the other parts empty.")]
+        return [StudioError("Invalid column mapping: leave the other parts empty.")]
     if params["mapping"]:
         return [{**RESULT, "format": "mapped", "mapping": params["mapping"]}]
     return [{"kind": "progress", "phase": "encode", "done": 1, "total": 3}, RESULT]
@@ -253,7 +253,7 @@ def test_prepared_data_is_cleared_by_the_owner_alone(tmp_path: Path) -> None:
     (entry / "ids").write_bytes(b"x" * 1000)
     shown = act.measure_disk()
     assert (shown[act.view.clear].visible, "Clearing" in shown[act.view.cache]) == (False, False)
-    assert "owner clears it" in act.clear_cache()[act.view.cache]
+    assert "owner can clear it" in act.clear_cache()[act.view.cache]
     assert entry.exists()
     now[0] = "anna"
     assert act.measure_disk()[act.view.clear].visible
@@ -273,7 +273,7 @@ def test_an_upload_is_copied_chosen_and_offered(act: AnalysisHandlers, tmp_path:
 def test_the_cut_line_moves_without_asking_the_inspector(act: AnalysisHandlers) -> None:
     updates = act.move_cut(RESULT, 10)
     assert "At 8 tokens: 1 row" in updates[act.view.sentence]
-    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "cut at 8"}
+    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "truncated at 8"}
     assert act.use_cut(RESULT, 10) == 8
     assert act.studio.inspector.asked == []
     assert act.move_cut(None, 10) == {act.view.status: gr.skip()}
@@ -330,7 +330,7 @@ def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: AnalysisH
 
 
 def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: AnalysisHandlers) -> None:
-    result = {**RESULT, "bad_rows": 1, "refusal": {"message": "1 row can't be used.", "hint": "Mend it."}}
+    result = {**RESULT, "bad_rows": 1, "refusal": {"message": "1 row cannot be used.", "hint": "Mend it."}}
     values = chosen(**{"data.bad_rows": "stop"})
     updates = act.choose_bad_rows(result, *values)
     assert "Mend it." in updates[act.view.bad_line]
@@ -473,7 +473,7 @@ def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: A
 def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says(act: AnalysisHandlers) -> None:
     form = act.view.reading
     failed = list(act.look(*chosen(**{"data.train_file": "nobody"})))[-1]
-    assert "shape of the rows is not known" in failed[act.view.status].value
+    assert "format of the rows is not known" in failed[act.view.status].value
     assert (failed[form.box].visible, failed[form.fold].open) == (True, True)
     assert failed[form.roles[2]].value == ["bot"]
     assert failed[form.roles[1]].choices == [("customer", "customer"), ("bot", "bot")]

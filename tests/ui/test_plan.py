@@ -116,8 +116,8 @@ def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_lo
     file.write_text("question;answer\nWhere?;<b>Here</b>\nWhen?;Now\n")
     asked = config(data__train_file=str(file))
     found = plans.plan(asked, workspace)
-    assert "`question` is the user's turn, `answer` the assistant's" in found.reading
-    assert found.reading.endswith("The first row's answer: “<b>Here</b>”.")
+    assert "`question` is the user turn, `answer` the assistant turn" in found.reading
+    assert found.reading.endswith("Answer of the first row: “<b>Here</b>”.")
     shown = plan_words.numbers_markup(found)
     assert "<code>question</code>" in shown
     assert "&lt;b&gt;Here" in shown
@@ -138,7 +138,7 @@ def test_what_can_not_be_read_is_said_on_the_card_before_a_start(workspace: Work
     file = tmp_path / "rows.jsonl"
     file.write_text('{"colour": "red", "shape": "round", "size": "big"}\n' * 3)
     found = plans.plan(config(data__train_file=str(file)), workspace)
-    assert "The shape of the rows is not known" in found.reading
+    assert "The format of the rows is not known" in found.reading
     assert found.rows is not None
 
 

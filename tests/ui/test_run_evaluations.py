@@ -39,5 +39,5 @@ def test_the_report_goes_on_with_what_was_measured_since(workspace: Workspace) -
     shown = rendered(whole(workspace, run))
     assert "30 of 30 rows" in shown
     assert "<td>Accuracy</td>" in shown
-    assert "<td>+45 points: better, more than chance (p = 0.010)</td>" in shown
+    assert "<td>+45 points: better, significant (p = 0.010)</td>" in shown
     assert "<img" not in shown

@@ -57,12 +57,12 @@ def test_measured_numbers_are_short(value: float | None, words: str) -> None:
 def test_a_running_run_says_phase_and_counts() -> None:
     assert run_words.now_doing(run_of(*TRAINING)) == "Training: step 30 of 120."
     data = run_of(STARTED, PhaseStarted(101.0, "data", 0, "rows"), Progress(102.0, 300, 1000))
-    assert run_words.now_doing(data) == "Preparing the data: 300 of 1,000 rows, 300 rows a second, 2 s left."
-    assert run_words.now_doing(run_of(STARTED, PhaseStarted(101.0, "model"))) == "Loading the model."
+    assert run_words.now_doing(data) == "Preparing data: 300 of 1,000 rows, 300 rows/s, 2 s left."
+    assert run_words.now_doing(run_of(STARTED, PhaseStarted(101.0, "model"))) == "Loading model."
     fetched = run_of(
         STARTED, PhaseStarted(101.0, "download", 2 * 10**9, "bytes"), Progress(111.0, 5 * 10**8, 2 * 10**9)
     )
-    assert run_words.now_doing(fetched) == "Downloading the model: 500 MB of 2.0 GB, 50 MB a second, 30 s left."
+    assert run_words.now_doing(fetched) == "Downloading model: 500 MB of 2.0 GB, 50 MB/s, 30 s left."
 
 
 @pytest.mark.parametrize(
@@ -78,15 +78,15 @@ def test_an_ended_run_says_how_it_ended(end: Finished, words: str) -> None:
 
 
 def test_a_queued_run_waits_for_its_turn() -> None:
-    assert run_words.now_doing(run_of()) == "Waiting for its turn."
+    assert run_words.now_doing(run_of()) == "Queued."
 
 
 def test_the_status_line_tells_of_the_running_run_on_every_tab() -> None:
     line = run_words.status_line([run_of(*TRAINING), run_of()])
-    assert "Pirate is training: step 30 of 120, 1 min 30 s left, 1 run waiting" in line
-    assert "No run is going on." in run_words.status_line([])
-    assert "No run is going on; the chat holds a model in memory." in run_words.status_line([], chat=True)
-    assert "2 runs waiting to start." in run_words.status_line([run_of(), run_of()])
+    assert "Pirate is training: step 30 of 120, 1 min 30 s left, 1 run queued" in line
+    assert "No active run." in run_words.status_line([])
+    assert "No active run; model loaded for chat." in run_words.status_line([], chat=True)
+    assert "No active run, 2 runs queued." in run_words.status_line([run_of(), run_of()])
 
 
 def test_progress_is_whole_only_when_the_run_is_done() -> None:
@@ -113,6 +113,6 @@ def test_a_run_begun_again_counts_no_pause_and_promises_no_end_before_it_trains(
 
 
 def test_the_line_on_top_names_an_evaluation_that_goes_on() -> None:
-    assert "No run is going on; an evaluation is going on." in run_words.status_line([], evaluating=True)
-    assert "a model in memory, an evaluation is going on." in run_words.status_line([], chat=True, evaluating=True)
-    assert "No run is going on; an export is going on." in run_words.status_line([], exporting=True)
+    assert "No active run; evaluation running." in run_words.status_line([], evaluating=True)
+    assert "model loaded for chat, evaluation running." in run_words.status_line([], chat=True, evaluating=True)
+    assert "No active run; export running." in run_words.status_line([], exporting=True)

@@ -192,7 +192,7 @@ def test_what_can_not_be_done_is_said_in_words(studio: Studio) -> None:
     run = finished(studio.workspace, "complete")
     update = header.acting(studio.supervisor.resume)(run.id)
     assert isinstance(update, (dict, gr.HTML))
-    assert "nothing left to train" in str(update["value"] if isinstance(update, dict) else update.value)
+    assert "is complete" in str(update["value"] if isinstance(update, dict) else update.value)
 
 
 def test_a_log_that_grows_is_shown_again(studio: Studio, tmp_path: Path) -> None:
@@ -263,16 +263,16 @@ def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: S
     assert (shown["tags"]["value"], shown["note"]["value"]) == ("a, b", "first try")
     assert json.loads(shown["filled"]["value"])["run"] == run.id
     run.labels.write_text("{")
-    assert "can't be read" in shown_of(studio, run.id)["note"]["value"]
+    assert "cannot be read" in shown_of(studio, run.id)["note"]["value"]
 
 
 def test_only_the_field_that_was_changed_is_written_and_the_other_keeps_what_the_terminal_wrote(studio: Studio) -> None:
     run = finished(studio.workspace, "noted")
     filled = json.loads(shown_of(studio, run.id)["filled"]["value"])
-    write_tags(run, Tags(("from elsewhere",), ""))
+    write_tags(run, Tags(("external",), ""))
     assert saved(studio.workspace, filled, "tags", "") == gr.skip()
     now = json.loads(saved(studio.workspace, filled, "note", "seen "))
-    assert read_tags(run) == Tags(("from elsewhere",), "seen")
+    assert read_tags(run) == Tags(("external",), "seen")
     assert saved(studio.workspace, now, "note", "seen ") == gr.skip()
     saved(studio.workspace, now, "tags", "mine")
     assert read_tags(run) == Tags(("mine",), "seen")

@@ -96,7 +96,7 @@ def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
     told = handler("use_data")((1.0, {"data.train_file": "technical"}, "The Data tab"), "demo", *overlaid())
     assert told[start].interactive
     said = "".join(update.value for update in told.values() if isinstance(update, gr.HTML) and update.value)
-    assert "be kept: No space left on device." in said
+    assert "be stored: No space left on device." in said
 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:

@@ -201,7 +201,7 @@ def _follow(head: memoryview, place: int) -> int:
     return place + int(offset)
 
 
-BROKEN_CELL = "a cell of the row can't be read"
+BROKEN_CELL = "a cell of the row cannot be read"
 _BATCH_ROWS, _BATCH_BYTES, _FIRST_ROWS = 1024, 1 << 25, 8
 _BUFFER = 1 << 20
 _MAX_UNPACKED = 1 << 30  # bytes of a compressed batch, which is unpacked whole
@@ -241,8 +241,8 @@ def read_arrow(path: Path) -> Reading:
         size = most_unpacked(buffer, stream=not as_file)
         if size > _MAX_UNPACKED:
             raise StudioError(
-                f"{path.name} holds {size / 2**30:.1f} GiB of rows compressed in one piece.",
-                "Write it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
+                f"{path.name} contains {size / 2**30:.1f} GiB of rows compressed in one block.",
+                "Save it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
             )
         record_batches = (
             (opened.get_batch(index) for index in range(opened.num_record_batches)) if as_file else iter(opened)
@@ -267,8 +267,8 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
 
     def too_large(number: int) -> MemoryLimitError:
         return MemoryLimitError(
-            f"The {kind} file asks for more memory than it may take, after row {number:,}.",
-            "Its cells are huge once unpacked, or a damaged length asks for any amount: write the file again.",
+            f"The {kind} file needs more memory than allowed, after row {number:,}.",
+            "Its decompressed cells are huge, or a damaged length field requests too much. Save the file again.",
         )
 
     with _seekable(path) as file:
@@ -277,11 +277,11 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
         except MemoryError:
             raise too_large(0) from None
         except faults as error:
-            message = f"The {kind} file can't be read: {shorten(str(error))}."
-            raise StudioError(message, "Write the file again.") from None
+            message = f"The {kind} file cannot be read: {shorten(str(error))}."
+            raise StudioError(message, "Save the file again.") from None
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
     if twice:
-        raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
+        raise StudioError(f"Two columns have the name {twice[0]!r}.", "Give every column a unique name.")
     tally = Tally()
 
     def rows() -> Iterator[Record | BadRow]:
@@ -298,7 +298,7 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
                 raise too_large(number) from None
             except faults as error:
                 reason = f"The {kind} file is damaged after row {number}: {shorten(str(error))}."
-                raise StudioError(reason, "Write the file again.") from None
+                raise StudioError(reason, "Save the file again.") from None
 
     return Reading(rows, tally=tally)
 
@@ -342,6 +342,6 @@ def _seekable(path: Path) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile() as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
             if is_torn(file):
-                raise StudioError(f"The packed file {path.name} is damaged or ends too early.", "Pack it again.")
+                raise StudioError(f"The compressed file {path.name} is damaged or truncated.", "Compress it again.")
             copy.seek(0)
             yield copy

@@ -13,9 +13,9 @@ from typing import TextIO
 
 from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS
 
-BROKEN_QUOTES = "a quotation mark is neither doubled nor at the cell's end"
-UNCLOSED = "a quoted cell does not end"
-SWALLOWED = "a quoted cell takes in lines that look like rows of the table"
+BROKEN_QUOTES = "a quotation mark is neither doubled nor at the end of the cell"
+UNCLOSED = "a quoted cell is not closed"
+SWALLOWED = "a quoted cell spans lines that look like rows of the table"
 _ENDS = "\r\n"
 _ESCAPED = re.compile(r'\\(["\\\n]|\r\n?)')
 _ESCAPED_MARK = re.compile(r'\\(["\n]|\r\n?)')

@@ -10,8 +10,9 @@ from lora_studio.errors import StudioError
 from lora_studio.models.hub import DATASET_PREFIX, parse_dataset_name
 
 _WAY_OUT = (
-    "Check the name, config, split and revision, and that this machine reaches the Hub (a private or gated set needs "
-    "HF_TOKEN in the environment). Without a network, download the set's files and give their folder."
+    "Check the name, config, split and revision, and whether this machine can reach the Hub (private and gated "
+    "datasets need HF_TOKEN in the environment). Without a network, download the files of the dataset and give "
+    "their folder."
 )
 _PATIENCE = 10.0  # seconds
 _BATCH_ROWS = 1000
@@ -25,9 +26,7 @@ def read_hub(name: str) -> tuple[Reading, str]:
     if not offline:
         revision = _resolve(plain, revision)
     split = options.get("split", "train")
-    sentence = f"The split `{split}` of the Hub's data set {plain} is read" + (
-        f" at revision {revision}." if revision else "."
-    )
+    sentence = f"Split `{split}` of the Hub dataset {plain}" + (f" at revision {revision}." if revision else ".")
     query = {"config": options.get("config"), "split": split, "revision": revision}
     named = urlencode({key: value for key, value in query.items() if value}, quote_via=quote)
     resolved = f"{DATASET_PREFIX}{plain}?{named}"
@@ -52,8 +51,8 @@ def _rows(rows: Any, name: str, tally: Tally) -> Iterator[Record | BadRow]:
                     number += 1
                     yield Record(number, fields)
     except _faults() as error:
-        reason = f"Reading {name} from the Hub ended after row {number}: {shorten(str(error))}."
-        raise StudioError(reason, "Try again, or download the set's files and give their folder.") from None
+        reason = f"Reading {name} from the Hub failed after row {number}: {shorten(str(error))}."
+        raise StudioError(reason, "Try again, or download the files of the dataset and give their folder.") from None
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:
@@ -62,7 +61,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None, *, st
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
     except _faults() as error:
-        raise StudioError(f"The Hub's data set {name} can't be read: {shorten(str(error), 300)}", _WAY_OUT) from None
+        raise StudioError(f"The Hub dataset {name} cannot be read: {shorten(str(error), 300)}", _WAY_OUT) from None
 
 
 def _resolve(name: str, revision: str | None) -> str | None:
@@ -72,7 +71,7 @@ def _resolve(name: str, revision: str | None) -> str | None:
     try:
         return huggingface_hub.dataset_info(name, revision=revision, timeout=_PATIENCE).sha
     except _faults() as error:
-        raise StudioError(f"The Hub's data set {name} can't be found: {shorten(str(error), 300)}", _WAY_OUT) from None
+        raise StudioError(f"The Hub dataset {name} was not found: {shorten(str(error), 300)}", _WAY_OUT) from None
 
 
 def _faults() -> tuple[type[Exception], ...]:

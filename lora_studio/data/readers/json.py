@@ -104,7 +104,7 @@ class Values:
             first = False
         self.skip()
         if self.peek():
-            raise BrokenJsonError(self._located(self._at, "more stands after the end of the array"))
+            raise BrokenJsonError(self._located(self._at, "there is more text after the end of the array"))
 
     def rest(self) -> Iterator[Any]:
         """All values that follow, with or without commas between them."""
@@ -139,15 +139,15 @@ class Values:
 
 
 BROKEN_LINE = "the line is not valid JSON"
-BROKEN_REST = "the JSON is broken from here on; nothing after this place is read"
-BROKEN_BYTES = "the row holds bytes that are not valid text"
+BROKEN_REST = "the JSON is invalid from here on; nothing after this position is read"
+BROKEN_BYTES = "the row contains bytes that are not valid text"
 NOT_AN_OBJECT = "the row is not an object with named fields"
 TOO_DEEP = "the row is nested too deeply"
 TOO_LONG = "the row is longer than 32 million characters"
-BARE_LIST = "Rows that are bare lists of messages are read as `messages`."
-BELOW_HEADER = "The first list names the columns, each further list is a row."
-BARE_IDS = "Rows that are bare lists of whole numbers are read as `input_ids`."
-_SHAPES = "Known are an array of objects, one object a line, and an object of equally long arrays (columns)."
+BARE_LIST = "Rows that are plain lists of messages are read as `messages`."
+BELOW_HEADER = "The first list contains the column names, each further list is a row."
+BARE_IDS = "Rows that are plain lists of integers are read as `input_ids`."
+_SHAPES = "Supported are an array of objects, one object per line, and an object of arrays of equal length (columns)."
 _ERROR_NAMES = {"error", "errors", "detail"}
 _BESIDE_ERRORS = {"message", "status", "statusCode", "status_code", "code", "type", "cause", "path", "timestamp"}
 _MAX_OBJECT_CHARACTERS = 1 << 28
@@ -175,12 +175,12 @@ def read_json(open_text: Open, kind: str) -> Reading:
         except BrokenJsonError as error:
             if kind == "jsonl" or _is_line_by_line(sample):
                 return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
-            problem = "is nested too deeply to be read" if isinstance(error, TooDeepError) else f"is broken: {error}"
-            raise StudioError(f"The JSON {problem}.", "Mend that place, or save the rows as JSONL.") from None
+            problem = "is nested too deeply" if isinstance(error, TooDeepError) else (f"is invalid: {error}")
+            raise StudioError(f"The JSON {problem}.", "Fix that position, or save the rows as JSONL.") from None
     if more and (one_line or more != "{"):
         return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
     if more:
-        one_by_one = ["The file holds objects one after another."]
+        one_by_one = ["The file contains consecutive objects."]
         return _counted(lambda decoder: _one_after_another(open_text, decoder), one_by_one)
     return _single(open_text, value, kind)
 
@@ -219,7 +219,7 @@ def _is_object(line: str) -> bool:
 
 
 def _by_line(kind: str) -> list[str]:
-    return ["The file holds one JSON object a line."] if kind == "json" else []
+    return ["The file contains one JSON object per line."] if kind == "json" else []
 
 
 def _counted(rows: Callable[[Decoder], Rows], assumptions: list[str]) -> Reading:
@@ -265,7 +265,7 @@ def _one_after_another(open_text: Open, decoder: Decoder) -> Rows:
 
 
 def _array(open_text: Open, kind: str) -> Reading:
-    assumptions = ["The file is one JSON value, not one object a line."] if kind == "jsonl" else []
+    assumptions = ["The file is a single JSON value, not one object per line."] if kind == "jsonl" else []
     with open_text() as stream:
         elements = Values(stream).array()
         start = _first_elements(elements)
@@ -274,7 +274,9 @@ def _array(open_text: Open, kind: str) -> Reading:
             rows_of_turns = islice(_numbered(Values(stream).array()), _MAX_TURNS)
             turns = [row.fields for row in rows_of_turns if isinstance(row, Record) and is_turn(row.fields)]
         single = Record(1, {"messages": turns})
-        return Reading(lambda: iter([single]), [*assumptions, "The file holds a single conversation: it is one row."])
+        return Reading(
+            lambda: iter([single]), [*assumptions, "The file contains a single conversation, read as one row."]
+        )
     if start and _is_ids(start):
         assumptions.append(f"The file is a single row. {BARE_IDS}")
         return _counted(lambda decoder: _single_list(open_text, decoder), assumptions)
@@ -331,7 +333,7 @@ def _numbered(values: Iterator[Any]) -> Rows:
             number += 1
             yield _row(number, value)
     except TooDeepError as error:
-        yield BadRow(number + 1, TOO_DEEP, f"{error}; nothing after this place is read")
+        yield BadRow(number + 1, TOO_DEEP, f"{error}; nothing after this position is read")
     except BrokenJsonError as error:
         yield BadRow(number + 1, BROKEN_REST, str(error))
 
@@ -349,10 +351,10 @@ def _row(number: int, value: Any) -> Record | BadRow:
 def _single(open_text: Open, value: Any, kind: str) -> Reading:
     """The reading of a file with a single JSON object."""
     if not isinstance(value, dict):
-        raise StudioError(f"The file holds one {type(value).__name__}, not rows.", _SHAPES)
+        raise StudioError(f"The file contains one {type(value).__name__}, not rows.", _SHAPES)
     if value.keys() & _ERROR_NAMES and value.keys() <= _ERROR_NAMES | _BESIDE_ERRORS:
         message = shorten(json.dumps(value, ensure_ascii=False))
-        raise StudioError(f"The file holds an error message of a server and no rows: {message}", "Download it again.")
+        raise StudioError(f"The file contains an error message of a server, not rows: {message}", "Download it again.")
     _, assumptions = _from_object(value)
 
     def rows(decoder: Decoder) -> Rows:
@@ -360,7 +362,7 @@ def _single(open_text: Open, value: Any, kind: str) -> Reading:
             inner_rows, _ = _from_object(Values(stream, _MAX_OBJECT_CHARACTERS, decoder).value())
         yield from inner_rows
 
-    whole = ["The file is one JSON value, not one object a line."] if kind == "jsonl" else []
+    whole = ["The file is a single JSON value, not one object per line."] if kind == "jsonl" else []
     return _counted(rows, [*whole, *assumptions])
 
 
@@ -369,32 +371,32 @@ def _from_object(value: JsonObject) -> tuple[Rows, list[str]]:
     if isinstance(value.get("train"), dict) and all(isinstance(part, dict) for part in value.values()):
         inner_rows, notes = _from_object(value["train"])
         unread = ", ".join(f"`{name}`" for name in value if name != "train")
-        return inner_rows, [f"The rows are those under `train`{f'; left aside: {unread}' if unread else ''}.", *notes]
+        return inner_rows, [f"The rows are under `train`{f'; ignored: {unread}' if unread else ''}.", *notes]
     lists = {name: column for name, column in value.items() if isinstance(column, list)}
     tables = [name for name, column in lists.items() if _is_table(column)]
     if "rows" in tables and all(isinstance(item.get("row"), dict) for item in lists["rows"]):
-        return _numbered(item["row"] for item in lists["rows"]), ["The rows are those under `rows`, each under `row`."]
+        return _numbered(item["row"] for item in lists["rows"]), ["The rows are under `rows`, each in `row`."]
     if len(tables) == len(lists) == 1 or "train" in tables:
         name = "train" if "train" in tables else tables[0]
         aside = [f"`{other}`" for other in tables if other != name]
-        sentence = f"The rows are those under `{name}`" + (f"; left aside: {', '.join(aside)}." if aside else ".")
+        sentence = f"The rows are under `{name}`" + (f"; ignored: {', '.join(aside)}." if aside else ".")
         return _numbered(iter(lists[name])), [sentence]
     if value.keys() <= {"columns", "index", "data"} and _is_split(value):
         rows = [dict(zip(map(str, value["columns"]), cells, strict=False)) for cells in value["data"]]
-        return _numbered(iter(rows)), ["The file holds `columns` and `data`, as pandas writes them (orient split)."]
+        return _numbered(iter(rows)), ['The file contains `columns` and `data`, as written by pandas (orient="split").']
     if len(lists) == len(value) > 0 and not any(map(_is_conversation, lists.values())) and not _is_tokens(value):
         if len({len(column) for column in lists.values()}) == 1:
-            return _from_columns(lists), ["The file is an object of arrays: each array is a column."]
+            return _from_columns(lists), ["The file is an object of arrays, one per column."]
         if len(lists) > 1 and not any(column and isinstance(column[0], dict) for column in lists.values()):
             sizes = ", ".join(f"`{shorten(name, 40)}` {len(column)}" for name, column in list(lists.items())[:6])
-            raise StudioError(f"The file's columns are not equally long: {sizes}.", _SHAPES)
+            raise StudioError(f"The columns differ in length: {sizes}.", _SHAPES)
     inner = [column.keys() if isinstance(column, dict) else None for column in value.values()]
     if len(value) > 1 and inner[0] and "0" in inner[0] and all(keys == inner[0] for keys in inner):
         columns = {name: list(column.values()) for name, column in value.items()}
-        return _from_columns(columns), ["The file is an object of columns, each with its rows by number."]
+        return _from_columns(columns), ["The file is an object of columns, each with rows by index."]
     if _is_by_key(value):
-        return _numbered(iter(value.values())), ["The file is an object of rows, each under a key of its own."]
-    return iter([Record(1, value)] if value else []), ["The file holds a single object: it is one row."]
+        return _numbered(iter(value.values())), ["The file is an object of rows, each under its own key."]
+    return iter([Record(1, value)] if value else []), ["The file contains a single object, read as one row."]
 
 
 def _is_split(value: JsonObject) -> bool:

@@ -16,10 +16,10 @@ from lora_studio.data.readers.json import BROKEN_BYTES
 from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken
 from lora_studio.errors import StudioError
 
-WRONG_WIDTH = "the row has another number of cells than the header"
-BROKEN_ROW = "the row has too few cells, and so has the next: a line end may stand in a cell without quotes"
-FILLED = "{rows} fewer cells than the table has columns: the missing last cells are read as empty."
-TRIMMED = "{rows} empty cells beyond the last column: these are left out."
+WRONG_WIDTH = "the row and the header differ in number of cells"
+BROKEN_ROW = "this row and the next have too few cells: a cell may contain an unquoted line break"
+FILLED = "{rows} fewer cells than the table has columns: the missing cells at the end are read as empty."
+TRIMMED = "{rows} empty cells after the last column, which are ignored."
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _OF_ENDING = {".tsv": "\t", ".tab": "\t"}
 _SAMPLE_LENGTH = 1 << 16
@@ -65,11 +65,11 @@ def read_csv(open_text: Open, ending: str) -> Reading:
     assumptions = _notes(dialect, usual, separator is not None)
     first = list(islice(Cells(io.StringIO(sample, newline=""), dialect), _SAMPLE_ROWS))
     if not first:
-        raise StudioError("The table holds no header line.", "The first line of a CSV names its columns.")
+        raise StudioError("The table has no header line.", "The first line of a CSV file must name its columns.")
     if isinstance(first[0], Fault):
         raise StudioError(
-            f"The table's first line can't be read: {first[0].reason} ({shorten(first[0].text, 120)}).",
-            "Double each quotation mark that stands in a quoted cell, or take the marks around the cell away.",
+            f"The first line of the table cannot be read: {first[0].reason} ({shorten(first[0].text, 120)}).",
+            "Double every quotation mark inside a quoted cell, or remove the quotation marks around the cell.",
         )
     lines = [row for row in first if isinstance(row, list)]
     cells = [cell.strip() for cell in lines[0]]
@@ -77,12 +77,12 @@ def read_csv(open_text: Open, ending: str) -> Reading:
     if _is_data(cells):
         names = [f"column {position}" for position in range(1, len(cells) + 1)]
         assumptions.append(
-            f"{_FIRST_LINE} {_LOOKS_LIKE_DATA} and not like names: the columns are called {_quoted(names)}."
+            f"{_FIRST_LINE} {_LOOKS_LIKE_DATA} rather than names. The columns are named {_quoted(names)}."
         )
         return _reading(open_text, Table(dialect, names, False, separator is not None, short), assumptions)
     twice = [name for name, times in Counter(cells).items() if times > 1 and name]
     if twice:
-        raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
+        raise StudioError(f"Two columns have the name {twice[0]!r}.", "Give every column a unique name.")
     while not cells[-1] and all(not row[len(cells) - 1 :] or not row[len(cells) - 1].strip() for row in lines):
         cells.pop()
     names = [name or f"column {position}" for position, name in enumerate(cells, 1)]
@@ -112,14 +112,14 @@ def _notes(dialect: Dialect, usual: str, has_separator_line: bool) -> list[str]:
     name = _NAMES.get(dialect.delimiter, dialect.delimiter)
     notes = []
     if has_separator_line:
-        notes.append(f"The line `sep={dialect.delimiter}` says that cells are separated by a {name}; it is no row.")
+        notes.append(f"The line `sep={dialect.delimiter}` sets the separator to {name}; it is not a row.")
     elif dialect.delimiter != usual:
-        notes.append(f"Cells are separated by a {name}.")
+        notes.append(f"Cells are separated by {name}.")
     if dialect.delimiter == "\t" and dialect.has_marks:
         notes.append(
-            "Cells in quotation marks are read as quoted: tabs and line ends may stand in them."
+            "Quoted cells may contain tabs and line breaks."
             if dialect.quoted
-            else "Quotation marks are letters like others, as in tab-separated text."
+            else "Quotation marks are ordinary characters, as in tab-separated text."
         )
     return [*notes, *([_BACKSLASHES] if dialect.backslash else [])]
 
@@ -144,10 +144,12 @@ def with_header(error: ReadingError, assumptions: list[str]) -> ReadingError:
         return error
     return ReadingError(
         f"{error.message} {header}",
-        "If the first line is data, put a line with names above it, such as prompt and completion. Or say which "
-        'column is what with data.mapping, for instance {"user": "column 1", "assistant": "column 2"}.'
+        (
+            "If the first line is data, add a line of column names above it, such as prompt and completion. Or set "
+            'data.mapping, for example {"user": "column 1", "assistant": "column 2"}.'
+        )
         if _LOOKS_LIKE_DATA in header
-        else f"{error.hint} If the first line is no header but data, put a line with the columns' names above it.",
+        else f"{error.hint} If the first line is data, add a line of column names above it.",
     )
 
 

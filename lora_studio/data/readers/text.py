@@ -26,9 +26,7 @@ def read_text(open_text: Callable[[], TextIO]) -> Reading:
     if dialogue:
         return Reading(lambda: _rows(open_text, _has_content, dialogue.begins), [dialogue.words()])
     if len(blocks) > 1 and any("\n" in block.strip("\n") for block in blocks):
-        return Reading(
-            lambda: _rows(open_text, _is_written, _follows_blank), ["Blank lines divide the text into rows."]
-        )
+        return Reading(lambda: _rows(open_text, _is_written, _follows_blank), ["Blank lines separate the rows."])
     return Reading(lambda: _lines(open_text), ["Each line of the text is one row."])
 
 
@@ -41,13 +39,13 @@ class _Dialogue:
 
     def words(self) -> str:
         where = {
-            "gap": "Each part between wide gaps or rules is one row.",
-            "system": "Each system prompt begins a row.",
-            "user": "Each turn of the user begins a row, so that no row knows those before it.",
+            "gap": "Wide gaps or rules separate the rows.",
+            "system": "Each system prompt starts a row.",
+            "user": "Each user turn starts a row, without the turns before it.",
         }
         return (
-            f"The lines of the text are a dialogue: {self.marks.words()}. {where[self.begins_at]} "
-            "Where other turns belong together, give them as one row of JSONL with `messages`."
+            f"The lines of the text are a dialogue: {self.marks.words()}. {where[self.begins_at]} If other turns "
+            "belong together, provide them as rows of JSONL with `messages`."
         )
 
     def begins(self, line: str, between: list[str], block: list[str]) -> bool:

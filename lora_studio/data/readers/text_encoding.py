@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from lora_studio.errors import StudioError
 
-KNOWN = "Known are JSON, JSONL, CSV, TSV, Parquet, Arrow, TXT and Markdown files, each also packed with gzip."
+KNOWN = "Supported are JSON, JSONL, CSV, TSV, Parquet, Arrow, TXT and Markdown files, optionally compressed with gzip."
 BOMB_SIZE, BOMB_RATIO = 1 << 28, 200
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7-Zip"}
@@ -50,8 +50,8 @@ class Gunzip(io.RawIOBase):
         self._given += size
         if self._given > self._most:
             raise StudioError(
-                f"{self._name} unpacks to more than {BOMB_RATIO} times its size and {BOMB_SIZE >> 20} MiB.",
-                "Unpack it yourself if you trust it, and use the file inside.",
+                f"{self._name} decompresses to more than {BOMB_RATIO} times its size and {BOMB_SIZE >> 20} MiB.",
+                "If you trust it, decompress it yourself and use the file inside.",
             )
         return size
 
@@ -84,12 +84,12 @@ def open_bytes(path: Path) -> io.BufferedReader:
             return io.BufferedReader(Gunzip(path), 1 << 16)
         file.seek(0)
     except FileNotFoundError:
-        raise StudioError(f"There is no file {path}.", "Give the path of a data file.") from None
+        raise StudioError(f"The file {path} does not exist.", "Give the path of a data file.") from None
     except IsADirectoryError:
         raise StudioError(f"{path} is a folder, not a file.", "Give the path of one data file.") from None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise StudioError(f"{path.name} can't be read: {why}.", "Check its name and permissions.") from None
+        raise StudioError(f"{path.name} cannot be read: {why}.", "Check its name and permissions.") from None
     for mark, name in _PACKED.items():
         if head.startswith(mark):
             file.close()
@@ -99,23 +99,23 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 def _packed(path: Path, name: str) -> StudioError:
     if name == "zip" and path.suffix.lower() in _OFFICE:
-        return StudioError(f"{path.name} is {_OFFICE[path.suffix.lower()]}.", "Save the table as CSV and use that.")
-    return StudioError(f"{path.name} is packed with {name}.", "Unpack it and use the file inside.")
+        return StudioError(f"{path.name} is {_OFFICE[path.suffix.lower()]}.", "Save the table as CSV.")
+    return StudioError(f"{path.name} is compressed with {name}.", "Decompress it and use the file inside.")
 
 
 def refuse_stand_in(path: Path, head: bytes) -> None:
     """Raises StudioError for a file that is not the data: a Git LFS pointer or a web page."""
     if head.startswith(_POINTERS):
         raise StudioError(
-            f"{path.name} is not the data but a pointer to them, as Git keeps for large files.",
-            "Get the file itself: run `git lfs pull` (or `git annex get`) in its folder, or download it by its page.",
+            f"{path.name} is a pointer to a large file in Git, not the data.",
+            "Get the file itself: run `git lfs pull` (or `git annex get`) in its folder, or download it from its page.",
         )
     start = head[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     is_page = start.startswith((b"<!doctype html", b"<html")) or (start.startswith(b"<?xml") and b"<html" in start)
     if (is_page or start.startswith(b"<?xml")) and kind_ending(path) not in _TEXTS:
         raise StudioError(
             f"{path.name} is {'a web page' if is_page else 'an XML document'}, not a data file.",
-            "A download that fails is often saved as such a page. Open it in a browser to read what it says, and "
+            "Failed downloads are often saved as such a page. Open it in a browser to read the message, and "
             "download the data file itself.",
         )
 
@@ -296,7 +296,7 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
-_SOME_BROKEN = "Some bytes are not valid UTF-8; the rows that hold them are reported."
+_SOME_BROKEN = "Some bytes are not valid UTF-8; rows with such bytes are reported."
 _MIN_BROKEN_SHARE = 10  # broken lines for each valid one, where the whole file may be in another encoding
 _MAX_LINES = 20_000
 _MAX_GUESSED = 1 << 13
@@ -319,7 +319,7 @@ def search_encoding(path: Path, configured: str | None = None) -> tuple[str, lis
             path.name, head, file, _codec(configured) if configured else None
         )
     if _looks_binary(head.decode(encoding, _errors(encoding))):
-        raise StudioError("The file holds binary data, not text.", f"{KNOWN} Unpack archives first.")
+        raise StudioError("The file contains binary data, not text.", f"{KNOWN} Unpack archives first.")
     return encoding, assumptions
 
 
@@ -329,7 +329,7 @@ def _codec(name: str) -> str:
         encoding = codecs.lookup(name.strip()).name
         "a".encode(encoding)
     except (LookupError, ValueError):
-        raise StudioError(f"There is no encoding {name!r}.", f"Known are utf-8 and {', '.join(NAMES)}.") from None
+        raise StudioError(f"Unknown encoding {name!r}.", f"Supported are utf-8 and {', '.join(NAMES)}.") from None
     return encoding
 
 
@@ -339,7 +339,7 @@ def _in_words(encoding: str) -> str:
 
 def _by_marks(head: bytes) -> tuple[str, list[str]] | None:
     if head.isascii() and _ISO_2022_JP.search(head):
-        return "iso2022_jp_2", ["The file changes alphabets by escape codes and is read as ISO-2022-JP (Japanese)."]
+        return "iso2022_jp_2", ["The file uses escape sequences and is read as ISO-2022-JP (Japanese)."]
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             name = encoding.removesuffix("-sig").upper()
@@ -370,16 +370,18 @@ def _by_validity(name: str, head: bytes, stream: BinaryIO, configured: str | Non
     if not broken:
         other = valid and configured not in (None, "utf-8", "utf-8-sig")
         return "utf-8", [
-            f"The file is valid UTF-8 and read so, though data.encoding names {configured}."
+            f"The file is valid UTF-8 and read as such, although data.encoding is {configured}."
         ] if other else []
     if configured:
-        return configured, [f"The file is read as {_in_words(configured)}, as data.encoding says."]
+        return configured, [f"The file is read as {_in_words(configured)}, as set in data.encoding."]
     if len(broken) < _MIN_BROKEN_SHARE * valid:
         return "utf-8", [_SOME_BROKEN]
     guesses = guess_encoding(_cut(b"\n".join(filter(None, broken))))
     if len(guesses) == 1:
-        sentence = f"The file is not UTF-8; by its letters it is read as {_in_words(guesses[0].encoding)}."
-        return guesses[0].encoding, [f"{sentence} Name another with data.encoding if they look wrong."]
+        sentence = (
+            f"The file is not UTF-8. It is read as {_in_words(guesses[0].encoding)}, detected from its characters."
+        )
+        return guesses[0].encoding, [f"{sentence} If the text looks wrong, set data.encoding."]
     if valid:
         return "utf-8", [_SOME_BROKEN]
     raise _unknown(name, guesses)
@@ -397,10 +399,10 @@ def _cut(sample: bytes) -> bytes:
 def _unknown(name: str, guesses: list[Guess]) -> StudioError:
     """The error for an ambiguous encoding, with one line in each candidate."""
     lines = "".join(f"\n{guess.encoding}, {NAMES[guess.encoding]}: {guess.line}" for guess in guesses[:6])
-    which = f"It may be one of these, in which it says:{lines}" if guesses else "None that is known fits its letters."
+    which = f"Candidates, with an example each:{lines}" if guesses else "No known encoding fits."
     return StudioError(
-        f"{name} is not UTF-8, and its encoding is not certain. {which}",
-        f"Name the encoding with data.encoding (in the terminal --data.encoding, for inspect --encoding), for instance "
+        f"{name} is not UTF-8, and its encoding is uncertain. {which}",
+        "Set data.encoding (--data.encoding in the terminal, --encoding for inspect), for example "
         f"{guesses[0].encoding if guesses else 'cp1252'}. Or save the file as UTF-8.",
     )
 

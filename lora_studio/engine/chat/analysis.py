@@ -107,7 +107,7 @@ class DataAnalysis:
         if of is not None:
             return self._prepare(call, of)[0]
         if self._prepared is None:
-            raise StudioError("No data has been looked at yet.", "Choose a file first.")
+            raise StudioError("No dataset has been analyzed yet.", "Choose a file first.")
         return self._prepared
 
     def try_reading(self, call: Call[protocol.TryReading]) -> protocol.TriedReading:
@@ -148,7 +148,7 @@ def _progress(call: Call[Any]) -> Callable[[str, int, int], None]:
 
     def progress(phase: str, done: int, total: int) -> None:
         if call.stopped.is_set():
-            raise StudioError("The look at the data was stopped.", "Look again to start anew.")
+            raise StudioError("The analysis was stopped.", "Analyze it again to restart.")
         call.progress(phase, done, total)
 
     return progress

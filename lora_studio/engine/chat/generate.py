@@ -233,9 +233,11 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
             template, {**loaded.tokenizer_of(column.adapter).special_tokens_map, **switch}, column.messages, prompt=True
         )
     except TemplateError as error:
-        raise StudioError(f"The chat template refuses this conversation: {error}", "Change its messages.") from error
+        raise StudioError(f"The chat template rejects this conversation: {error}", "Change its messages.") from error
     if is_broken(text):
-        raise StudioError("The conversation holds half a character, which is no text.", "Write it anew.")
+        raise StudioError(
+            "The conversation contains half of a surrogate pair, which is not valid text.", "Type it again."
+        )
     ids: list[int] = loaded.tokenizer_of(column.adapter)(text, add_special_tokens=False)["input_ids"]
     embeddings, largest = loaded.rows(column.adapter), max(ids, default=-1)
     lacking = beyond(loaded.name, embeddings=embeddings, positions=None, largest_id=largest, longest=0)
@@ -247,7 +249,7 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
         raise StudioError(
             f"The conversation has {len(ids)} tokens{f' and {virtual} virtual ones' if virtual else ''}; "
             f"{loaded.name} reads at most {longest}.",
-            "Start a new one.",
+            "Start a new conversation.",
         )
     return ids
 
@@ -270,7 +272,7 @@ def generate(
     unknown = [column.adapter for column in columns if column.adapter not in (None, *loaded.adapters)]
     if unknown or not columns:
         raise StudioError(
-            f"There is no adapter {unknown[0]!r} in memory." if unknown else "No column was asked.",
+            f"The adapter {unknown[0]!r} is not loaded." if unknown else "No column is selected.",
             f"Loaded are: {', '.join(loaded.adapters) or 'none'}.",
         )
     prompts = [prompt_ids(loaded, column, enable_thinking) for column in columns]

@@ -41,7 +41,7 @@ def score(
     """Scores an answer token by token under base and adapters, including its end token."""
     unknown = [name for name in adapters if name not in loaded.adapters]
     if unknown or not adapters:
-        raise StudioError("Choose an adapter that is in memory.", "The base is compared with it.")
+        raise StudioError("Choose an adapter that is in memory.", "The base is the reference of the comparison.")
     prompt = prompt_ids(loaded, Column(adapters[0], messages), None)
     tokenizer = loaded.tokenizer_of(adapters[0])
     ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
@@ -50,12 +50,13 @@ def score(
     room = min(MAX_TOKENS, (loaded.longest_text or math.inf) - len(prompt))
     ids = [*ids, *sorted(end_ids(loaded, adapters[0]) & {tokenizer.eos_token_id})]
     if len(ids) > room:
-        raise StudioError(f"The answer has {len(ids):,} tokens; at most {room:,} can be scored here.")
+        raise StudioError(f"The answer has {len(ids):,} tokens; at most {room:,} can be scored.")
     vocabulary = min(loaded.rows(name) for name in (None, *adapters))
     if max((*prompt, *ids)) >= vocabulary:
         raise StudioError(
-            f"{adapters[0]} is asked with tokens that not all columns know: they have embeddings for {vocabulary:,}.",
-            "Compare their answers; token by token only adapters with the base's vocabulary can be compared.",
+            f"{adapters[0]} is prompted with tokens that not all columns have: they have embeddings for "
+            f"{vocabulary:,}.",
+            "Compare their answers. Token probabilities can only be compared for adapters with the base's vocabulary.",
         )
     rows: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *adapters)}
     divergence: dict[str, list[torch.Tensor]] = {name: [] for name in adapters}
@@ -131,16 +132,16 @@ class Difference:
     def sentence(self) -> str:
         """What the adapter changes, in words and numbers."""
         if not self.finite:
-            return "The scores of base or adapter are not numbers: this adapter can't be used."
+            return "The logits of base or adapter are not finite: this adapter cannot be used."
         losses = f"Loss: base {self.base_loss:.4g}, adapter {self.adapter_loss:.4g}."
-        divergence = f"KL divergence {self.divergence:.2g} nats a token"
+        divergence = f"KL {self.divergence:.2g} nats/token"
         if self.divergence < NOTHING and self.changed_tokens == 0:
-            return f"The adapter does nothing: it answers as the base does ({divergence}). {losses}"
-        changed = f"{100 * self.changed_tokens:.1f} % of the likeliest next tokens are others than the base's"
+            return f"The adapter has no effect: it answers like the base ({divergence}). {losses}"
+        changed = f"{100 * self.changed_tokens:.1f} % of top-1 tokens differ from the base"
         if not self.moves:
-            return f"The adapter hardly does anything: {changed} ({divergence}). {losses}"
-        worse = " It predicts these answers worse than the base does." if self.adapter_loss > self.base_loss else ""
-        return f"The adapter changes what the model says: {changed} ({divergence}). {losses}{worse}"
+            return f"The adapter has almost no effect: {changed} ({divergence}). {losses}"
+        worse = " It predicts these answers worse than the base." if self.adapter_loss > self.base_loss else ""
+        return f"{changed} ({divergence}). {losses}{worse}"
 
     def to_dict(self, rows: str) -> JsonObject:
         """The values for complete.json; `rows` says which rows were measured. Non-finite numbers become None."""
@@ -168,15 +169,15 @@ def against_base(
     try:
         comparison = difference(model, rows, base=base, on_progress=log.progress, check=check)
     except torch.OutOfMemoryError:
-        log.emit(Warned(time.time(), "Base and adapter are not measured side by side: memory is too little for both."))
+        log.emit(Warned(time.time(), "Base and adapter are not compared: there is too little memory for both."))
         return None
     of = (
         f"{comparison.rows:,} of {len(validation or train):,}"
         if comparison.rows < len(validation or train)
         else f"all {comparison.rows:,}"
     )
-    where = "held-out rows" if validation else "rows that were trained on, as none are held out"
-    return comparison.to_dict(f"Measured at the {comparison.tokens:,} trained tokens of {of} {where}.")
+    where = "validation rows" if validation else "training rows, as there are no validation rows"
+    return comparison.to_dict(f"Measured on {comparison.tokens:,} trained tokens of {of} {where}.")
 
 
 def spread(rows: Sequence[Example], most: int = MAX_ROWS) -> list[Example]:

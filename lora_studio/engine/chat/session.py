@@ -261,8 +261,12 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
         from lora_studio.engine.runtime import is_out_of_memory
 
         memory = is_out_of_memory(error)
-        message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"
-        hint = "Take a smaller model, 4bit, or fewer adapters." if memory else "The session's log has the details."
+        message = "Out of memory." if memory else f"{type(error).__name__}: {error}"
+        hint = (
+            "Use a smaller model, 4-bit quantization, or fewer adapters."
+            if memory
+            else "See the session's log for details."
+        )
         call.answer(protocol.Failure(message=message, hint=hint, internal=True))
     return True
 

@@ -30,9 +30,9 @@ from lora_studio.files import JsonObject
 from lora_studio.models.adapters import read_card
 
 NO_LIMIT = 1 << 20
-TOO_LONG = "the prompt leaves the model no room for an answer"
-NO_QUESTION = "the row asks nothing that a text answers"
-MARKED_BAD = "the answer is marked bad, so that there is no right one to compare with"
+TOO_LONG = "the prompt leaves no room for an answer"
+NO_QUESTION = "the row has no prompt with a text answer"
+MARKED_BAD = "the answer is labelled bad, so there is no reference answer"
 NOTHING = Answer("", 0, 0.0, 0.0, 0.0, "")
 READ = ("text", "tokenised")
 """Formats whose rows are scored, not answered."""
@@ -147,7 +147,7 @@ def read_asked_file(
     ]
     fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
     left_out = {
-        "the row can't be used": len(prepared.bad_rows),
+        "the row is invalid": len(prepared.bad_rows),
         MARKED_BAD: prepared.part.marked_bad,
         NO_QUESTION: len(prepared.conversations) - len(shared),
         TOO_LONG: len(rows) - len(fitting),
@@ -155,7 +155,7 @@ def read_asked_file(
     if not fitting:
         raise StudioError(
             f"{Path(data).name} has no row to answer.",
-            f"It was read so: {prepared.format.words} Choose a file of questions with answers.",
+            f"The columns were mapped as follows: {prepared.format.words} Use a file of prompts with answers.",
         )
     return AskedFile(fitting, {reason: count for reason, count in left_out.items() if count}, prepared)
 

@@ -62,14 +62,14 @@ def keep_results(folder: BenchmarkFolder) -> None:
     for path in sorted(folder.results.rglob("results_*.json")):
         measured |= read_object(path).get("results", {})
     if not measured:
-        raise StudioError("lm-evaluation-harness left no results.", "Its log says why.")
+        raise StudioError("lm-evaluation-harness wrote no results.", "See its log for the reason.")
     done = {"benchmark": folder.id, "state": "done", "results": finite(measured)}
     write_atomically(folder.complete, json.dumps(done, indent=2) + "\n")
 
 
 def explain(error: Exception) -> Explained:
     """An unexpected error in one sentence."""
-    return unexpected("The benchmark", error, "Its log has the details.")
+    return unexpected("The benchmark", error, "See its log for details.")
 
 
 if __name__ == "__main__":

@@ -148,19 +148,17 @@ def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
     if task.kind == "labels":
         metrics += _label_metrics(task, rows)
     if task.kind == "numbers":
-        metrics.append(_rights("number_match", "Right number", "the answer ends in the expected number", rows))
+        metrics.append(_rights("number_match", "Correct number", "the answer ends in the expected number", rows))
     if task.kind == "json":
-        metrics.append(_rights("json_match", "Same JSON", "the answer is JSON of the same value as expected", rows))
+        metrics.append(_rights("json_match", "Same JSON", "the answer is JSON equal to the expected answer", rows))
         metrics.append(
-            _rights(
-                "json_valid", "Valid JSON", "the answer can be read as JSON", rows, lambda row, say: json_of(say)[0]
-            )
+            _rights("json_valid", "Valid JSON", "the answer is valid JSON", rows, lambda row, say: json_of(say)[0])
         )
     metrics.append(
         _rights(
             "exact_match",
             "Exact match",
-            "the answer is the expected one letter by letter, white space and reasoning apart",
+            "the answer equals the expected one, ignoring white space and reasoning",
             rows,
             lambda row, say: is_exact(say, row["reference"]),
         )
@@ -179,7 +177,7 @@ def _rights(
         values = (row[column]["right"] if right is None else right(row, row[column]["answer"]) for row in rows)
         return [np.fromiter(values, dtype=float, count=len(rows))]
 
-    return Metric(name, title, f"Share of rows where {about}.", "share", of, mean, of_rights=True)
+    return Metric(name, title, f"Share of rows in which {about}.", "share", of, mean, of_rights=True)
 
 
 def _label_metrics(task: Task, rows: Sequence[Row]) -> list[Metric]:
@@ -195,8 +193,8 @@ def _label_metrics(task: Task, rows: Sequence[Row]) -> list[Metric]:
         expected, predicted = labels_of(column)
         return [(expected == predicted).astype(float)]
 
-    about = "Share of rows whose answer gives the expected label; an answer without a label is wrong."
-    of_each = "Mean over the labels of each one's F1, the harmonic mean of precision and recall: rare labels count too."
+    about = "Share of rows whose answer contains the expected label. An answer without a label is wrong."
+    of_each = "Mean F1 over all labels (harmonic mean of precision and recall). Rare labels count equally."
     metrics = [
         Metric("accuracy", "Accuracy", about, "share", right, mean, of_rights=True),
         Metric("f1", "Macro F1", of_each, "share", labels_of, partial(macro_f1, labels=len(task.labels))),
@@ -215,19 +213,24 @@ def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
     def counts(column: str) -> Sequence[np.ndarray]:
         return text_scores.bleu_columns([(row[column]["answer"], row["reference"]) for row in rows])
 
-    longest = "Words in the same order as expected (longest common subsequence, F-measure), mean over rows."
+    longest = "Longest common subsequence of words with the expected answer (F-measure), mean over rows."
     return [
         Metric("rouge_l", "ROUGE-L", longest, "share", each(text_scores.rouge_l), mean),
         Metric(
             "bleu",
             "BLEU",
-            "Runs of 1 to 4 words as expected, over all rows together.",
+            "Overlap of 1- to 4-grams of words with the expected answers, over all rows.",
             "score",
             counts,
             text_scores.bleu_of,
         ),
         Metric(
-            "chrf", "chrF", "Runs of 1 to 6 letters as expected, mean over rows.", "score", each(text_scores.chrf), mean
+            "chrf",
+            "chrF",
+            "Overlap of 1- to 6-grams of characters with the expected answer, mean over rows.",
+            "score",
+            each(text_scores.chrf),
+            mean,
         ),
     ]
 
@@ -240,8 +243,8 @@ def _forced_metrics(rows: Sequence[Row], noun: str = "expected answers") -> list
     def of(*names: str) -> Parts:
         return lambda column: [np.array([row[column][name] for row in scored], dtype=float) for name in names]
 
-    words = f"How surprised the model is by the {noun}, token by token: 1 is not at all, lower is better."
-    share = f"Share of the {noun}' tokens that the model would have written next."
+    words = f"Perplexity of the {noun} per token: 1 is perfect, lower is better."
+    share = f"Share of tokens of the {noun} that are the model's top-1 prediction."
     return [
         Metric(
             "perplexity",
@@ -350,7 +353,7 @@ def _words(difference: float, certain: bool, higher_is_better: bool, p: float | 
         return "the same"
     better = "better" if (difference > 0) == higher_is_better else "worse"
     odds = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
-    return f"{better}, more than chance{odds}" if certain else f"{better}, but that may be chance{odds}"
+    return f"{better}, significant{odds}" if certain else f"{better}, but not significant{odds}"
 
 
 def confusion(task: Task, rows: Sequence[Row], column: str) -> Confusion | None:
@@ -393,7 +396,7 @@ def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> Summary:
     }
 
 
-MEANING = "What it scores on rows that it was trained on says how well it remembers them, not how it answers new ones."
+MEANING = "Scores on training rows measure memorization, not generalization."
 
 
 class SlowError(Exception):
@@ -420,18 +423,17 @@ def warnings_of(folder: EvaluationFolder, request: EvaluationRequest, file: "Ask
             warnings.append(_in_words(column.title, int(sure.sum()), len(tested)))
         elif same_file:
             warnings.append(
-                f"{column.title} was trained on this very file, or on what it was then: which of these rows it saw "
-                f"could not be looked up quickly. {MEANING}"
+                f"{column.title} was trained on this file, or on an earlier version of it. Which of these rows it "
+                f"has seen could not be determined quickly. {MEANING}"
             )
     return warnings
 
 
 def _in_words(title: str, trained: int, of: int) -> str:
     if trained == of:
-        rows = "This row was" if of == 1 else f"All {of:,} rows were"
-        return f"{rows} trained on: {title} has seen the answers. {MEANING}"
-    was = "was" if trained == 1 else "were"
-    return f"{trained:,} of these {of:,} rows {was} trained on by {title}; the others were not. {MEANING}"
+        rows = "this row" if of == 1 else f"all {of:,} rows"
+        return f"{title} was trained on {rows} and has seen the answers. {MEANING}"
+    return f"{title} was trained on {trained:,} of these {of:,} rows. {MEANING}"
 
 
 def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:

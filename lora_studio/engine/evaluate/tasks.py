@@ -208,7 +208,7 @@ class Task:
 
 READING = Task(
     "reading",
-    "The rows ask nothing: they are read, as far as the model can, and measured is how well each predicts them.",
+    "The rows contain no prompts: each text is scored by how well the models predict it.",
 )
 
 
@@ -231,14 +231,14 @@ def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from
                 "labels", f"Each answer is one of the labels {', '.join(labels)}: {labels_from}.", tuple(labels)
             )
     if _nearly_all(_is_number(answer) for answer in expected):
-        return Task("numbers", "The expected answers end in a number (after #### where they are worked out).")
+        return Task("numbers", "The expected answers end in a number (after #### if they contain a calculation).")
     if _nearly_all(json_of(answer)[0] for answer in expected):
         return Task("json", "The expected answers are JSON.")
     few = few_labels(expected)
     if few:
-        reason = f"The expected answers are the same {len(few)} short ones again and again: {', '.join(few)}."
+        reason = f"The expected answers repeat the same {len(few)} short answers: {', '.join(few)}."
         return Task("labels", reason, few)
-    return Task("text", "The expected answers are free text: neither labels nor numbers nor JSON.")
+    return Task("text", "The expected answers are free text, not labels, numbers or JSON.")
 
 
 def _is_number(answer: str) -> bool:

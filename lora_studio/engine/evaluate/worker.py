@@ -124,9 +124,12 @@ def _reading_in_words(request: EvaluationRequest, lacking: Sequence[str], words:
     if request.mapping_from != OF_RUN:
         return []
     if not lacking:
-        return [f"The rows are read as those that the adapter learned from: {words}"]
+        return [f"The columns are mapped as in the adapter's training: {words}"]
     columns = ", ".join(f"`{name}`" for name in lacking)
-    return [f"The adapter learned from rows with {columns}, which this file lacks. It is read so: {words}"]
+    return [
+        f"The adapter was trained on rows with {columns}, which this file lacks. The columns are mapped as "
+        f"follows: {words}"
+    ]
 
 
 def _read(
@@ -233,7 +236,7 @@ def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
     """Notes on adapters that are evaluated together. Raises `StudioError` if their bases differ."""
     if lacking := [card.name for card in cards if not card.base]:
         raise StudioError(
-            f"{lacking[0]} does not say which base it was trained on.",
+            f"{lacking[0]} does not record the base model it was trained on.",
             "Set base_model_name_or_path in its adapter_config.json.",
         )
     base, revision = cards[0].base, cards[0].revision
@@ -253,8 +256,8 @@ def _check_same_rows(log: EventLog, fingerprint: str, *, resumed: bool) -> None:
     before = rows_asked(log.state())
     if resumed and before is not None and before.fingerprint != fingerprint:
         raise StudioError(
-            "The test file or the way it is read changed since this evaluation began.",
-            "Start a new one: answers to the old rows can't stand beside answers to the new ones.",
+            "The test file or its column mapping has changed since this evaluation started.",
+            "Start a new evaluation: answers for different rows cannot be compared.",
         )
 
 
@@ -286,9 +289,9 @@ def _warn(log: EventLog, messages: Sequence[str]) -> None:
 
 def _explain(error: Exception) -> Explained:
     if is_out_of_memory(error):
-        message = "The memory is not enough for this many answers at once."
-        return Explained(Reason.OUT_OF_MEMORY, message, "Take fewer rows at once; then resume.")
-    return unexpected("The evaluation", error, "Its log has the details.")
+        message = "Out of memory for this batch size."
+        return Explained(Reason.OUT_OF_MEMORY, message, "Lower the batch size and resume.")
+    return unexpected("The evaluation", error, "See its log for details.")
 
 
 if __name__ == "__main__":

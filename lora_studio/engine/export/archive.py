@@ -51,14 +51,15 @@ def export_zip(work: ExportContext, *, base_name: str, keep_local_base: bool) ->
         archive.extractall(place)
         tried, same = try_adapter(work, Path(place) / work.name)
     if base == DEMO_MODEL:
-        words = (
-            "Unpack it anywhere: LoRA Studio chats with the folder. Its base comes with the studio and nothing else."
-        )
+        words = "Unpack it anywhere. LoRA Studio can chat with the folder; the base is built into LoRA Studio only."
         return ExportResult(words, f"python -m lora_studio chat {work.name}", tried=tried, same=same)
     notes = []
     if is_local(base):
-        notes.append(f"It calls its base {base}, a folder of this machine: change it in {SETTINGS_FILE} elsewhere.")
-    words = f"Unpack it anywhere: the folder loads on {base} with peft, vLLM, or LoRA Studio's chat tab."
+        notes.append(
+            f"The base is recorded as {base}, a folder on this machine. On other machines, change it in "
+            f"{SETTINGS_FILE}."
+        )
+    words = f"Unpack it anywhere. The folder loads on {base} with peft, vLLM or LoRA Studio's Chat tab."
     return ExportResult(words, tried=tried, same=same, notes=notes)
 
 
@@ -115,10 +116,10 @@ def _json(values: JsonObject) -> str:
 
 
 PLACES = {
-    "model.name": "the base: give it the name that others know (base_name), or copy the folder",
+    "model.name": "the base: give its public name (base_name), or copy the folder",
     "data.train_file": "the training data: copy the file",
     "data.validation_file": "the validation data: copy the file",
-    "model.adapter_name_or_path": "the adapter that the run goes on from: copy its folder",
+    "model.adapter_name_or_path": "the adapter that training started from: copy its folder",
 }
 
 
@@ -131,11 +132,11 @@ def export_config(work: ExportContext, *, base_name: str) -> ExportResult:
     target = work.out / f"{work.name}.yaml"
     target.write_text(to_yaml(config), encoding="utf-8")
     if load_config(target) != config:
-        raise StudioError("The file does not read back as it was written.", "This is a defect: please report it.")
-    words = "Another LoRA Studio trains it, from a terminal or, saved as a preset, from its page."
+        raise StudioError("The exported file differs when read back.", "This is a bug. Please report it.")
+    words = "Another LoRA Studio can train with it from the terminal or, saved as a preset, on its page."
     command = f"python -m lora_studio train {target.name}"
     return ExportResult(
-        words, command, tried="Read back: every setting is the same.", same=True, notes=local_places(config)
+        words, command, tried="Read back: all settings are identical.", same=True, notes=local_places(config)
     )
 
 
@@ -147,7 +148,7 @@ def local_places(config: Config) -> list[str]:
         section, _, name = path.partition(".")
         value = values[section][name]
         if value and is_local(str(value)):
-            notes.append(f"{path} is {Path(value)}, a place on this machine. It is {advice}, and name the new place.")
+            notes.append(f"{path} is {Path(value)}, a path on this machine. It is {advice}, and give the new path.")
     return notes
 
 
@@ -178,33 +179,35 @@ def export_vllm(
     script.write_text(serve_script(source, arguments), encoding="utf-8")
     script.chmod(0o755)
     tried, same = try_adapter(work, work.out / "adapter")
-    notes = ["The command itself was not run: it needs vLLM and a GPU. The adapter's folder was tried with peft."]
+    notes = ["The command itself was not tested: it needs vLLM and a GPU. The adapter folder was tested with peft."]
     if is_local(source):
-        notes.append(f"The base is a folder of this machine, {source}. Elsewhere: BASE=FOLDER_OR_HUB_NAME ./serve.sh")
+        notes.append(
+            f"The base is a folder on this machine, {source}. On other machines: BASE=FOLDER_OR_HUB_NAME ./serve.sh"
+        )
     if settings.get("target_parameters"):
         notes.append(
-            "The adapter is on stacked experts, which not every version of vLLM serves, nor for every family: where "
-            "yours does not, take the merged model."
+            "The adapter targets stacked experts, which some versions of vLLM do not serve for some families. If "
+            "yours does not, export the merged model."
         )
     words = (
-        f"Run this, or serve.sh in a copy of the folder, where vLLM is; clients ask for the model {name}, or for the "
-        "base by its own name."
+        "Run this command where vLLM is installed, or serve.sh in a copy of the folder. Clients request the model "
+        f"{name}, or the base by its name."
     )
     return ExportResult(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
 
 
 def max_rank(settings: JsonObject) -> int:
     """The smallest --max-lora-rank for the adapter. Raises `StudioError` for adapters that vLLM cannot serve."""
-    merged = "Take the merged model instead: vLLM serves it as any other."
+    merged = "Export the merged model instead: vLLM serves it like any other model."
     lacking = extras({**settings, "target_parameters": None})
     if scales_differ(settings):
-        lacking.append("another scale for some modules (rank_pattern, alpha_pattern)")
+        lacking.append("different scales for some modules (rank_pattern, alpha_pattern)")
     if lacking:
-        raise StudioError(f"vLLM can't serve an adapter with {' and '.join(lacking)}.", merged)
+        raise StudioError(f"vLLM does not support adapters with {' and '.join(lacking)}.", merged)
     rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
     fitting = [allowed for allowed in RANKS if allowed >= rank]
     if not fitting:
-        raise StudioError(f"vLLM serves adapters up to rank {RANKS[-1]}, and this one has {rank}.", merged)
+        raise StudioError(f"vLLM supports ranks up to {RANKS[-1]}; this adapter has rank {rank}.", merged)
     return fitting[0]
 
 

@@ -64,7 +64,7 @@ class ExportContext:
     def of_run(self) -> RunFolder:
         """The run, for targets that need one. Raises `StudioError` if it was deleted meanwhile."""
         if self.run is None or not self.run.config.is_file():
-            raise StudioError("The run of this adapter is not there any more.", "Choose another one.")
+            raise StudioError("The run of this adapter no longer exists.", "Choose another one.")
         return self.run
 
     def state(self) -> RunState:
@@ -118,8 +118,8 @@ def base_to_name(work: ExportContext, base_name: str, *, keep_local: bool = Fals
         return base_name.strip()
     if is_local(own) and not keep_local:
         raise StudioError(
-            f"The base of this adapter is a folder of this machine, which nobody else has: {own}.",
-            "Say what others call it with the setting base_name (--base-name OWNER/NAME).",
+            f"The base of this adapter is a folder that only exists on this machine: {own}.",
+            "Set its public name with base_name (--base-name OWNER/NAME).",
         )
     return own
 
@@ -193,11 +193,11 @@ def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Sp
 def why_not(work: ExportContext, bytes_a_weight: int) -> str:
     """Why the result cannot be verified here; "" if it can. The model has to fit in memory."""
     if not work.trial:
-        return "Not tried, as you wished."
+        return "Not tested, as requested."
     parameters = sizes_of(work.adapter).parameters or 0
     needed, free = parameters * bytes_a_weight * 1.2, psutil.virtual_memory().available
     if needed > free:
-        return f"Not tried: that needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+        return f"Not tested: this needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free."
     return ""
 
 
@@ -237,7 +237,7 @@ def try_adapter(work: ExportContext, exported: Path) -> tuple[str, bool | None]:
         else:
             loaded = _load_base(work, torch.float32)
     except StudioError as error:
-        return f"Not tried: {error.message}", None
+        return f"Not tested: {error.message}", None
     if reason:
         check_places(work, bare)
         return reason, None
@@ -271,9 +271,9 @@ def text_model_note(work: ExportContext) -> str:
     if any("language_model." in name for name in read_header(work.adapter / WEIGHTS_FILE)):
         return ""
     return (
-        f"The base is stored as {stored}, and this adapter is one of its text model, {text}: peft finds its places "
-        f"where the base is loaded with AutoModelForCausalLM, and none on {stored}. Servers that load the whole model, "
-        "as vLLM does, may leave it out without a word: compare an answer with the base's, or take the merged model."
+        f"The base is stored as {stored}, and this adapter targets its text model, {text}. peft applies it to a "
+        f"base loaded with AutoModelForCausalLM, but not to {stored}. Servers that load the whole model, such as "
+        "vLLM, may ignore it silently: compare an answer with the base's, or export the merged model."
     )
 
 
@@ -285,16 +285,16 @@ def verdict(own: Spoken, other: Spoken, *, exact: bool) -> tuple[str, bool]:
     """
     if own.prompt != other.prompt:
         raise StudioError(
-            "The result does not ask as the adapter was trained: the prompt has other tokens.",
-            "This is a defect of LoRA Studio: please report it.",
+            "The export does not reproduce the prompt of the training: its tokens differ.",
+            "This is a bug in LoRA Studio. Please report it.",
         )
     difference = own.difference(other)
     if exact and difference > EXACT:
         raise StudioError(
-            f"The result does not compute what base and adapter compute: scores differ by {difference:.3g}.",
-            "This is a defect of LoRA Studio: please report it.",
+            f"The export does not reproduce base and adapter: logits differ by {difference:.3g}.",
+            "This is a bug in LoRA Studio. Please report it.",
         )
-    scores = f"logits at most {difference:.2g} apart" if difference else "the very same logits"
+    scores = f"logits at most {difference:.2g} apart" if difference else "identical logits"
     if own.text == other.text:
-        return f"Loaded and asked: it gives the same answer as base and adapter, {scores}.", True
-    return f"Loaded and asked: its words differ from those of base and adapter by rounding, {scores}.", False
+        return f"Tested: loaded, and the answer equals that of base and adapter, {scores}.", True
+    return f"Tested: loaded, and the answer differs from that of base and adapter only by rounding, {scores}.", False

@@ -85,7 +85,7 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str)
             list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         )
     except OSError as error:
-        raise StudioError(f"{Path(command[0]).name} can't be started: {error}", "Look at LLAMA_CPP_DIR.") from error
+        raise StudioError(f"{Path(command[0]).name} cannot be started: {error}", "Check LLAMA_CPP_DIR.") from error
     began = False
     try:
         assert child.stdout is not None
@@ -103,7 +103,7 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str)
     finally:
         _end(child)
     if code:
-        message = next((line for line in reversed(words) if line.strip()), "it said nothing")
+        message = next((line for line in reversed(words) if line.strip()), "no message")
         raise StudioError(f"{noun} failed (exit code {code}): {message.strip()[:300]}", _hint(message))
 
 
@@ -111,14 +111,15 @@ def _hint(message: str) -> str:
     """A hint for the known failures of the converter."""
     if "No module named" in message:
         return (
-            "llama.cpp's converter lacks what it needs: install the requirements.txt of its folder into a .venv there "
-            "(it is used where it is there), or into the Python that runs LoRA Studio."
+            "llama.cpp's converter lacks its requirements. Install the requirements.txt of its folder into a .venv "
+            "there (which is used if it exists), or into the Python that runs LoRA Studio."
         )
     if "pre-tokenizer was not recognized" in message:
         return (
-            "llama.cpp does not know this model's tokenizer: a newer llama.cpp may, else the model can't become a GGUF."
+            "llama.cpp does not support this model's tokenizer. A newer version may; otherwise the model cannot be "
+            "converted to GGUF."
         )
-    return "The export's log has the details."
+    return "See the export's log for details."
 
 
 def _lines(output: IO[bytes]) -> Iterator[str]:
@@ -155,8 +156,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 MODEL, COMMANDS = "model", "commands.txt"
 PRECISION = "bfloat16"
 HOW = (
-    f"The commands can be pasted in any folder of this machine; {COMMANDS} has them to be typed in a copy of what "
-    f"was made. They look for llama.cpp where {FOLDER_VARIABLE} says, else in ~/llama.cpp."
+    f"The commands can be pasted in any folder of this machine; {COMMANDS} has them for a copy of the export. They "
+    f"look for llama.cpp in {FOLDER_VARIABLE}, else in ~/llama.cpp."
 )
 
 
@@ -179,16 +180,16 @@ def export_gguf(work: ExportContext, *, quantization: str) -> ExportResult:
     serve = f"{shlex.quote(server())} -m {shlex.quote(str(place))} --jinja"
     if gguf.exists:
         return ExportResult(
-            "One file for llama.cpp and what is built on it (LM Studio, Jan, Ollama). The chat template of the "
-            "training is in it: --jinja makes llama.cpp use it.",
+            "One file for llama.cpp and programs based on it (LM Studio, Jan, Ollama). It contains the chat "
+            "template; --jinja makes llama.cpp use it.",
             serve,
             tried=gguf.tried,
             same=gguf.same,
             notes=gguf.notes,
         )
     return ExportResult(
-        f"The merged model is in {MODEL}/. {gguf.file} was not made: llama.cpp, which makes it, was not found here. "
-        f"{HOW} Or set {FOLDER_VARIABLE} before LoRA Studio is started, and export again.",
+        f"The merged model is in {MODEL}/. {gguf.file} was not created because llama.cpp was not found. {HOW} Or "
+        f"set {FOLDER_VARIABLE} before starting LoRA Studio, and export again.",
         gguf.commands,
         tried=gguf.tried,
         same=gguf.same,
@@ -215,7 +216,9 @@ def make_gguf(work: ExportContext, quantization: str) -> Made:
     between.unlink(missing_ok=True)
     tensors = check_gguf(work.out / file)
     shutil.rmtree(model)
-    tried = f"{merged.tried} That was the model before the conversion; the file is a whole GGUF with {tensors} tensors."
+    tried = (
+        f"{merged.tried} This tested the model before conversion; the file is a complete GGUF with {tensors} tensors."
+    )
     return Made(file, True, "", tried.strip(), merged.same, merged.notes)
 
 
@@ -225,7 +228,8 @@ def usable_tools(quantization: str) -> LlamaCpp | None:
     if tools is not None and tools.quantizer is None and not QUANTIZATIONS[quantization].direct:
         direct = ", ".join(kind.name for kind in QUANTIZATIONS.values() if kind.direct)
         raise StudioError(
-            f"llama.cpp is in {tools.converter.parent}, but llama-quantize, which {quantization} needs, is not built.",
+            f"llama.cpp is in {tools.converter.parent}, but llama-quantize, which {quantization} requires, is not "
+            "built.",
             f"Build it (cmake -B build && cmake --build build --target llama-quantize), or choose {direct}.",
         )
     return tools
@@ -239,7 +243,7 @@ def check_gguf(path: Path) -> int:
             head = file.read(16)
     tensors = int.from_bytes(head[8:16], "little")
     if not head.startswith(MAGIC) or len(head) < 16 or not tensors:
-        raise StudioError(f"llama.cpp ended without a whole {path.name}.", "The export's log has what it said.")
+        raise StudioError(f"llama.cpp ended without a complete {path.name}.", "See the export's log for its output.")
     return tensors
 
 
@@ -278,14 +282,16 @@ def export_ollama(work: ExportContext, *, weights: str, quantization: str, base_
     (work.out / MODELFILE).write_text(text, encoding="utf-8")
     name = _NO_NAME.sub("-", work.name.lower()).strip("-._") or "adapter"
     place = shlex.quote(str(work.final))
-    words = f"Type the command where Ollama is: it makes the model {name} and starts a conversation."
+    words = f"Run the command where Ollama is installed. It creates the model {name} and starts a conversation."
     if weighed.commands:
         words = (
-            f"{weighed.missing} was not made: llama.cpp was not found here. {HOW} The last one belongs where Ollama "
-            f"is: it makes the model {name} and starts a conversation."
+            f"{weighed.missing} was not created because llama.cpp was not found. {HOW} Run the last command where "
+            f"Ollama is installed. It creates the model {name} and starts a conversation."
         )
     commands = f"cd {place} && ollama create {name} && ollama run {name}"
-    proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."
+    proof = (
+        f"The template reproduces the prompts of the training in {template.compared} of {template.compared} dialogues."
+    )
     return ExportResult(
         words,
         f"{weighed.commands}\n{commands}".strip(),
@@ -326,18 +332,18 @@ def _adapter(work: ExportContext, kind: str, base: str) -> Weights:
     if kind not in ADAPTED_BY_OLLAMA:
         families = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in ADAPTED_BY_OLLAMA))
         raise StudioError(
-            f"Ollama puts adapters on {families} only, "
-            f"and this base is a {kind.removesuffix('ForCausalLM') or 'model'}.",
-            "Leave the base's name in Ollama empty: then base and adapter go as one model.",
+            f"Ollama supports adapters for {families} only; this base is a "
+            f"{kind.removesuffix('ForCausalLM') or 'model'}.",
+            "Leave the base in Ollama empty: base and adapter are then exported as one model.",
         )
     if not _BASE_NAME.fullmatch(base):
-        raise StudioError(f"Ollama has no model of the name {base[:120]!r}.", "Write it as in `ollama list`.")
+        raise StudioError(f"Ollama has no model named {base[:120]!r}.", "Write it as shown by `ollama list`.")
     note = write_adapter(work)
     tried, same = try_adapter(work, work.out / ADAPTER)
     for file in (work.out / ADAPTER).iterdir():
         if file.name not in (WEIGHTS_FILE, SETTINGS_FILE):  # the rest was for the trial: Ollama has a tokenizer
             file.unlink()
-    tried = f"{tried} {note}That was on the base of the training: {base} in Ollama must be the very same model."
+    tried = f"{tried} {note}This used the base of the training: {base} in Ollama must be the same model."
     return Weights(base, f"./{ADAPTER}", tried, same)
 
 
@@ -350,14 +356,14 @@ def check_adapter(folder: Path) -> None:
     settings = read_lora(folder)
     lost = extras(settings)
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
-        lost.append("ranks or alphas of their own (rank_pattern, alpha_pattern)")
+        lost.append("different ranks or alphas per module (rank_pattern, alpha_pattern)")
     if modules := other_modules(read_header(folder / WEIGHTS_FILE)):
         lost.append(f"weights for {', '.join(modules)}")
     if lost:
         raise StudioError(
-            f"Ollama reads plain LoRA only, and this adapter has {' and '.join(dict.fromkeys(lost))}: on a base in "
-            "Ollama that would be lost.",
-            "Leave the base's name in Ollama empty: then base and adapter go as one model, which has all of it.",
+            f"Ollama supports plain LoRA only; this adapter has {' and '.join(dict.fromkeys(lost))}, which would be "
+            "lost on a base in Ollama.",
+            "Leave the base in Ollama empty: base and adapter are then exported as one model without loss.",
         )
 
 
@@ -383,7 +389,7 @@ def write_adapter(work: ExportContext) -> str:
         save_file(weights, target / WEIGHTS_FILE, metadata={"format": "pt"})
     if settings["lora_alpha"] == alpha:
         return ""
-    return f"Ollama applies lora_alpha / r, so that the adapter's scale of {factor:g} is written so. "
+    return f"Ollama applies lora_alpha / r, so the adapter's scale of {factor:g} is stored that way. "
 
 
 def _modelfile(work: ExportContext, tokenizer: Any, template: GoTemplate, weights: Weights) -> str:
@@ -394,7 +400,7 @@ def _modelfile(work: ExportContext, tokenizer: Any, template: GoTemplate, weight
     stops = stop_texts(
         template.after_answer, tokenizer.eos_token or "", tokenizer.get_added_vocab(), generation.stop_texts
     )
-    notes = [f"{work.name}, made by LoRA Studio. Tool calls are no part of the template.", *template.notes]
+    notes = [f"{work.name}, exported by LoRA Studio. The template does not cover tool calls.", *template.notes]
     return modelfile(
         weights.source,
         template.source,
@@ -411,4 +417,7 @@ def _missing(work: ExportContext) -> list[str]:
     system = str(work.card.get("system_prompt") or "")
     if carried_by_quotes(system):
         return []
-    return ["The system prompt of the training holds signs that a Modelfile loses: send it with each conversation."]
+    return [
+        "The system prompt of the training contains characters that a Modelfile cannot hold. Send it with each "
+        "conversation."
+    ]

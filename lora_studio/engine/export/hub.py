@@ -39,9 +39,9 @@ _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{8,}")
 def no_token() -> StudioError:
     """The error for a missing token."""
     return StudioError(
-        "There is no token for the Hub.",
-        "Set HF_TOKEN before the start, log in with `hf auth login`, or give one when asked. Make one with the right "
-        f"to write at {SETTINGS_PAGE}.",
+        "No Hub token is configured.",
+        "Set HF_TOKEN before the start, log in with `hf auth login`, or enter a token when asked. Create one with "
+        f"write access at {SETTINGS_PAGE}.",
     )
 
 
@@ -57,15 +57,18 @@ class Published:
 def check_name(repo: str) -> str:
     """A repository's name, with or without an owner. Raises `StudioError` for names that the Hub refuses."""
     name = repo.strip()
-    hint = "Write it as OWNER/NAME: letters, digits, dot, dash and underscore, at most 96, such as me/pirate-lora."
+    hint = (
+        "Write it as OWNER/NAME: letters, digits, dots, dashes and underscores, at most 96 characters, such as "
+        "me/pirate-lora."
+    )
     if not name:
-        raise StudioError("The Hub needs a name for the repository.", hint)
+        raise StudioError("The repository has no name.", hint)
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise StudioError(f"The Hub takes no repository of the name {name[:120]!r}.", hint) from None
+        raise StudioError(f"{name[:120]!r} is not a valid repository name.", hint) from None
     if "/" not in name and not _ALONE.fullmatch(name):
-        raise StudioError(f"The Hub takes no repository of the name {name[:120]!r}.", hint)
+        raise StudioError(f"{name[:120]!r} is not a valid repository name.", hint)
     return name
 
 
@@ -78,7 +81,7 @@ def full_name(repo: str, token: str, *, endpoint: str | None = None) -> str:
     with _in_words(name):
         account = HfApi(endpoint=endpoint, token=token).whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise StudioError("This token of the Hub may only read.", f"Make one that may write: {SETTINGS_PAGE}.")
+        raise StudioError("This Hub token is read-only.", f"Create a token with write access: {SETTINGS_PAGE}.")
     return name if "/" in name else f"{account['name']}/{name}"
 
 
@@ -118,12 +121,12 @@ def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> b
         return private
     if not update:
         raise StudioError(
-            f"{repo} is on the Hub already.", "Choose another name, or allow an update: its files are then replaced."
+            f"{repo} already exists on the Hub.", "Choose another name, or allow an update, which replaces its files."
         )
     if private and not info.private:
         raise StudioError(
-            f"{repo} is on the Hub already, and everybody can see it.",
-            "Choose another name, or say that it may be public.",
+            f"{repo} already exists on the Hub and is public.",
+            "Choose another name, or set private to off.",
         )
     return bool(info.private)
 
@@ -172,12 +175,12 @@ def _in_words(repo: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled:
-        raise StudioError("The Hub is switched off by HF_HUB_OFFLINE.", "Start again without that variable.") from None
+        raise StudioError("HF_HUB_OFFLINE disables access to the Hub.", "Unset it and start again.") from None
     except HfHubHTTPError as error:
         raise _refused(error, repo) from None
     except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
         raise StudioError(
-            f"The Hub can't be reached: {_clean(error)}", "Check the network and HF_ENDPOINT, then try again."
+            f"The Hub cannot be reached: {_clean(error)}", "Check the network and HF_ENDPOINT, and try again."
         ) from None
     except (RuntimeError, ValueError) as error:
         inner = error.__cause__
@@ -190,21 +193,21 @@ def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
     """The meaning of the Hub's response."""
     status, message = error.response.status_code, _clean(error.server_message or error)
     if status == 401:
-        return StudioError(
-            "The Hub does not know this token.", f"It may have expired: make a new one at {SETTINGS_PAGE}."
-        )
+        return StudioError("The Hub rejects this token.", f"It may have expired. Create a new one at {SETTINGS_PAGE}.")
     if status == 403:
         return StudioError(
-            f"This token may not write to {repo}: {message}",
-            f"Give it that right at {SETTINGS_PAGE}, or name another owner.",
+            f"This token has no write access to {repo}: {message}",
+            f"Grant it at {SETTINGS_PAGE}, or use another owner.",
         )
     if status == 409:
-        return StudioError(f"{repo} is on the Hub already.", "Choose another name, or allow an update.")
+        return StudioError(f"{repo} already exists on the Hub.", "Choose another name, or allow an update.")
     if status == 404:
-        return StudioError(f"{repo} is not on the Hub, or this token may not see it.", "Check the owner's name.")
+        return StudioError(
+            f"{repo} does not exist on the Hub, or this token has no access to it.", "Check the owner's name."
+        )
     if status == 429:
-        return StudioError("The Hub wants a pause: there were too many requests.", "Try again in some minutes.")
-    return StudioError(f"The Hub refused the upload to {repo} ({status}): {message}", "Try again later.")
+        return StudioError("The Hub's rate limit was exceeded.", "Try again in a few minutes.")
+    return StudioError(f"The Hub rejected the upload to {repo} ({status}): {message}", "Try again later.")
 
 
 def _clean(error: object) -> str:
@@ -252,12 +255,16 @@ def export(
         )
     except Stopped:
         work.warn(
-            f"The repository {name} may be on the Hub by now, without files: delete it there, or allow an update."
+            f"The repository {name} may already exist on the Hub without files. Delete it there, or allow an update."
         )
         raise
-    visibility = "only you and those you let in see it" if published.private else "everybody can see it"
+    visibility = "visible only to you and people you add" if published.private else "public"
     return ExportResult(
-        f"It is on the Hub as {published.repo}; {visibility}.", link=published.link, tried=tried, same=same, notes=notes
+        f"Published on the Hub as {published.repo}; {visibility}.",
+        link=published.link,
+        tried=tried,
+        same=same,
+        notes=notes,
     )
 
 

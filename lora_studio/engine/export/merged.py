@@ -45,7 +45,7 @@ def export(work: ExportContext, *, dtype: str, max_shard_size: str) -> ExportRes
     write_card(work, dtype)
     del loaded  # one model in memory is enough
     tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
-    words = "A model of its own: any program that reads Hugging Face models loads the folder."
+    words = "A stand-alone model: any program that loads Hugging Face models can load the folder."
     notes = [note] if (note := rounded_base(work)) else []
     return ExportResult(words, tried=tried, same=same, notes=notes)
 
@@ -54,17 +54,17 @@ def check_mergeable(work: ExportContext) -> None:
     """Raises `StudioError` for an adapter that cannot be merged, and for a base that cannot be loaded in full
     precision."""
     settings = read_lora(work.adapter)
-    instead = "Take the adapter alone instead (zip), which peft and LoRA Studio put on its base."
+    instead = "Export the adapter instead (zip), which peft and LoRA Studio apply to its base."
     if kinds := cannot_merge(settings):
-        raise StudioError(f"An adapter of the kind {' and '.join(kinds)} can't be merged into its base.", instead)
+        raise StudioError(f"Adapters of type {' and '.join(kinds)} cannot be merged into the base.", instead)
     base, revision = str(work.card["base_model"]), work.card.get("revision")
     check_in_full(base, revision)
     if settings.get("lora_bias"):
         without = [path for path, part in adapted_parts(work, without_weights(base, revision)) if part.bias is None]
         if without:
             raise StudioError(
-                f"The adapter adds a bias (lora_bias) to {without[0]}{' and others' if len(without) > 1 else ''}, and "
-                f"{base} has no bias there that could take it in: it can't be merged.",
+                f"The adapter adds a bias (lora_bias) to {without[0]}{' and others' if len(without) > 1 else ''}, "
+                f"but {base} has no bias there, so it cannot be merged.",
                 instead,
             )
 
@@ -83,8 +83,8 @@ def rounded_base(work: ExportContext) -> str:
     if not stored:
         return ""
     return (
-        f"The base is stored in {stored}: its weights were taken out of that, as the adapter was trained on them, and "
-        "what the rounding took stays lost."
+        f"The base is stored in {stored}. Its weights were dequantized, as in training, so the loss from "
+        "quantization remains."
     )
 
 
@@ -107,8 +107,8 @@ def merge(work: ExportContext, loaded: LoadedModel) -> None:
     loaded.templates = {None: template}
     if not all(torch.isfinite(weight).all() for weight in loaded.model.parameters()):
         raise StudioError(
-            f"In {str(loaded.model.dtype).removeprefix('torch.')} some of the merged weights are no numbers.",
-            "Choose bfloat16 or float32.",
+            f"In {str(loaded.model.dtype).removeprefix('torch.')}, some merged weights are not finite.",
+            "Use bfloat16 or float32.",
         )
 
 

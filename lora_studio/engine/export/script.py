@@ -80,44 +80,44 @@ def export(work: ExportContext, *, base_name: str, keep_local_base: bool) -> Exp
     shutil.copyfile(train_script.__file__, work.out / "train.py")
     tried, same = try_script(work, state, config, settings["training"]["warmup_steps"])
     words = (
-        "Install requirements.txt, run train.py: it trains from the base, compares its losses with the run's and says "
-        "where the adapter is. With --steps 5 it ends after five steps, to see that it works."
+        "Install requirements.txt and run train.py. It trains from the base, compares the losses with those of the "
+        "run and prints where the adapter is. --steps 5 ends after five steps as a test."
     )
     command = f"cd {shlex.quote(str(work.final))} && pip install -r requirements.txt && python train.py"
     notes = list(left_out(config, state))
     if base not in (config.model.name, DEMO_MODEL, "base"):
-        notes.append(
-            f"It loads {base}; the trial, where there was one, loaded the run's own base, {config.model.name}."
-        )
+        notes.append(f"It loads {base}; the test, if any, loaded the base of the run, {config.model.name}.")
     return ExportResult(words, command, tried=tried, same=same, notes=notes)
 
 
 def check(config: Config, state: RunState) -> None:
     """Raises `StudioError` for runs that the program cannot repeat."""
-    instead = "Take the settings (config) instead, which LoRA Studio runs."
+    instead = "Export the config instead, which LoRA Studio can run."
     if config.training.method != "sft":
-        raise StudioError("The script trains on answers (sft), and this run learned from pairs (dpo).", instead)
+        raise StudioError("The script supports sft only; this run used dpo.", instead)
     if config.lora.init_lora_weights in ("pissa", "pissa_niter_16", "olora", "eva", "loftq"):
         first = config.lora.init_lora_weights
-        raise StudioError(f"The script can't begin an adapter as {first} does.", instead)
+        raise StudioError(f"The script does not support the LoRA initialization {first}.", instead)
     best, evaluation = config.evaluation.metric_for_best_model, config.evaluation
     if best != "loss" and (evaluation.load_best_model_at_end or evaluation.early_stopping_patience):
-        raise StudioError(f"The script measures the loss, and this run's best is decided by {best}.", instead)
+        raise StudioError(
+            f"The script measures the loss only; the best checkpoint of this run is selected by {best}.", instead
+        )
     if not state.steps:
-        raise StudioError("This run has made no step yet.", "Wait until it has.")
+        raise StudioError("This run has no steps yet.", "Wait for the first step.")
 
 
 def left_out(config: Config, state: RunState) -> Iterator[str]:
     """What the run did and the program does not."""
-    yield "The rows are in it as tokens: whoever gets the folder can read them."
+    yield "The folder contains the rows as tokens: anyone who gets it can read them."
     if config.evaluation.labels:
-        yield "Accuracy and F1 of the labels are not measured by it."
+        yield "It does not measure accuracy and F1 of the labels."
     if config.evaluation.gen_eval_samples:
-        yield "It asks no validation questions."
+        yield "It generates no samples."
     if state.extra_epochs:
-        yield "Epochs were added to the run later: the script plans its whole length at once, so that losses differ."
+        yield "Epochs were added to the run later. The script plans the whole length at once, so losses differ."
     if "CPU" not in state.device:
-        yield f"The run was made on {state.device}: on other devices losses differ in the last digits, and more later."
+        yield f"The run used {state.device}. On other devices, losses differ slightly at first and more later."
 
 
 def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
@@ -131,8 +131,8 @@ def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
     )
     if state.data is None or prepared.fingerprint != state.data.fingerprint:
         raise StudioError(
-            "The data file, or the way it is read, changed since this run: its rows can't be had any more.",
-            "Put the old file back, or take the settings (config) instead.",
+            "The data file or its column mapping has changed since this run: its rows can no longer be reproduced.",
+            "Restore the old file, or export the config instead.",
         )
     return prepared
 
@@ -172,7 +172,7 @@ def copy_start(work: ExportContext, config: Config) -> None:
     """Copies the adapter that the run continued from."""
     before = Path(str(config.model.adapter_name_or_path))
     if not (before / WEIGHTS_FILE).is_file():
-        raise StudioError(f"The adapter that the run went on from is not in {before} any more.", "Put it back.")
+        raise StudioError(f"The adapter that the run started from is no longer in {before}.", "Restore it.")
     check_names(before, work.adapter)
     (work.out / "start").mkdir()
     settings = json.loads((before / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -187,9 +187,9 @@ def check_names(before: Path, trained: Path) -> None:
     own, starting = (set(read_header(folder / WEIGHTS_FILE)) for folder in (trained, before))
     if lacking := sorted(own - starting):
         raise StudioError(
-            f"The adapter that the run went on from has no {lacking[0]}{' and others' if len(lacking) > 1 else ''}: "
-            "the run read it under another name, or began it anew, which the script can't.",
-            "Take the settings (config) instead, which LoRA Studio runs.",
+            f"The adapter that the run started from lacks {lacking[0]}{' and others' if len(lacking) > 1 else ''}. "
+            "The run read it under another name or initialized it, which the script does not support.",
+            "Export the config instead, which LoRA Studio can run.",
         )
 
 
@@ -290,10 +290,10 @@ def try_script(work: ExportContext, state: RunState, config: Config, warmup: int
 
     The losses and the adapter's tensors have to match the run's. Raises `StudioError` otherwise.
     """
-    reason = "" if work.trial else "Not tried, as you wished."
+    reason = "" if work.trial else "Not tested, as requested."
     if not reason and "CPU" not in state.device:
         first = state.steps[0]
-        reason = f"Not tried: the run was made on a GPU. Its loss at step {first.step} was {first.loss:.4f}."
+        reason = f"Not tested: the run used a GPU. Its loss at step {first.step} was {first.loss:.4f}."
     if reason:
         check_places(work, without_weights(config.model.name, config.model.revision))
         return reason, None
@@ -307,15 +307,15 @@ def try_script(work: ExportContext, state: RunState, config: Config, warmup: int
         done = subprocess.run(command, cwd=work.out, capture_output=True, text=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
         shutil.rmtree(place, ignore_errors=True)
-        return f"Not tried to the end: {last} steps take more than {TRIAL_SECONDS // 60} minutes here.", None
+        return f"Not tested to the end: {last} steps take more than {TRIAL_SECONDS // 60} minutes here.", None
     shutil.rmtree(work.out / "__pycache__", ignore_errors=True)
     if done.returncode:
-        raise StudioError(f"The script does not run: {done.stderr.strip()[-300:]}", "This is a defect: report it.")
+        raise StudioError(f"The script fails: {done.stderr.strip()[-300:]}", "This is a bug. Please report it.")
     history = json.loads((place / "history.json").read_text(encoding="utf-8"))
     tensors = same_tensors(work.adapter, place / "adapter")
     shutil.rmtree(place)
     words, same = compare_losses(history, state, must_equal=not state.extra_epochs and versions_are_those_of(work))
-    inside = "" if last > warmup else f" The warm-up has {warmup}: the rest of it was not tried."
+    inside = "" if last > warmup else f" Warmup has {warmup}; the rest of it was not tested."
     return f"Run for {last} steps: {words}.{inside} It trains the same {tensors} tensors.", same
 
 
@@ -339,9 +339,9 @@ def same_tensors(own: Path, other: Path) -> int:
     if first != second:
         different = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
         raise StudioError(
-            f"The script trains an adapter of {len(second)} tensors, and the run's has {len(first)}. They differ in "
-            f"{', '.join(different[:3])}{' and others' if len(different) > 3 else ''}.",
-            "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
+            f"The script trains an adapter with {len(second)} tensors; that of the run has {len(first)}. "
+            f"Differences: {', '.join(different[:3])}{' and others' if len(different) > 3 else ''}.",
+            "Export the config instead, which LoRA Studio can run, and report this bug.",
         )
     return len(first)
 
@@ -362,10 +362,10 @@ def compare_losses(history: Sequence[Mapping[str, Any]], state: RunState, *, mus
         abs(entry["loss"] - own[entry["step"]]) for entry in history if "loss" in entry and entry["step"] in own
     ]
     furthest = max(differences, default=math.inf)
-    differ = f"differ from the run's by at most {furthest:.2g}" if furthest else "are the run's to the last digit"
+    differ = f"differ from those of the run by at most {furthest:.2g}" if furthest else "equal those of the run exactly"
     if must_equal and not furthest < CLOSE:
         raise StudioError(
-            f"The script does not train what the run did: its losses {differ}.",
-            "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
+            f"The script does not reproduce the run: its losses {differ}.",
+            "Export the config instead, which LoRA Studio can run, and report this bug.",
         )
     return f"losses {differ}", furthest < CLOSE

@@ -65,7 +65,7 @@ def export(folder: ExportFolder, log: EventLog, stop: StopSignal) -> None:
     request = request_of(folder)
     log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
     if not (Path(request.folder) / SETTINGS_FILE).is_file():
-        raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
+        raise StudioError(f"The adapter in {request.folder} no longer exists.", "Choose another one.")
     check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
     shutil.rmtree(folder.unfinished, ignore_errors=True)
     folder.unfinished.mkdir()
@@ -136,7 +136,7 @@ def put_in_place(folder: ExportFolder) -> None:
     result, unfinished = folder.result, folder.unfinished
     suffix = target_of(request_of(folder).target).suffix
     if result.exists() and not (result.is_dir() and not any(result.iterdir())):
-        raise StudioError(f"{result} is there already.", "Name a new place: an export writes over nothing.")
+        raise StudioError(f"{result} already exists.", "Choose a new path: an export never overwrites files.")
     if suffix and result.suffix == suffix:
         (only,) = unfinished.iterdir()
         only.rename(result)
@@ -149,15 +149,15 @@ def put_in_place(folder: ExportFolder) -> None:
 
 def _explain(folder: ExportFolder, error: Exception) -> Explained:
     if runtime.is_full(error, folder.unfinished.parent):
-        message = f"The disk that holds {folder.unfinished.parent} is full."
-        return Explained(Reason.DISK_FULL, message, "Make room, then start it again.")
+        message = f"The disk of {folder.unfinished.parent} is full."
+        return Explained(Reason.DISK_FULL, message, "Free some space, then start it again.")
     if not (Path(request_of(folder).folder) / SETTINGS_FILE).is_file():
-        message = "The adapter was deleted while it was exported."
+        message = "The adapter was deleted during the export."
         return Explained(Reason.ADAPTER_GONE, message, "Choose another one.")
     if runtime.is_out_of_memory(error):
-        message = "The memory is not enough for this model."
-        return Explained(Reason.OUT_OF_MEMORY, message, "Close other programs, or take a smaller precision.")
-    return unexpected("The export", error, "Its log has the details.")
+        message = "Out of memory for this model."
+        return Explained(Reason.OUT_OF_MEMORY, message, "Close other programs, or use a lower precision.")
+    return unexpected("The export", error, "See its log for details.")
 
 
 if __name__ == "__main__":

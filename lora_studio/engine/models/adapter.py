@@ -68,15 +68,15 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
         matches = [name for name in available if name in NAMED[setting]]
         if not matches:
             raise StudioError(
-                f"None of this model's modules bears a name known for {setting}.",
-                f"Name them: the model has {', '.join(available)}.",
+                f"This model has no modules with the names known for {setting}.",
+                f"Name them explicitly. The model has {', '.join(available)}.",
             )
         return matches
     if is_regular_expression(setting):
         if not matching(setting, paths):
             raise StudioError(
                 f"The regular expression {setting} matches no linear module of the model.",
-                f"It has to match whole paths, such as {paths[0]} or {paths[-1]}.",
+                f"It must match whole paths, such as {paths[0]} or {paths[-1]}.",
             )
         return setting
     module_names = names(setting)
@@ -84,8 +84,8 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
     if unknown or not module_names:
         noun = "module" if len(unknown) == 1 else "modules"
         raise StudioError(
-            f"The model has no linear {noun} {', '.join(unknown)}." if unknown else "No target module is named.",
-            f"Its linear modules are: {', '.join(available)}. `all-linear` takes all of them.",
+            f"The model has no linear {noun} {', '.join(unknown)}." if unknown else "No target module is set.",
+            f"Its linear modules are: {', '.join(available)}. `all-linear` selects all of them.",
         )
     return module_names
 
@@ -102,13 +102,13 @@ def whole_modules(setting: str | None, model: Any) -> list[str] | None:
         modules = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
         if not modules:
             raise StudioError(
-                f"The model has no module {name} to train whole.",
+                f"The model has no module {name} to train in full.",
                 f"Its modules are: {', '.join(bearing_names(model))}.",
             )
         if not all(weight.is_floating_point() for module in modules for weight in module.parameters()):
             raise StudioError(
-                f"{name} is quantized: it can't be trained whole.",
-                "Leave it out of lora.modules_to_save, or set model.quantization to none.",
+                f"{name} is quantized, so it cannot be trained in full.",
+                "Remove it from lora.modules_to_save, or set model.quantization to none.",
             )
     return module_names or None
 
@@ -148,14 +148,14 @@ def add_adapter(
         )
         if init_lora_weights in NOT_ON_EXPERTS and reaches_experts(model, config):
             raise StudioError(
-                f"Adapters on stacked experts can't begin with {init_lora_weights}.",
+                f"Adapters on stacked experts do not support the initialization {init_lora_weights}.",
                 "Set lora.init_lora_weights to default, or lora.target_modules to attention.",
             )
         adapted = get_peft_model(model, config)
     except ValueError as error:  # peft knows what each kind of module can't bear (experts, state spaces)
         raise StudioError(
-            f"No such adapter can be put on this model: {error}",
-            f"Name other lora.target_modules (of {', '.join(last_names(paths))}), or set lora.lora_dropout to 0.",
+            f"This adapter cannot be added to the model: {error}",
+            f"Use other lora.target_modules (of {', '.join(last_names(paths))}), or set lora.lora_dropout to 0.",
         ) from error
     # peft records where the base was loaded from; a local path means nothing on other machines.
     adapted.peft_config["default"].base_model_name_or_path = base
@@ -176,22 +176,22 @@ def continue_adapter(
         config: Any = weights.config
         if weights.matrices:
             raise StudioError(
-                f"{folder.name} brings its own embeddings of {weights.rows:,} tokens: it can't be trained further "
-                f"on {base} as it is.",
-                "Export it merged, and train a fresh adapter on the merged model.",
+                f"{folder.name} has its own embeddings for {weights.rows:,} tokens, so training cannot continue "
+                f"from it on {base}.",
+                "Export it merged, and train a new adapter on the merged model.",
             )
         if config.target_parameters and dropout:
             raise StudioError(
-                f"{folder.name} is on stacked matrices (target_parameters), which can't have dropout.",
+                f"{folder.name} targets stacked matrices (target_parameters), which do not support dropout.",
                 "Set lora.lora_dropout to 0.",
             )
         config.lora_dropout = dropout
         adapted = put_on(model, weights, "default", base, trainable=True)
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise StudioError(
-            f"{folder.name} has matrices on the output layer, which the loss here reads by its weights alone: they "
-            "would not be trained.",
-            "Export it merged, and train a fresh adapter on the merged model.",
+            f"{folder.name} targets the output layer, whose adapter weights the fused loss ignores: they would not "
+            "be trained.",
+            "Export it merged, and train a new adapter on the merged model.",
         )
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.peft_config["default"].revision = revision
@@ -204,14 +204,14 @@ def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, 
     own, lacking = adapter_tokenizer(folder, tokenizer, rows)
     if lacking or own is not tokenizer:
         yield (
-            f"{folder.name} brings a tokenizer of its own, and this run trains with the base's: tokens and ends that "
-            "only the adapter's has are not used."
+            f"{folder.name} has its own tokenizer, but this run uses the base's. Tokens and end tokens that only "
+            "the adapter's has are not used."
         )
     before = read_template(folder)
     if before and before != template:
         yield (
-            f"{folder.name} was trained with another chat template than this run trains with: its answers will take "
-            "the new form. data.prompt_style says which."
+            f"{folder.name} was trained with another chat template than this run uses. Its answers will follow the "
+            "new template, set by data.prompt_style."
         )
 
 

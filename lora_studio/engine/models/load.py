@@ -49,7 +49,7 @@ def choose_dtype(name: str) -> torch.dtype:
     if name != "auto":
         dtype = DTYPES[name]
         if dtype is torch.float16 and not torch.cuda.is_available():
-            raise StudioError("float16 needs a CUDA GPU, and this machine shows none.", "Choose auto or float32.")
+            raise StudioError("float16 needs a CUDA GPU; this machine has none.", "Use auto or float32.")
         return dtype
     if not torch.cuda.is_available():
         return torch.float32
@@ -87,14 +87,14 @@ def load_model(
     stored = stored_quantization(config.to_dict())
     if stored != "none" and quantization not in ("none", stored):
         raise StudioError(
-            f"{name} is stored in {stored}: {quantization} can't be had of it.",
-            f"Set model.quantization to {stored}, or name the base in 16 bits.",
+            f"{name} is stored in {stored} and cannot be loaded in {quantization}.",
+            f"Set model.quantization to {stored}, or use a 16-bit version of the base.",
         )
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
     lacking = why_no_flash_attention(torch_dtype)
     attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
     if attention == "flash_attention_2" and lacking:
-        raise StudioError(f"flash_attention_2 can't run here: {lacking}.", "Choose auto or sdpa.")
+        raise StudioError(f"flash_attention_2 cannot run here: {lacking}.", "Use auto or sdpa.")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -115,8 +115,8 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         if quantization != "none":
             raise StudioError(
-                f"{name} can't be loaded in {quantization} here: {first_line(error)}",
-                "Choose quantization none, or a machine with a CUDA GPU.",
+                f"{name} cannot be loaded in {quantization} here: {first_line(error)}",
+                "Set quantization to none, or use a machine with a CUDA GPU.",
             ) from error
         raise not_loadable(name, revision, error) from error
     model, loading_info = loaded
@@ -135,10 +135,10 @@ def check_tensors(name: str, loading_info: Mapping[str, Any]) -> None:
     if not missing and not misfits:
         return
     problems = [f"lacks {_named(missing)}"] if missing else []
-    problems += [f"holds {_named(misfits)} in another shape than its config.json says"] if misfits else []
+    problems += [f"has {_named(misfits)} in another shape than stated in its config.json"] if misfits else []
     raise StudioError(
-        f"The checkpoint of {name} {' and '.join(problems)}: there would be random numbers in these places.",
-        "Copy or fetch all of its files again; save a model of your own with its output layer and all of its layers.",
+        f"The checkpoint of {name} {' and '.join(problems)}: these weights would be random.",
+        "Copy or download all of its files again. Save your own models with the output layer and all other layers.",
     )
 
 
@@ -163,9 +163,9 @@ def check_in_full(name: str, revision: str | None = None) -> None:
     stored = rounding_of(name, revision)
     if stored and not stored.endswith(CAN_BE_FULL):
         raise StudioError(
-            f"{name} is stored in the form {stored}, out of which no plain weights can be made here.",
-            "Put the adapter on the base in 16 bits: name that one as its base (base_model in studio.json, "
-            "base_model_name_or_path in adapter_config.json).",
+            f"{name} is stored as {stored}, which cannot be dequantized here.",
+            "Use the adapter with a 16-bit version of the base: set its name as the base (base_model in "
+            "studio.json, base_model_name_or_path in adapter_config.json).",
         )
 
 
@@ -206,9 +206,9 @@ def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) ->
     """The attention implementation of a loaded model, and the reason for it."""
     implementation = model.config._attn_implementation
     if setting != "auto":
-        return f"{implementation}, as chosen"
+        return f"{implementation}, as configured"
     lacking = why_no_flash_attention(dtype)
-    return f"{implementation}: no FlashAttention 2, for {lacking}" if lacking else implementation
+    return f"{implementation}: FlashAttention 2 is not used, {lacking}" if lacking else implementation
 
 
 def _quantization(
@@ -241,7 +241,7 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     architectures = config.architectures or []
     if architectures and not any(entry.endswith(TEXT_MODELS) for entry in architectures):
         raise StudioError(
-            f"{name} is a {architectures[0]}, which does not write text.",
+            f"{name} is a {architectures[0]}, which does not generate text.",
             "Choose a causal language model (…ForCausalLM).",
         )
     return config

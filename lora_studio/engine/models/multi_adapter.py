@@ -304,8 +304,8 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     needing = [column for column, kind in kinds.items() if kind in NEED_FULL_BASE]
     if needing and "quantization_config" in loaded.base.config.to_dict():
         raise StudioError(
-            f"{needing[0]} is {KINDS[kinds[needing[0]]]}, which can't be put on a base in 4 or 8 bits.",
-            "Leave out adapters that were trained on a quantized base: then it is loaded in full.",
+            f"{needing[0]} is {KINDS[kinds[needing[0]]]}, which cannot be used on a base in 4 or 8 bits.",
+            "Remove adapters that were trained on a quantized base; the base is then loaded unquantized.",
         )
     for column, folder in folders.items():
         with fitting(folder, loaded.name), swap_modules(loaded.own):
@@ -337,7 +337,7 @@ def fitting(folder: Path, base: str) -> Iterator[None]:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StudioError(
             f"The adapter {folder.name} does not fit {base}: {first_line(error)}",
-            "Load the base that it was trained on, in the size and version that it was trained on.",
+            "Load the base model it was trained on, in the same size and version.",
         ) from error
 
 

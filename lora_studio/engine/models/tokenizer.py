@@ -57,9 +57,12 @@ def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) ->
             raise ValueError("tokenizer.json has no vocabulary")
         own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (StudioError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        return base, f"The tokenizer of {folder.name} can't be read ({first_line(error)}): it is asked with the base's."
+        return (
+            base,
+            f"The tokenizer of {folder.name} cannot be read ({first_line(error)}). The base's tokenizer is used.",
+        )
     if why := _why_not(own.get_vocab(), base.get_vocab(), rows):
-        return base, f"The tokenizer of {folder.name} does not fit: {why}. It is asked with the base's."
+        return base, f"The tokenizer of {folder.name} does not fit: {why}. The base's tokenizer is used."
     if own.pad_token_id is None:
         own.pad_token = base.pad_token if base.pad_token in own.get_vocab() else _padding(own)
     return (base, "") if _same(own, base) else (own, "")
@@ -80,11 +83,11 @@ def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
     """Why a vocabulary does not fit embeddings with that many rows; "" if it fits."""
     highest = max(own.values(), default=-1)
     if highest >= rows:
-        return f"its ids go up to {highest:,}, and the model has embeddings for {rows:,} tokens"
+        return f"its token ids go up to {highest:,}, but the model has embeddings for {rows:,} tokens"
     shared = [token for token in own if token in base]
     different = sum(own[token] != base[token] for token in shared)
     if different or 2 * len(shared) < len(base):
-        return f"{different or len(base) - len(shared):,} of the base's {len(base):,} tokens are others in it"
+        return f"{different or len(base) - len(shared):,} of the base's {len(base):,} tokens differ"
     return ""
 
 
@@ -104,7 +107,7 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
             return token
     if tokenizer.eos_token is None:
         raise StudioError(
-            "The tokenizer has neither a padding nor an end token.", "Choose another model, or mend its tokenizer."
+            "The tokenizer has neither a padding token nor an end token.", "Choose another model, or fix its tokenizer."
         )
     return tokenizer.eos_token
 
@@ -120,8 +123,8 @@ def checked_source(name: str) -> str:
         raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
     if not (path / "config.json").is_file():
         adapter = (path / SETTINGS_FILE).is_file()
-        content = "an adapter, not a model" if adapter else "no config.json, so no model"
-        raise StudioError(f"The folder {source} holds {content}.", "Give the folder of a base model, or a Hub id.")
+        content = "an adapter, not a model" if adapter else "no config.json"
+        raise StudioError(f"The folder {source} contains {content}.", "Give the folder of a base model, or a Hub id.")
     return source
 
 
@@ -130,18 +133,22 @@ def not_loadable(name: str, revision: str | None, error: Exception) -> StudioErr
     text, at = str(error), f" at revision {revision}" if revision else ""
     if "trust_remote_code" in text or "custom code" in text:
         return StudioError(
-            f"{name} brings program code of its own, which LoRA Studio does not run.",
+            f"{name} contains custom code, which LoRA Studio does not run.",
             way_to_allow(name),
         )
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
-        return StudioError(f"transformers does not know the architecture of {name}.", first_line(error))
+        return StudioError(f"transformers does not support the architecture of {name}.", first_line(error))
     if "gated" in text or "401" in text:
-        return StudioError(f"{name} is gated on the Hub.", "Accept its terms there and set HF_TOKEN before the start.")
+        return StudioError(
+            f"{name} is gated on the Hub.", "Accept its terms on the Hub and set HF_TOKEN before the start."
+        )
     if os.path.isdir(model_source(name)):
-        return StudioError(f"The model in {name} can't be read: {first_line(error)}", "Is the folder whole?")
+        return StudioError(
+            f"The model in {name} cannot be read: {first_line(error)}", "Check that the folder is complete."
+        )
     return StudioError(
-        f"The model {name!r}{at} is neither a folder here nor to be had from the Hub.",
-        "Check the spelling and the network; without network only folders, models loaded before and `demo` work.",
+        f"The model {name!r}{at} is neither a local folder nor available on the Hub.",
+        "Check the spelling and the network. Without a network, only folders, cached models and `demo` work.",
     )
 
 

@@ -97,16 +97,16 @@ def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeigh
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError, ValueError) as error:
-        raise StudioError(f"{WEIGHTS_FILE} of {folder.name} can't be read: {error}", "Copy it again.") from error
+        raise StudioError(f"{WEIGHTS_FILE} of {folder.name} cannot be read: {error}", "Copy it again.") from error
     config = PeftConfig.from_pretrained(str(folder))
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     entry: Any = base.get_input_embeddings()
     weights = AdapterWeights(folder.name, config, tensors, rows_of(entry))
     if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
         raise StudioError(
-            f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} hold values that are no numbers: "
+            f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} are not finite: "
             f"{first_names(broken, 1)}.",
-            "It can't answer: take an earlier checkpoint.",
+            "It cannot generate text: use an earlier checkpoint.",
         )
     _take_embeddings(weights, base)
     if settings["peft_type"] == LORA:
@@ -136,8 +136,8 @@ def _take_embeddings(weights: AdapterWeights, base: Any) -> None:
                 weights.matrices[paths[module]] = tensor
     if weights.matrices:
         rows = entry.weight.shape[0]
-        sizes = f" of {weights.rows:,} tokens, and the base's have {rows:,}" if weights.rows != rows else ""
-        weights.notes.append(f"{weights.name} brings its own embeddings{sizes}: it answers with its own.")
+        sizes = f" for {weights.rows:,} tokens (base: {rows:,})" if weights.rows != rows else ""
+        weights.notes.append(f"{weights.name} has its own embeddings{sizes} and uses them.")
 
 
 def _last(path: str | None) -> str:
@@ -185,15 +185,16 @@ def _place_lora(weights: AdapterWeights, base: PreTrainedModel, name: str) -> No
         _as_the_file_says(config, places)
     if lacking and not experts:
         weights.notes.append(
-            f"{weights.name} holds no weights for {len(lacking):,} of the {len(targeted | weights.places):,} modules "
-            f"that its settings name ({first_names(lacking)}): there the base alone answers."
+            f"{weights.name} has no weights for {len(lacking):,} of the {len(targeted | weights.places):,} modules "
+            f"in its config ({first_names(lacking)}). There, only the base is used."
         )
     foreign = {module: place for module, place in by_file.items() if module.removeprefix(PREFIX) != place}
     if foreign:
         first = next(iter(foreign))
         weights.notes.append(
-            f"{weights.name} calls its modules as another class of the same model does ({first.removeprefix(PREFIX)}); "
-            f"they were read as the base's ({foreign[first]}). peft by itself would leave them out."
+            f"{weights.name} names its modules as another class of the same model does "
+            f"({first.removeprefix(PREFIX)}). They were mapped to the base's ({foreign[first]}); peft alone would "
+            "ignore them."
         )
     weights.tensors = {_key(key, by_file): tensor for key, tensor in weights.tensors.items()}
 
@@ -220,15 +221,15 @@ def _check_ranks(weights: AdapterWeights, ranks: Mapping[str, int], by_file: Col
     largest = max(ranks.values(), default=highest)
     if config.target_parameters and highest > largest:
         raise StudioError(
-            f"The settings of {weights.name} say rank {highest:,}, and its largest matrix has {largest:,} rows.",
+            f"The config of {weights.name} states rank {highest:,}, but its largest matrix has {largest:,} rows.",
             "Copy adapter_config.json and the weights from the same adapter.",
         )
     for module, rank in ((module.removeprefix(PREFIX), ranks[module]) for module in by_file):
         configured = pattern.get(get_pattern_key(list(pattern), module), config.r)
         if configured != rank:
             raise StudioError(
-                f"The settings of {weights.name} say rank {configured:,} for {module}, "
-                f"and its matrix has {rank:,} rows.",
+                f"The config of {weights.name} states rank {configured:,} for {module}, but its matrix has {rank:,} "
+                "rows.",
                 "Copy adapter_config.json and the weights from the same adapter.",
             )
 
@@ -263,7 +264,7 @@ def _as_the_file_says(config: Any, places: Mapping[str, str]) -> None:
 
 def _no_place(weights: AdapterWeights, theirs: Sequence[str], name: str, ours: Sequence[str]) -> StudioError:
     return StudioError(
-        f"None of the {len(weights.tensors):,} weights of {weights.name} has a place in {name}: it holds "
+        f"None of the {len(weights.tensors):,} weights of {weights.name} matches a module of {name}: it has "
         f"{first_names([module.removeprefix(PREFIX) for module in theirs], 2)}.",
         f"It was trained on another model, or its weights were renamed. {name} has {first_names(ours, 2)}.",
     )
@@ -288,13 +289,13 @@ def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trai
         raise _no_place(weights, lost, base, [key.removeprefix(PREFIX) for key in expected])
     if lost:
         weights.notes.append(
-            f"{len(lost):,} of the {len(tensors):,} weights of {weights.name} have no place in {base} "
-            f"and are left out: {first_names([key.removeprefix(PREFIX) for key in lost])}."
+            f"{len(lost):,} of the {len(tensors):,} weights of {weights.name} match no module of {base} and are "
+            f"ignored: {first_names([key.removeprefix(PREFIX) for key in lost])}."
         )
     if lacking:
         weights.notes.append(
-            f"{weights.name} lacks {len(lacking):,} of the {len(expected):,} weights that its settings name: "
-            f"{first_names([key.removeprefix(PREFIX) for key in lacking])}. There the base alone answers."
+            f"{weights.name} lacks {len(lacking):,} of the {len(expected):,} weights in its config: "
+            f"{first_names([key.removeprefix(PREFIX) for key in lacking])}. There, only the base is used."
         )
     return model
 
@@ -315,8 +316,8 @@ def _put(
     needed = [f"{path}.{key}" for path, part in around.items() for key in part.adapter_state_dict_load_map(adapter)]
     if saved := [key for key in needed if key not in tensors]:
         raise StudioError(
-            f"{weights.name} trained whole modules that its file lacks: {first_names(saved)}.",
-            "Copy the adapter again, or take the module out of its modules_to_save.",
+            f"{weights.name} trained modules in full that its file lacks: {first_names(saved)}.",
+            "Copy the adapter again, or remove the module from its modules_to_save.",
         )
     with warnings.catch_warnings():  # where the base is without weights only the names are of interest
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")

@@ -35,11 +35,11 @@ from lora_studio.models.hardware import Sensors
 from lora_studio.units import GIB
 
 WORDS = {
-    "loss": "the validation loss has not fallen",
-    "accuracy": "accuracy has not risen",
-    "f1": "F1 has not risen",
-    "reward_accuracy": "the share of pairs told apart has not risen",
-    "reward_margin": "the reward margin has not risen",
+    "loss": "the validation loss has not decreased",
+    "accuracy": "accuracy has not increased",
+    "f1": "F1 has not increased",
+    "reward_accuracy": "reward accuracy has not increased",
+    "reward_margin": "the reward margin has not increased",
 }
 
 
@@ -91,7 +91,7 @@ class EarlyStopping(TrainerCallback):
             return ""
         times = "1 evaluation" if self.patience == 1 else f"{self.patience} evaluations"
         by = f" by more than {self.threshold:g}" if self.threshold else ""
-        return f"Ended early at step {self.ended_at:,}: {WORDS[self.metric]}{by} for {times}."
+        return f"Stopped early at step {self.ended_at:,}: {WORDS[self.metric]}{by} for {times}."
 
 
 MAX_TEXT = 2000
@@ -192,7 +192,7 @@ def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluate
     metric, patience = evaluation.metric_for_best_model, evaluation.early_stopping_patience
     if not patience:
         return None
-    check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
+    check_rows_to_measure(prepared, "early stopping (evaluation.early_stopping_patience)")
     values = [value_of(measured, metric) for measured in before]
     return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
 
@@ -229,17 +229,18 @@ class Explanation(TypedDict):
 def explain(error: DivergedError, config: Config, dtype: str) -> Explanation:
     """The message and hint of complete.json for a training that diverged."""
     half = dtype == "float16"
-    why = "float16 ran over its largest number" if half else "a step was too large"
+    why = "float16 overflowed" if half else "the learning rate was too high"
     if error.step <= 1 and error.what == "training loss":
-        why = f"the base itself computes no number in {dtype}" if half else "the base itself computes no number"
+        why = f"the base model itself computes NaN in {dtype}" if half else "the base model itself computes NaN"
     rate = float(f"{config.training.learning_rate / 3:.2g}")
-    cures = ["set model.dtype to float32 (or auto, where the GPU has bfloat16)"] if half else []
+    cures = ["set model.dtype to float32 (or auto, if the GPU supports bfloat16)"] if half else []
     cures.append(f"lower training.learning_rate to {rate:g}")
     if config.training.max_grad_norm > 1:
         cures.append(f"lower training.max_grad_norm to 1 (it is {config.training.max_grad_norm:g})")
     return {
-        "message": f"{error} Probably {why}. The training ended there: nothing learned after it can be right.",
-        "hint": f"Start a new run: {', or '.join(cures)}. Checkpoints from before are still good to chat with.",
+        "message": f"{error} The likely cause: {why}. Training stopped because nothing useful can be learned after "
+        "that.",
+        "hint": f"Start a new run: {', or '.join(cures)}. Earlier checkpoints can still be used.",
     }
 
 

@@ -171,7 +171,7 @@ def _read(stored: Mapping[str, Path], name: str) -> torch.Tensor:
             with safe_open(stored[candidate], framework="pt") as opened:
                 return opened.get_tensor(candidate)
     raise StudioError(
-        f"LoftQ can't find {name} in the model's files: they store it under another name.",
+        f"LoftQ cannot find {name} in the model's files, which store it under another name.",
         "Set lora.init_lora_weights to default.",
     )
 
@@ -190,8 +190,8 @@ def fill_from_data(model: PeftModel, batches: Sequence[Mapping[str, torch.Tensor
         batches_seen += 1
         if batches_seen > MAX_BATCHES:
             raise StudioError(
-                f"The data have no {rank_of(model)} steady directions after {MAX_BATCHES} batches.",
-                "Give EVA more varied data or a lower lora.r, or set lora.init_lora_weights to default.",
+                f"The data have no {rank_of(model)} stable directions after {MAX_BATCHES} batches.",
+                "Use more varied data or a lower lora.r for EVA, or set lora.init_lora_weights to default.",
             )
         return decoder(**inputs, use_cache=False)  # without the output layer, whose scores nobody needs here
 

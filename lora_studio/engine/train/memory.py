@@ -100,12 +100,12 @@ def _reason(config: Config, expected: Estimate, available: int) -> str:
     """Why checkpointing is on or off; "" if the settings decide it."""
     if config.training.gradient_checkpointing != "auto":
         return ""
-    room = f"of the {available / GIB:.1f} GiB that there are"
+    room = f"of {available / GIB:.1f} GiB"
     if expected.gradient_checkpointing:
-        return f"Gradient checkpointing is on: without it the run would not fit comfortably into 90 % {room}."
+        return f"Gradient checkpointing is on: without it, the run would need more than 90 % {room}."
     if device_kind() == "cpu":
-        return "Gradient checkpointing is off: on the CPU it costs time and the memory is there."
-    return f"Gradient checkpointing is off: the run fits without it, at about {expected.total / GIB:.1f} {room}."
+        return "Gradient checkpointing is off: on the CPU, memory suffices and it costs time."
+    return f"Gradient checkpointing is off: the run fits without it, using about {expected.total / GIB:.1f} {room}."
 
 
 class Retry(TypedDict):
@@ -133,7 +133,7 @@ def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemor
     foreseen = state.memory
     words = [
         f"{'The GPU' if torch.cuda.is_available() else 'The machine'} ran out of memory",
-        f"asked for {requested / GIB:.2f} GiB more" if requested else "",
+        f"{requested / GIB:.2f} GiB more requested" if requested else "",
         f"{allocated / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
         f"{foreseen.total_bytes / GIB:.2f} GiB estimated" if foreseen else "",
     ]
@@ -142,9 +142,9 @@ def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemor
     return {
         "state": "failed",
         "message": "; ".join(word for word in words if word) + ".",
-        "hint": f"This would fit: {change.title} ({change.cost})."
+        "hint": f"This change would help: {change.title} ({change.cost})."
         if change
-        else "No change of these settings would make it fit: take a smaller model, or shorter rows.",
+        else "No single change helps: use a smaller model or shorter rows.",
         "memory": {"asked": requested, "free": free, "total": total, "held": allocated},
         "retry": {"title": change.title, "cost": change.cost, "settings": dict(change.settings)} if change else None,
     }

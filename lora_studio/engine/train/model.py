@@ -199,8 +199,9 @@ def check_base(config: Config, base: Any, rows: TrainingRows, stored: str) -> It
         return
     if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
         raise StudioError(
-            f"The base is stored in {stored}, which {config.lora.init_lora_weights} can't take apart.",
-            "Set lora.init_lora_weights to default, or name the base in 16 bits.",
+            f"The base is stored in {stored}, which does not support the initialization "
+            f"{config.lora.init_lora_weights}.",
+            "Set lora.init_lora_weights to default, or use a 16-bit version of the base.",
         )
     if config.model.quantization == "none":
-        yield f"The base is stored in {stored}, and trained so: as with model.quantization {stored}."
+        yield f"The base is stored in {stored} and is trained that way, as with model.quantization {stored}."

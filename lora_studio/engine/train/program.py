@@ -229,13 +229,18 @@ def remarks(config: Config, total_steps: int, *, measured: bool) -> Iterator[str
     """Notes on settings that have no effect in this run."""
     setting, interval = config.tracking.logging_steps, logging_interval(config.tracking.logging_steps, total_steps)
     if setting > interval:
-        yield f"A point every {setting} steps would be too few for {total_steps} steps: there is one every {interval}."
+        yield (
+            f"{setting} logging steps are too many for {total_steps} steps: a point is logged every {interval} steps."
+        )
     if config.evaluation.load_best_model_at_end and not measured:
-        yield "No row is left to measure on: the last step is handed out, not the best."
+        yield "There are no validation rows: the final adapter is the last step, not the best."
     if config.training.label_smoothing_factor:
-        yield "Label smoothing needs all scores of each token: steps take longer and more memory. Measuring has none."
+        yield (
+            "Label smoothing needs the logits of all tokens, so training steps need more time and memory. "
+            "Evaluation is not affected."
+        )
     warm = config.training.warmup_steps
     if total_steps == 1 and (config.training.warmup_ratio if warm is None else warm):
-        yield "The run has one step, which takes the full learning rate: the first step of a warm-up has the rate 0."
+        yield "The run has a single step, which uses the full learning rate: with warmup, it would be 0."
     elif warm is not None and warm >= total_steps:
-        yield f"The warm-up takes {warm} steps and the run has {total_steps}: the rate never reaches its full value."
+        yield f"Warmup takes {warm} steps, but the run has {total_steps}: the learning rate never reaches its peak."

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from lora_studio.config.sections import Config
-from lora_studio.config.settings import flatten
+from lora_studio.config.settings import flatten, settings
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.report import reading
 from lora_studio.files import JsonObject, bytes_in
@@ -19,21 +19,21 @@ from lora_studio.units import GIB, size
 from lora_studio.workspace import RunFolder, step_of, write_atomically
 
 HYPERPARAMETERS = (
-    ("epochs", "training.num_train_epochs"),
-    ("most steps (-1: no limit)", "training.max_steps"),
-    ("learning rate", "training.learning_rate"),
-    ("schedule", "training.lr_scheduler_type"),
-    ("share of steps for the warm-up", "training.warmup_ratio"),
-    ("steps of the warm-up, where they are given", "training.warmup_steps"),
-    ("optimizer", "training.optim"),
-    ("weight decay", "training.weight_decay"),
-    ("gradient clipping", "training.max_grad_norm"),
-    ("rows at once when evaluating", "evaluation.per_device_eval_batch_size"),
-    ("packing", "training.packing"),
-    ("order of rows", "training.train_sampling_strategy"),
-    ("checkpoints", "training.save_strategy"),
-    ("evaluation", "evaluation.eval_strategy"),
-    ("seed", "training.seed"),
+    "training.num_train_epochs",
+    "training.max_steps",
+    "training.learning_rate",
+    "training.lr_scheduler_type",
+    "training.warmup_ratio",
+    "training.warmup_steps",
+    "training.optim",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "evaluation.per_device_eval_batch_size",
+    "training.packing",
+    "training.train_sampling_strategy",
+    "training.save_strategy",
+    "evaluation.eval_strategy",
+    "training.seed",
 )
 
 
@@ -101,7 +101,7 @@ def _outcome(result: TrainResult) -> list[str]:
     """The comparison with the base in words, or that there is none."""
     measured = result.get("difference")
     if not measured:
-        return ["Base and adapter were not measured side by side.", ""]
+        return ["Base and adapter were not compared.", ""]
     return [f"**{plain(measured['sentence'])}**", "", plain(measured["rows_sentence"]), ""]
 
 
@@ -109,23 +109,26 @@ def _model(config: Config, state: RunState, result: TrainResult) -> list[str]:
     lora = config.lora
     share = 100 * result["trainable_parameters"] / max(1, result["parameters"])
     rows = [
-        ("base model", code(config.model.name)),
-        ("revision", code(config.model.revision) if config.model.revision else "newest, or the folder's"),
-        ("quantization", plain(config.model.quantization)),
-        ("precision", plain(state.dtype)),
-        ("attention", plain(state.model.attention) if state.model else "not known"),
-        ("rank (r)", lora.r),
-        ("alpha", f"{lora.lora_alpha} (scale {lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r):.4g})"),
-        ("dropout", lora.lora_dropout),
-        ("target modules", code(lora.target_modules)),
-        ("bias", plain(lora.bias)),
-        ("first weights", plain(lora.init_lora_weights)),
+        (_title("model.name"), code(config.model.name)),
+        (_title("model.revision"), code(config.model.revision) if config.model.revision else "main"),
+        (_title("model.quantization"), plain(config.model.quantization)),
+        (_title("model.dtype"), plain(state.dtype)),
+        (_title("model.attn_implementation"), plain(state.model.attention) if state.model else "unknown"),
+        (_title("lora.r"), lora.r),
         (
-            "variants",
+            _title("lora.lora_alpha"),
+            f"{lora.lora_alpha} (scale {lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r):.4g})",
+        ),
+        (_title("lora.lora_dropout"), lora.lora_dropout),
+        (_title("lora.target_modules"), code(lora.target_modules)),
+        (_title("lora.bias"), plain(lora.bias)),
+        (_title("lora.init_lora_weights"), plain(lora.init_lora_weights)),
+        (
+            "Variants",
             ", ".join(name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on) or "none",
         ),
-        ("parameters", f"{result['parameters']:,}"),
-        ("of them trained", f"{result['trainable_parameters']:,} ({share:.2f} %)"),
+        ("Parameters", f"{result['parameters']:,}"),
+        ("Trainable parameters", f"{result['trainable_parameters']:,} ({share:.2f} %)"),
     ]
     return ["## Model and adapter", "", *table(("", ""), rows), ""]
 
@@ -135,31 +138,31 @@ def _data(config: Config, prepared: Prepared) -> list[str]:
     validation = (
         code(validation_file)
         if validation_file
-        else f"{100 * config.data.validation_fraction:g} % of the rows kept back"
+        else f"{100 * config.data.validation_fraction:g} % of the training data"
     )
     rows = [
-        ("training data", code(config.data.train_file)),
-        ("validation data", validation if len(prepared.validation) else "none"),
-        ("rows to train on", f"{len(prepared.train):,}"),
-        ("rows to measure on", f"{len(prepared.validation):,}"),
-        ("rows that could not be read", f"{len(prepared.bad_rows):,}"),
-        ("rows without a trained token", f"{len(prepared.dropped):,}"),
-        ("fingerprint of files and settings", code(prepared.fingerprint)),
+        (_title("data.train_file"), code(config.data.train_file)),
+        (_title("data.validation_file"), validation if len(prepared.validation) else "none"),
+        ("Training rows", f"{len(prepared.train):,}"),
+        ("Validation rows", f"{len(prepared.validation):,}"),
+        ("Invalid rows", f"{len(prepared.bad_rows):,}"),
+        ("Rows without a trained token", f"{len(prepared.dropped):,}"),
+        ("Fingerprint of data and settings", code(prepared.fingerprint)),
     ]
     return ["## Data", "", prose(reading(prepared)), "", *table(("", ""), rows), ""]
 
 
 def _tokenizer(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     rows = [
-        ("tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"),
-        ("end token", code(str(tokenizer.eos_token))),
-        ("prompt style", plain(prepared.template.name)),
-        ("system prompt", code(config.data.system_prompt) if config.data.system_prompt else "none"),
-        ("longest row", f"{config.data.max_length:,} tokens"),
-        ("rows that are too long", plain(config.data.truncation)),
-        ("trained part", plain(config.data.train_on)),
-        ("tokens an epoch", f"{int(prepared.train.length.sum()):,}"),
-        ("of them trained", f"{int(prepared.train.trained.sum()):,}"),
+        ("Tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"),
+        ("End token", code(str(tokenizer.eos_token))),
+        (_title("data.prompt_style"), plain(prepared.template.name)),
+        (_title("data.system_prompt"), code(config.data.system_prompt) if config.data.system_prompt else "none"),
+        (_title("data.max_length"), f"{config.data.max_length:,}"),
+        (_title("data.truncation"), plain(config.data.truncation)),
+        (_title("data.train_on"), plain(config.data.train_on)),
+        ("Tokens per epoch", f"{int(prepared.train.length.sum()):,}"),
+        ("Trained tokens per epoch", f"{int(prepared.train.trained.sum()):,}"),
     ]
     return ["## Template and tokens", "", prose(prepared.template.origin), "", *table(("", ""), rows), ""]
 
@@ -167,8 +170,10 @@ def _tokenizer(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenize
 def _training(config: Config) -> list[str]:
     flat, training = flatten(config), config.training
     at_once, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    rows: list[tuple[str, Any]] = [("effective batch", f"{at_once * accumulated} rows ({at_once} × {accumulated})")]
-    values = [(name, flat[path]) for name, path in HYPERPARAMETERS if flat.get(path) is not None]
+    rows: list[tuple[str, Any]] = [
+        ("Effective batch size", f"{at_once * accumulated} rows ({at_once} × {accumulated})")
+    ]
+    values = [(_title(path), flat[path]) for path in HYPERPARAMETERS if flat.get(path) is not None]
     rows += [
         (name, ("on" if value else "off") if isinstance(value, bool) else plain(str(value))) for name, value in values
     ]
@@ -177,30 +182,30 @@ def _training(config: Config) -> list[str]:
 
 def _results(state: RunState, result: TrainResult) -> list[str]:
     rows = [
-        ("training loss, mean", number(result["train_loss"])),
-        ("training loss at the end", number(result["last_loss"])),
-        ("validation loss", number(result["eval_loss"])),
+        ("Mean training loss", number(result["train_loss"])),
+        ("Final training loss", number(result["last_loss"])),
+        ("Final validation loss", number(result["eval_loss"])),
         *(
-            (plain(name.replace("_", " ")), metric(name, value))
+            (plain(name.replace("_", " ").capitalize()), metric(name, value))
             for name, value in (result.get("eval_metrics") or {}).items()
         ),
         (
-            "best checkpoint",
-            code(result["best_checkpoint"]) if result["best_checkpoint"] else "not chosen: the last step",
+            "Best checkpoint",
+            code(result["best_checkpoint"]) if result["best_checkpoint"] else "not selected; the last step is used",
         ),
     ]
     lines = ["## Results", "", *table(("", ""), rows), ""]
     measured = result.get("difference")
     if measured:
         comparison = [
-            ("loss, nats a token", number(measured["base_loss"]), number(measured["adapter_loss"])),
-            ("token accuracy", share(measured["base_token_accuracy"]), share(measured["adapter_token_accuracy"])),
+            ("Loss (nats/token)", number(measured["base_loss"]), number(measured["adapter_loss"])),
+            ("Token accuracy", share(measured["base_token_accuracy"]), share(measured["adapter_token_accuracy"])),
         ]
-        lines += ["### Beside the base", "", plain(measured["rows_sentence"]), ""]
+        lines += ["### Comparison with the base", "", plain(measured["rows_sentence"]), ""]
         lines += [*table(("", "base", "adapter"), comparison), ""]
         lines += [
-            f"KL divergence of the adapter from the base (0 is the same): {number(measured['divergence'])} nats a "
-            f"token. Likeliest next tokens that differ: {share(measured['changed_tokens'])}.",
+            f"KL divergence from the base: {number(measured['divergence'])} nats/token. "
+            f"Top-1 tokens that differ: {share(measured['changed_tokens'])}.",
             "",
         ]
     if state.evaluations:
@@ -217,11 +222,11 @@ def _health(state: RunState, config: Config, result: TrainResult) -> list[str]:
 
 def _cost(state: RunState, result: TrainResult, facts: Mapping[str, Any]) -> list[str]:
     rows = [
-        ("time", f"{result['seconds']:.0f} s"),
-        ("device", plain(state.device)),
-        ("most memory", _memory(result)),
-        ("tokens seen", f"{result['tokens']:,}"),
-        ("real tokens a second", f"{result['tokens_per_second']:,.0f}"),
+        ("Time", f"{result['seconds']:.0f} s"),
+        ("Device", plain(state.device)),
+        ("Peak memory", _memory(result)),
+        ("Tokens seen", f"{result['tokens']:,}"),
+        ("Tokens/s (without padding)", f"{result['tokens_per_second']:,.0f}"),
         *((plain(name), code(str(version))) for name, version in facts.get("versions", {}).items()),
     ]
     return ["## Time, memory, versions", "", *table(("", ""), rows), ""]
@@ -246,7 +251,11 @@ def _files(run: RunFolder) -> list[str]:
 def _settings(config: Config) -> list[str]:
     default = flatten(Config())
     changed = [(code(path), code(str(value))) for path, value in flatten(config).items() if value != default[path]]
-    return ["## Settings that are not at their default", "", *table(("setting", "value"), changed)]
+    return ["## Settings that differ from the defaults", "", *table(("setting", "value"), changed)]
+
+
+def _title(path: str) -> str:
+    return next(setting.title for setting in settings() if setting.path == path)
 
 
 def _memory(result: TrainResult) -> str:

@@ -128,8 +128,8 @@ def labelled_rows(rows: Sequence[Any], labels: Sequence[str], decode: Decode) ->
     if not labelled:
         examples = "; ".join(f"“{answer.strip()[:60]}”" for answer in dict.fromkeys(answers[:3]))
         raise StudioError(
-            f"No answer among the {len(rows):,} validation rows gives one of the labels {', '.join(labels)}.",
-            f"Their answers begin so: {examples}. Set evaluation.labels to what the answers say, or leave it empty.",
+            f"No answer among the {len(rows):,} validation rows is one of the labels {', '.join(labels)}.",
+            f"The answers start like this: {examples}. Set evaluation.labels accordingly, or leave it empty.",
         )
     return labelled
 
@@ -164,7 +164,9 @@ def prepare_rows(run: RunFolder, config: Config, log: EventLog, *, resumed: bool
     if resumed and not before.other_rows:
         check_same_rows(run, before.data, data)
     if resumed and (words := other_rows(before.data, data)):
-        log.emit(Warned(time.time(), f"The run goes on with other rows than it began with, as was chosen: {words}."))
+        log.emit(
+            Warned(time.time(), f"As requested, the run continues with different rows than it started with: {words}.")
+        )
     log.emit(data)
     for message in prepared.marks:
         log.emit(Warned(time.time(), message))
@@ -236,7 +238,7 @@ def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepar
     """Raises `OtherRowsError` if the rows have changed since the checkpoint was written."""
     if words := other_rows(before, now):
         raise OtherRowsError(
-            f"The rows are not those that this run began with: {words}.",
+            f"The rows differ from those this run started with: {words}.",
             "Put the files back as they were to go on; or start a new run with the rows that are there now (it can "
             "continue from this run's adapter); or go on knowingly with other rows: "
             f"`train --resume {run.id} --other-rows`, on the page Resume with these rows.",
@@ -255,8 +257,10 @@ def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLo
 
     labelled = labelled_rows(rows, labels, decode)
     if labelled < len(rows):
-        words = f"{len(rows) - labelled:,} of {len(rows):,} validation rows have an answer that is none of the labels"
-        log.emit(Warned(time.time(), f"{words} {', '.join(labels)}: accuracy and F1 leave them out."))
+        words = (
+            f"{len(rows) - labelled:,} of {len(rows):,} validation rows have an answer that is not one of the labels"
+        )
+        log.emit(Warned(time.time(), f"{words} {', '.join(labels)}; accuracy and F1 ignore them."))
     return LabelMeter(labels, decode)
 
 
@@ -265,12 +269,13 @@ def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
     count = config.evaluation.gen_eval_samples
     if not count:
         return []
-    check_rows_to_measure(prepared, "answers (evaluation.gen_eval_samples)")
+    check_rows_to_measure(prepared, "sample generations (evaluation.gen_eval_samples)")
     return questions(prepared, count, seed=config.data.split_seed, longest=config.data.max_length)
 
 
 def check_rows_to_measure(prepared: Prepared, noun: str) -> None:
     if not prepared.validation:
         raise StudioError(
-            f"No row is left to measure {noun} on.", "Raise data.validation_fraction, or name a data.validation_file."
+            f"No validation rows are left for {noun}.",
+            "Increase data.validation_fraction, or set a data.validation_file.",
         )

@@ -74,7 +74,7 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained
     if runtime.is_out_of_memory(error):
         numbers = memory.explain(error, load_config(run.config), log.state())
         return Explained(Reason.OUT_OF_MEMORY, numbers["message"], numbers["hint"]), {**numbers}
-    return unexpected("Training", error, "The run's log has the details."), {}
+    return unexpected("Training", error, "See the run's log for details."), {}
 
 
 def _finish(child: Child[RunFolder], ending: Ending, result: JsonObject) -> int:

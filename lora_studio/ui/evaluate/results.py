@@ -40,7 +40,7 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: M
         )
 
     def about(state: RunState) -> tuple[str, str]:
-        status = job_views.STATES[state.state]
+        status = run_words.STATES[state.state]
         if state.state == "running" and state.phase_total and state.phase == "answer":
             status += f", {100 * state.phase_done / state.phase_total:.0f} %"
         return status, headlines.get(state.id, "")

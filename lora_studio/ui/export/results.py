@@ -57,7 +57,7 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, results: Map
 
     def about(state: RunState) -> tuple[str, str]:
         result = results.get(state.id) or {}
-        status = IN_PART if result.get("missing") else job_views.STATES[state.state]
+        status = IN_PART if result.get("missing") else run_words.STATES[state.state]
         return status, size(int(result["bytes"])) if result.get("bytes") else ""
 
     return render("export.listing", job_views.listing(states, looked_at, now, "export", about))

@@ -3,14 +3,19 @@ window.studio ??= {};
 
 // Tells of typing: a text's own `input` event misses what is pasted or deleted, its `change` also tells of what the
 // page filled in. And puts lines (the value, by element id) under their fields, errors and others; a field that is not
-// drawn yet, because its fold was never open, gets its line when it is.
-studio.form = ({element, trigger, props, watch}) => {
+// drawn yet, because its fold was never open, gets its line when it is. The field under the pointer tells its config
+// key.
+studio.form = ({element, trigger, props, watch}, {tips}) => {
   const form = element.closest('#form');
   const drawing = new MutationObserver(show);
   let waiting;
   form.addEventListener('input', () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => trigger('input'), 200);
+  });
+  form.addEventListener('pointerover', ({target}) => {
+    const field = target.closest('[id^="set-"]');
+    if (field && !field.title) field.title = tips[field.id] ?? '';
   });
   function show() {
     drawing.disconnect();
