@@ -213,7 +213,7 @@ def cancel_what_goes_on(page: Page, holder: RunFolder) -> None:
     choose(page, holder, "holder")
     choose_more(page, "cancel")
     expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
-    expect(page.get_by_text("Cancelled: it was ended at once")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled at once")).to_be_visible(timeout=PATIENCE)
     expect(page.locator("#run-stop")).to_be_hidden()
     expect(page.locator("#run-verdict").get_by_role("button", name="Resume", exact=True)).to_be_visible()
     assert find(holder) is None

@@ -63,7 +63,7 @@ def plotly_script() -> str:
 
 
 def curves_chart(
-    elem_id: str = "chart", label: str = "Curves of the run: loss, learning rate, gradient norm"
+    elem_id: str = "chart", label: str = "Charts of the run: loss, learning rate, gradient norm"
 ) -> gr.HTML:
     """The chart's place on the page; its value is a `curves.drawing`."""
     return gr.HTML(
@@ -120,10 +120,10 @@ def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
         "over": [low > cut for low, _, _ in bars],
         "range": [first - 0.5 - pad, last + 0.5 + pad],
         "marks": [_mark(name, result["tokens"][key]) for key, name in PERCENTILES],
-        "cut": {"at": cut + 0.5, "label": f"{arrows[0]}cut at {html.number(cut)}{arrows[1]}"},
+        "cut": {"at": cut + 0.5, "label": f"{arrows[0]}truncated at {html.number(cut)}{arrows[1]}"},
         "words": f"Rows by number of tokens, {html.number(first)} to {html.number(int(result['tokens']['max']))}. "
         + "; ".join(f"{name} have at most {html.number(result['tokens'][key])}" for key, name in PERCENTILES)
-        + f". The cut line stands at {html.count(cut, 'token')}. {report.cut_words(result, cut)}",
+        + f". The limit is at {html.count(cut, 'token')}. {report.cut_words(result, cut)}",
     }
 
 

@@ -6,30 +6,22 @@ General words (sizes, tables, notices) are in text.py.
 import math
 import time
 
+from lora_studio.jobs.ending_words import STATES as STATES
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.summary import pace_of, short
 from lora_studio.ui.html import count, duration, render, size
 
-STATES = {
-    "queued": "Waiting for its turn",
-    "running": "Running",
-    "stopping": "Stopping: the step ends, then it saves",
-    "done": "Finished",
-    "stopped": "Stopped",
-    "failed": "Failed",
-}
-SHORT_STATES = STATES | {"stopping": "Stopping"}
 PHASES = {
     "start": "starting",
-    "data": "preparing the data",
-    "download": "downloading the model",
-    "model": "loading the model",
+    "data": "preparing data",
+    "download": "downloading model",
+    "model": "loading model",
     "train": "training",
-    "evaluate": "measuring on the validation rows",
+    "evaluate": "evaluating on the validation rows",
     "save": "saving",
-    "compare": "measuring base and adapter side by side",
+    "compare": "comparing base and adapter",
     "answer": "answering",
-    "measure": "measuring the answers",
+    "measure": "scoring answers",
 }
 
 
@@ -97,7 +89,7 @@ def phase_words(run: RunState) -> str:
     """training: step 30 of 120; loading the model; preparing the data: 300 of 1,000 rows."""
     words = PHASES.get(run.phase, run.phase or "starting")
     if run.phase in ("", "start"):
-        return f"{words}: PyTorch and its libraries are loading"
+        return f"{words}: importing PyTorch"
     if run.phase == "train" and run.total_steps:
         return f"{words}: step {run.step:,} of {run.total_steps:,}"
     if not run.phase_total:
@@ -114,7 +106,7 @@ def amount(state: RunState) -> str:
 
 
 def speed_words(state: RunState, before: int = 0) -> str:
-    """How fast a phase goes, and how long it takes: 120 rows a second, 6 s left; "" where that is not known yet.
+    """How fast a phase goes, and how long it takes: 120 rows/s, 6 s left; "" where that is not known yet.
 
     `before` is what was done before this start.
     """
@@ -125,7 +117,7 @@ def speed_words(state: RunState, before: int = 0) -> str:
     if unit in ("", "percent"):
         return remaining
     speed = size(going.per_second) if unit == "bytes" else f"{short(going.per_second)} {unit.split()[0]}"
-    return f"{speed} a second, {remaining}"
+    return f"{speed}/s, {remaining}"
 
 
 def elapsed(run: RunState, now: float) -> float | None:
@@ -151,17 +143,15 @@ def status_line(
 
     `elses` says that a run trains which is another visitor's; `other_jobs` wait beside the runs that do.
     """
-    holders = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
-    holders += ["an export is going on"] * exporting
+    holders = ["model loaded for chat"] * chat + ["evaluation running"] * evaluating
+    holders += ["export running"] * exporting
     held_by = ", ".join(holders)
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
     waiting = sum(run.state == "queued" for run in runs)
     waits = count(waiting, "run") if not other_jobs else count(waiting + other_jobs, "job")
-    queue = f"{waits} waiting" if waiting or other_jobs else ""
+    queue = f"{waits} queued" if waiting or other_jobs else ""
     if active is None:
-        idle = queue + " to start" if queue else "No run is going on"
-        if elses:
-            idle = "Another visitor's run is going on" + (f", {queue}" if queue else "")
+        idle = ("A run of another visitor is active" if elses else "No active run") + (f", {queue}" if queue else "")
         return render("runs.status", "", f"{idle}; {held_by}." if held_by else f"{idle}.")
     activity = phase_words(active) if active.state == "running" else "stopping"
     seconds_left = active.seconds_left if active.state == "running" else None

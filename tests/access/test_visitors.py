@@ -123,7 +123,7 @@ def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
 def test_a_visitor_has_a_few_runs_in_the_queue_and_the_owner_any_number(visit: Visit) -> None:
     runs = [visit.run("bert") for _ in range(MAX_QUEUED)]
     waiting = [QueueEntry(run.id) for run in runs]
-    with pytest.raises(StudioError, match="10 of your jobs wait"):
+    with pytest.raises(StudioError, match="10 of your jobs are already queued"):
         check_room(visit.by("bert"), waiting)
     check_room(visit.by("bert"), waiting[1:])
     check_room(visit.by("carl"), waiting)

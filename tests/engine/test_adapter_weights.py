@@ -171,7 +171,7 @@ def test_a_larger_vocabulary_is_loaded_as_peft_saved_it(whole: list[str] | None,
     loaded = put(base, tmp_path)
     assert torch.equal(computed(loaded, "it", ids), logits(made, ids))
     assert torch.equal(computed(loaded, None), logits(bare(base), IDS))
-    assert f"its own embeddings of {len(tokenizer):,} tokens" in loaded.notes["it"][0]
+    assert f"its own embeddings for {len(tokenizer):,} tokens" in loaded.notes["it"][0]
     expected = tokenizer.apply_chat_template(ask("Hi!"), return_dict=True)["input_ids"]
     assert prompt_ids(loaded, Column("it", ask("Hi!")), None) == expected
     assert prompt_ids(loaded, Column(None, ask("Hi!")), None) != expected

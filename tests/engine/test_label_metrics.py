@@ -139,7 +139,7 @@ def test_a_run_without_gain_ends_early_and_says_why(make_run: MakeRun, train: Ca
         ({"evaluation__labels": "up, down"}, "gives one of the labels up, down"),
         (
             {"data__validation_file": "EMPTY", "evaluation__early_stopping_patience": 2},
-            "No row is left to measure a gain",
+            "No validation rows are left for early stopping",
         ),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_base_stored_in_4_bits_stays_so_and_is_counted_so(tmp_path: Path) -> N
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=four_bit)
     stored.save_pretrained(tmp_path / "stored")
-    with pytest.raises(StudioError, match="stored in 4bit: 8bit can't be had"):
+    with pytest.raises(StudioError, match="stored in 4bit and cannot be loaded in 8bit"):
         load_model(str(tmp_path / "stored"), quantization="8bit")
     for chosen in ("none", "4bit"):
         loaded: Any = load_model(str(tmp_path / "stored"), quantization=chosen)

@@ -102,7 +102,7 @@ def test_smoothing_leaves_the_raw_line_pale_behind_and_the_learning_rate_alone()
     drawn = Curves().draw({"run": long_run(200)}, Style(smoothing=0.9))
     loss = list(lines(drawn, "Loss").values())
     assert [(line["name"], line["kind"]) for line in loss[:2]] == [
-        ("training, each point", "pale"),
+        ("training, raw", "pale"),
         ("training", "line"),
     ]
     assert max(loss[1]["y"][50:]) < max(loss[0]["y"][50:])
@@ -208,5 +208,5 @@ def test_a_look_at_a_hundred_thousand_steps_costs_what_is_new() -> None:
         drawn = curves.draw({"run": run}, Style(everything=True))
         costs.append(time.process_time() - begun)
     assert sum(costs) / len(costs) < 0.1
-    assert max(lines(drawn, "Loss")["training, each point"]["y"]) == 99.0
+    assert max(lines(drawn, "Loss")["training, raw"]["y"]) == 99.0
     assert curves.draw({"run": run}, Style(everything=True)) == drawn

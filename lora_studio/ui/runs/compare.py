@@ -133,6 +133,6 @@ def shown(value: Any, unit: str) -> str:
         case "seconds":
             return words.clock(value)
         case "words":
-            return words.SHORT_STATES.get(value, value)
+            return words.STATES.get(value, value)
         case _:
             return words.figure(value)

@@ -219,7 +219,7 @@ def headline(view: RunView) -> str:
     position = f"{run.step:,} of {run.total_steps:,} steps" if run.total_steps else ""
     left = run.seconds_left if run.state == "running" else None
     eta = f"ETA {clock(left)}" if left is not None else ""
-    state = words.SHORT_STATES.get(run.state, run.state)
+    state = words.STATES.get(run.state, run.state)
     return render("runs.headline", tone, share, words.name_of(run), run.id, (state, position, eta), summary_text(view))
 
 

@@ -88,7 +88,7 @@ def summary_text(view: RunView) -> str:
     worked = words.elapsed(run, view.now)
     lines = [
         f"{words.name_of(run)} ({run.id})",
-        f"{words.SHORT_STATES.get(run.state, run.state)}{steps}" + (f", {words.clock(worked)}" if worked else ""),
+        f"{words.STATES.get(run.state, run.state)}{steps}" + (f", {words.clock(worked)}" if worked else ""),
         f"{view.verdict.title}. {view.verdict.sentence}".strip(),
         f"Base model: {facts.get('model', '–')}",
         data,

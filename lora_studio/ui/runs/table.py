@@ -220,7 +220,7 @@ def _state(row: Row) -> Html:
 
 
 def _state_words(row: Row) -> str:
-    words = run_words.SHORT_STATES.get(row.run.state, row.run.state)
+    words = run_words.STATES.get(row.run.state, row.run.state)
     return f"{words}, {100 * run_words.share_done(row.state):.0f} %" if row.run.state == "running" else words
 
 
