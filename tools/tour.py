@@ -78,10 +78,12 @@ def main() -> None:
         page.set_default_timeout(PATIENCE)
         page.goto(f"{server.url}/?__theme=light")
         film = Film(page)
-        analyze(page, film, folder)
-        train(page, film, folder)
-        compare(page, film, folder)
-        film.save(folder / MOVING)
+        try:
+            analyze(page, film, folder)
+            train(page, film, folder)
+            compare(page, film, folder)
+        finally:
+            film.save(folder / MOVING)  # of a step that failed, the frames before it show where
         measure(page, film, folder)
     for path in sorted(folder.glob("*.webp")):
         print(f"{path.name:<16}{path.stat().st_size / 1000:6.0f} kB")
@@ -134,7 +136,7 @@ def train(page: Page, film: Film, folder: Path) -> None:
 def compare(page: Page, film: Film, folder: Path) -> None:
     """Base and adapter answer the same question."""
     open_tab(page, "Chat")
-    question = page.locator("#chat-question textarea")
+    question = page.get_by_label("Your question", exact=True)
     expect(question).to_be_visible()
     page.wait_for_timeout(1500)
     film.shoot(1000)
