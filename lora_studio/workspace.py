@@ -251,6 +251,11 @@ class RunFolder(JobFolder):
         return self.path / ".adapter"
 
     @property
+    def questions(self) -> Path:
+        """A few questions of the validation rows, which the chat suggests."""
+        return self.path / "questions.json"
+
+    @property
     def watched(self) -> tuple[Path, ...]:
         return self.worker, self.events, self.checkpoints
 
@@ -267,12 +272,9 @@ class RunFolder(JobFolder):
 
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoints that are whole (the trainer writes its state last), oldest first."""
-        found = [
-            path
-            for path in self.checkpoints.glob("checkpoint-*")
-            if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer_state.json").is_file()
-        ]
-        return sorted(found, key=lambda path: step_of(path.name))
+        states = self.checkpoints.glob("checkpoint-*/trainer_state.json")
+        whole = [path.parent for path in states if path.parent.name.removeprefix("checkpoint-").isdecimal()]
+        return sorted(whole, key=lambda path: step_of(path.name))
 
     @property
     def has_checkpoints(self) -> bool:
@@ -281,8 +283,7 @@ class RunFolder(JobFolder):
 
     def remove_unfinished(self) -> None:
         """A checkpoint or an adapter that is not whole is no use."""
-        whole = self.checkpoint_folders()
-        torn = [path for path in self.checkpoints.glob("*") if path not in whole]
+        torn = set(self.checkpoints.glob("*")) - set(self.checkpoint_folders())
         for path in (*torn, self.unfinished_adapter):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -207,7 +207,7 @@ def test_the_main_job_from_upload_to_two_different_answers(
     page.locator("#run-chat").click()
     page.get_by_label("Your question", exact=True).fill("What is the capital of France?")
     page.get_by_role("button", name="Send", exact=True).click()
-    said = [page.locator(".chat-column").nth(column).locator(".ls-assistant .ls-said") for column in (0, 1)]
+    said = [page.locator(f'.chat-cell[data-at="{column}"] .ls-assistant .ls-said') for column in (0, 1)]
     expect(said[0]).to_have_text(re.compile("."), timeout=3 * PATIENCE)
     expect(page.locator("#chat-board .ls-note").last).to_contain_text("tokens/s", timeout=PATIENCE)
     base, adapter = (answer.inner_text().strip() for answer in said)

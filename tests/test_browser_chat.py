@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from lora_studio.ui.app import WARM_UP_SECONDS
 from lora_studio.workspace import Workspace
@@ -38,21 +38,30 @@ def visit(browser: Browser, server: Server) -> Iterator[Page]:
     """A browser of its own on the chat tab; nothing may go wrong in it."""
     with visited(browser, f"{server.url}/#chat") as page:
         page.set_default_timeout(PATIENCE)
-        expect(page.locator(".chat-column").nth(1)).to_be_visible(timeout=PATIENCE)
+        expect(page.locator(".chat-head").nth(1)).to_be_visible(timeout=PATIENCE)
         yield page
 
 
-def add_column(page: Page, words: str) -> None:
-    page.locator("#chat-choice input").first.click()
-    page.get_by_role("option").filter(has_text=words).first.click()
-    page.keyboard.press("Escape")
+def add_column(page: Page) -> None:
+    """Another column, with the next adapter of the same base."""
+    heads = page.locator(".chat-head")
+    before = heads.count()
+    page.get_by_role("button", name="Add column").click()
+    expect(heads).to_have_count(before + 1, timeout=PATIENCE)
+
+
+def settings(page: Page) -> None:
+    """Opens the drawer."""
+    page.locator("#chat-tools").get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("System prompt")).to_be_visible()
 
 
 def sample(page: Page, **values: str) -> None:
-    """Sets sampling settings in their fold."""
-    page.get_by_role("button", name="System prompt and sampling").click()
+    """Sets sampling settings in the drawer, and closes it."""
+    settings(page)
     for name, value in values.items():
         page.locator(f"#chat-{name} input, #chat-{name} textarea").first.fill(value)
+    page.get_by_role("button", name="Close", exact=True).click()
 
 
 def ask(page: Page, question: str) -> None:
@@ -61,11 +70,22 @@ def ask(page: Page, question: str) -> None:
     box.press("Enter")
 
 
+def cells(page: Page, column: int) -> Locator:
+    """A column's answers."""
+    return page.locator(f'.chat-cell[data-at="{column}"]')
+
+
 def answers(page: Page, column: int) -> list[str]:
-    return page.locator(".chat-column").nth(column).locator(".ls-assistant .ls-said").all_inner_texts()
+    return cells(page, column).locator(".ls-assistant .ls-said").all_inner_texts()
+
+
+def questions(page: Page) -> list[str]:
+    return page.locator("#chat-board .ls-user .ls-said").all_inner_texts()
 
 
 def answered(page: Page) -> None:
+    expect(page.locator("#chat-send")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#chat-board .ls-note").first).to_be_visible(timeout=PATIENCE)
     for note in page.locator("#chat-board .ls-note").all():
         expect(note).to_contain_text("tokens/s", timeout=PATIENCE)
 
@@ -78,66 +98,80 @@ def children(server: Server) -> list[psutil.Process]:
 
 def test_three_columns_stream_together_and_come_back_after_a_reload(browser: Browser, server: Server) -> None:
     with visit(browser, server) as page:
-        expect(page.get_by_role("heading", name=HOSTILE, exact=True)).to_be_visible()
-        add_column(page, "step 2")
-        columns = page.locator(".chat-column")
-        expect(columns).to_have_count(3)
+        expect(page.get_by_label("Adapter of column 2").locator("option:checked")).to_contain_text(HOSTILE)
+        add_column(page)
+        expect(page.get_by_label("Adapter of column 3").locator("option:checked")).to_contain_text("step 2")
         sample(page, max_new_tokens="20")
         example = page.locator("#chat-board [data-act=example]").first
         question = example.inner_text()
         example.click()
-        for column in columns.all():
-            expect(column.locator(".ls-user .ls-said")).to_have_text(question, timeout=PATIENCE)
-            expect(column.locator(".ls-assistant .ls-said")).not_to_be_empty(timeout=PATIENCE)
+        for column in range(3):
+            expect(cells(page, column).locator(".ls-assistant .ls-said")).not_to_be_empty(timeout=PATIENCE)
         answered(page)
-        expect(page.locator("#chat-status")).to_contain_text("In memory: demo with")
+        assert questions(page) == [question]  # once, above all columns
+        expect(page.locator("#chat-status")).to_contain_text("demo + ")
 
-        ask(page, HOSTILE)
-        expect(columns.nth(2).locator(".ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
-        expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=PATIENCE)
-        columns.nth(1).get_by_role("button", name="Edit").first.click()
-        columns.nth(1).locator("textarea").fill("What colour is snow?")
-        columns.nth(1).get_by_role("button", name="Ask this instead").click()
-        expect(columns.nth(1).locator(".ls-user .ls-said")).to_have_text(["What colour is snow?"], timeout=PATIENCE)
+        box = page.get_by_label("Your question")
+        box.fill("Two")
+        box.press("Shift+Enter")
+        box.type("lines")
+        box.press("Control+Enter")
+        expect(page.locator("#chat-board .ls-user .ls-said").nth(1)).to_have_text("Two\nlines", timeout=PATIENCE)
         answered(page)
-        expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=PATIENCE)
-        page.get_by_role("button", name="Mark words that differ").click()
-        expect(page.get_by_role("button", name="Mark words that differ")).to_have_attribute("aria-pressed", "true")
-        page.get_by_role("button", name="Compare token by token").click()
+        expect(box).to_have_value("")
+        page.get_by_role("button", name="Edit").nth(1).click()
+        page.get_by_label("Edit the question").fill(HOSTILE)
+        page.get_by_role("button", name="Ask edited question").click()
+        expect(page.locator("#chat-board .ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
+        answered(page)
+        cells(page, 1).last.get_by_role("button", name="Undo").click()
+        expect(cells(page, 1).last).to_contain_text("Not asked", timeout=PATIENCE)
+        page.get_by_role("button", name="Highlight differences").click()
+        expect(page.get_by_role("button", name="Highlight differences")).to_have_attribute("aria-pressed", "true")
+        page.get_by_role("button", name="Token probabilities").click()
         expect(page.locator("#chat-extra .ls-tok").first).to_be_visible(timeout=PATIENCE)
+        page.get_by_role("button", name="Share").click()
+        with page.expect_download() as shared:
+            page.get_by_role("button", name="Download Markdown").click()
+        assert shared.value.path().read_text().count(f"> {question}") == 1
 
-        said = [answers(page, column) for column in range(3)]
-        assert [len(texts) for texts in said] == [2, 1, 2]
+        texts = [answers(page, column) for column in range(3)]
+        assert [len(column) for column in texts] == [2, 1, 2]
         page.reload()
-        expect(columns.nth(2).locator(".ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
-        assert [answers(page, column) for column in range(3)] == said
+        expect(page.locator("#chat-board .ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
+        assert [answers(page, column) for column in range(3)] == texts
+        window, composer = (page.locator(name).bounding_box() or {} for name in ("#chat-window", "#chat-composer"))
+        assert window["y"] + window["height"] <= composer["y"] < 900 - composer["height"]
         assert fits(page, 390)
-        tops = [column.bounding_box() or {} for column in columns.all()]
-        assert [box["x"] for box in tops] == [tops[0]["x"]] * 3  # below each other
-        page.locator("#chat-board [data-act=clear]").click()
-        expect(page.locator("#chat-board .ls-bubble")).to_have_count(0, timeout=PATIENCE)
+        boxes = [cells(page, column).first.bounding_box() or {} for column in range(3)]
+        assert [box["x"] for box in boxes] == [boxes[0]["x"]] * 3  # below each other
+        composer = page.locator("#chat-composer").bounding_box() or {}
+        assert 700 < composer["y"] + composer["height"] <= 844
+        page.locator("#chat-tools [data-act=clear]").click()
+        expect(page.locator("#chat-board .chat-cell")).to_have_count(0, timeout=PATIENCE)
 
 
 def test_a_prompt_set_and_a_blind_vote_leave_as_files(browser: Browser, server: Server, workspace: Workspace) -> None:
     with visit(browser, server) as page:
         sample(page, max_new_tokens="20")
+        settings(page)
         page.get_by_role("button", name="Prompt sets").click()
-        page.get_by_label("Prompts, one a line").fill("What colour is snow?\nHow many legs has a dog?")
-        page.get_by_label("Name", exact=True).last.fill("first")
-        page.get_by_role("button", name="Keep", exact=True).click()
-        expect(page.get_by_text("Kept as first.")).to_be_visible(timeout=PATIENCE)
-        page.get_by_role("button", name="Ask them all").click()
-        expect(page.get_by_text("2 prompts asked of 2 columns.")).to_be_visible(timeout=PATIENCE)
+        page.get_by_label("Prompts, one per line").fill("What colour is snow?\nHow many legs has a dog?")
+        page.get_by_label("Set name").fill("first")
+        page.get_by_role("button", name="Save set").click()
+        expect(page.get_by_text("Saved as first.")).to_be_visible(timeout=PATIENCE)
+        page.get_by_role("button", name="Run prompt set").click()
+        expect(page.get_by_text("2 prompts answered by 2 columns.")).to_be_visible(timeout=PATIENCE)
         with page.expect_download() as saved:
-            page.get_by_role("button", name="Download as JSONL").click()
+            page.get_by_role("button", name="Download JSONL").click()
         rows = [json.loads(line) for line in saved.value.path().read_text().splitlines()]
         assert [row["prompt"] for row in rows] == ["What colour is snow?", "How many legs has a dog?"]
         assert set(rows[0]["answers"]) == {"Base: demo", HOSTILE}
 
-        page.get_by_role("button", name="Blind comparison").click()
-        panel = page.locator("#chat-blind-panel")
-        page.get_by_label("Question", exact=True).fill("What colour is grass?")
-        page.get_by_role("button", name="Ask blindly").click()
+        page.get_by_role("button", name="Blind", exact=True).click()
+        expect(page.locator("#chat-heads")).to_contain_text("unnamed", timeout=PATIENCE)
+        panel = page.locator("#chat-board")
+        ask(page, "What colour is grass?")
         expect(panel.get_by_role("button", name="A is better")).to_be_visible(timeout=PATIENCE)
         assert "demo" not in panel.inner_text()
         panel.get_by_role("button", name="A is better").click()
@@ -149,15 +183,14 @@ def test_a_prompt_set_and_a_blind_vote_leave_as_files(browser: Browser, server: 
 
 def test_two_people_chat_at_once_without_mixing(browser: Browser, server: Server) -> None:
     with visit(browser, server) as one, visit(browser, server) as other:
-        add_column(other, "step 2")
-        expect(other.locator(".chat-column")).to_have_count(3)
+        add_column(other)
         for page, question in ((one, "What colour is snow?"), (other, "How many legs has a dog?")):
             sample(page, max_new_tokens="40")
             ask(page, question)
         for page, question, columns in ((one, "What colour is snow?", 2), (other, "How many legs has a dog?", 3)):
             answered(page)
-            expect(page.locator(".chat-column")).to_have_count(columns)
-            assert page.locator("#chat-board .ls-user .ls-said").all_inner_texts() == [question] * columns
+            expect(page.locator(".chat-cell")).to_have_count(columns)
+            assert questions(page) == [question]
             assert all(len(answers(page, column)) == 1 for column in range(columns))
 
 
@@ -166,10 +199,11 @@ def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server:
         begun = time.monotonic()
         # So hot the end is as likely as any other token; with this seed it comes late.
         sample(page, max_new_tokens="3000", temperature="5", seed="5")
-        answer = page.locator(".chat-column").nth(1).locator(".ls-assistant .ls-said")
+        answer = cells(page, 1).locator(".ls-assistant .ls-said")
         ask(page, "Tell me everything.")
         expect(answer).not_to_be_empty(timeout=PATIENCE)
-        page.get_by_role("button", name="Stop", exact=True).first.click()
+        expect(page.locator("#chat-send")).to_be_hidden()
+        page.locator("#chat-stop").click()
         expect(page.locator("#chat-board .ls-note").nth(1)).to_contain_text("stopped", timeout=PATIENCE)
 
         ask(page, "And more.")
@@ -178,13 +212,13 @@ def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server:
         page.wait_for_timeout(max(0.0, left) * 1000)
         for child in children(server):
             child.kill()
-        expect(page.locator("#chat-said")).to_contain_text("ended unexpectedly", timeout=PATIENCE)
+        expect(page.locator("#chat-message")).to_contain_text("ended unexpectedly", timeout=PATIENCE)
         assert len(answers(page, 1)) == 2
-        page.locator("#chat-max_new_tokens input").fill("10")
+        sample(page, max_new_tokens="10")
         ask(page, "Are you there?")
         expect(answer.nth(2)).not_to_be_empty(timeout=PATIENCE)
         answered(page)
         assert len(children(server)) == 1
         page.get_by_role("button", name="Unload").click()
-        expect(page.locator("#chat-status")).to_contain_text("No model is in memory", timeout=PATIENCE)
+        expect(page.locator("#chat-status")).to_contain_text("Not loaded", timeout=PATIENCE)
         assert children(server) == []

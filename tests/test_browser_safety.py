@@ -73,12 +73,13 @@ def test_hostile_text_is_shown_and_never_run_and_no_secret_stays_in_the_browser(
     page.get_by_role("option", name="evil", exact=True).click()
     expect(page.locator("#preset-about")).to_contain_text(EVIL, timeout=PATIENCE)
     open_tab(page, "Chat")
+    page.locator("#chat-tools").get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Prompt sets").click()
-    page.get_by_label("Kept set").click()
+    page.get_by_label("Saved set").click()
     page.get_by_role("option", name="evil", exact=True).click()
-    expect(page.get_by_label("Prompts, one a line")).to_have_value(EVIL, timeout=PATIENCE)
-    page.get_by_role("button", name="Blind comparison").click()
-    expect(page.locator("#chat-blind-panel")).to_contain_text("{{7*7}}", timeout=PATIENCE)
+    expect(page.get_by_label("Prompts, one per line")).to_have_value(EVIL, timeout=PATIENCE)
+    page.get_by_role("button", name="Blind", exact=True).click()
+    expect(page.locator("#chat-board")).to_contain_text("{{7*7}}", timeout=PATIENCE)
     with page.expect_download() as pairs:
         page.get_by_role("button", name="Download 1 preference pair").click()
     assert json.loads(pairs.value.path().read_text())["chosen"][0]["content"] == EVIL

@@ -77,7 +77,8 @@ def choose(page: Page, run: str) -> None:
 
 def titles(page: Page, expected: list[str]) -> None:
     """The columns of the chat."""
-    expect(page.locator("#chat-board h3")).to_have_text(expected, timeout=PATIENCE)
+    heads = page.locator("#chat-heads h3, #chat-heads option:checked")
+    expect(heads).to_have_text(expected, timeout=PATIENCE)
 
 
 def when(run: str) -> str:

@@ -4,7 +4,8 @@ Pure functions and values; no gradio, no model.
 """
 
 import contextlib
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,15 @@ from lora_studio.workspace import RunFolder, Workspace, step_of
 MAX_ADAPTERS = 3
 """Adapters beside the base."""
 FOLDER = "folder:"
+EXTERNAL = "External adapters"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An adapter that can be talked to; `run` is the run it comes from, None for one from elsewhere.
+    """An adapter that can be talked to; `run` is the run it comes from, None for an external one.
 
-    Its card is read when it is first asked for, and once.
+    `short` names it among those of its `group`, a run with its date. `best` marks a run's checkpoint with the lowest
+    validation loss. Its card is read when it is first asked for, and once.
     """
 
     value: str
@@ -36,6 +39,9 @@ class Choice:
     name: str
     folder: Path
     run: RunFolder | None = None
+    group: str = ""
+    short: str = ""
+    best: bool = False
 
     def card(self) -> AdapterCard:
         return self._card
@@ -72,21 +78,118 @@ def choices(
         if run is None:
             continue
         title = state.title or state.id
+        group = f"{title} · {_when(state.id)}"
         if state.final and run.adapter.is_dir():
             ended = "finished" if state.state == "done" else state.state
-            result.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run.adapter, run))
+            label, short = f"{title} ({ended}, {_when(state.id)})", f"Final adapter ({ended})"
+            result.append(Choice(run.id, label, title, run.adapter, run, group, short))
         losses = {saved.name: saved.loss for saved in state.checkpoints}
-        for folder in reversed(run.checkpoint_folders()):
+        checkpoints = run.checkpoint_folders()
+        best = _lowest({folder.name: losses.get(folder.name) for folder in checkpoints})
+        for folder in reversed(checkpoints):
             step = step_of(folder.name)
             loss = losses.get(folder.name)
             measured = "" if loss is None else f", validation loss {loss:.3g}"
-            label = f"{title}, checkpoint at step {step}{measured}"
-            result.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
+            label, short = f"{title}, checkpoint at step {step}{measured}", f"Step {step}{measured}"
+            value, name = f"{run.id}/{folder.name}", f"{title}, step {step}"
+            result.append(Choice(value, label, name, folder, run, group, short, folder.name == best))
     brought = [*imports.imported(workspace), *map(Path, folders)] if elsewhere else []
     for folder in dict.fromkeys(brought):
         if folder.is_dir():
-            result.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (external)", folder.name, folder))
+            value, label = f"{FOLDER}{folder}", f"{folder.name} (external)"
+            result.append(Choice(value, label, folder.name, folder, group=EXTERNAL, short=folder.name))
     return result
+
+
+def _lowest(losses: Mapping[str, float | None]) -> str:
+    """The checkpoint with the lowest loss; "" where fewer than two have one, as there is nothing to choose from."""
+    measured = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    return min(measured, key=lambda name: measured[name]) if len(measured) > 1 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An adapter in the list of a column; `reason` says why it can't be chosen there, "" where it can.
+
+    `label` names it among those of its group, `name` by itself.
+    """
+
+    value: str
+    label: str
+    name: str
+    best: bool = False
+    reason: str = ""
+
+
+def options(available: Sequence[Choice], adapters: Sequence[str], column: str) -> list[tuple[str, list[Option]]]:
+    """What a column's list offers, by run: everything there is, with the reason why some can't answer there.
+
+    The other columns decide the base: an adapter of another base can't answer beside them.
+    """
+    others = [choice for choice in available if choice.value in adapters and choice.value != column]
+    groups: dict[str, tuple[str, list[Option]]] = {}
+    for choice, reason in zip(available, _reasons(available, others), strict=True):
+        key = choice.run.id if choice.run else choice.group
+        _, offered = groups.setdefault(key, (choice.group, []))
+        offered.append(Option(choice.value, choice.short, choice.name, choice.best, reason))
+    return list(groups.values())
+
+
+def next_choice(available: Sequence[Choice], adapters: Sequence[str]) -> Choice | None:
+    """The first adapter that can get a column beside those that have one; best checkpoints come before others."""
+    others = [choice for choice in available if choice.value in adapters]
+    free = [
+        choice
+        for choice, reason in zip(available, _reasons(available, others), strict=True)
+        if not reason and choice.value not in adapters
+    ]
+    return min(free, key=lambda choice: not choice.best, default=None)
+
+
+def _reasons(available: Sequence[Choice], others: Sequence[Choice]) -> list[str]:
+    """Why each can't answer beside the `others`; "" where it can, and for all where there are no others."""
+    taken = {choice.value for choice in others}
+    first = next((card for choice in others if (card := _base_card(choice)) is not None), None)
+    known: dict[Hashable, str] = {}  # the same for all adapters of one base, of which a workspace has many
+    of_group: dict[str, AdapterCard | None] = {}  # a run's checkpoints share its base
+    reasons = []
+    for choice in available:
+        if choice.value in taken:
+            reasons.append("in another column")
+            continue
+        if first is None:
+            reasons.append("")
+            continue
+        place = choice.run.id if choice.run else choice.value
+        if place not in of_group:
+            of_group[place] = _base_card(choice)
+        card = of_group[place]
+        if card is None:
+            reasons.append("its files can't be read")
+            continue
+        key = (card.base, card.revision, card.base_fingerprint)
+        if key not in known:
+            known[key] = _other_base(first, card)
+        reasons.append(known[key])
+    return reasons
+
+
+def _other_base(first: AdapterCard, card: AdapterCard) -> str:
+    """Which other base an adapter was trained on; "" where both can answer together."""
+    try:
+        together([first, card])
+    except StudioError:
+        revision = f" at {card.revision}" if card.base == first.base and card.revision else ""
+        return f"other base: {card.base}{revision}"
+    return ""
+
+
+def _base_card(choice: Choice) -> AdapterCard | None:
+    """A choice's card; None where its files can't be read."""
+    try:
+        return choice.card()
+    except StudioError:
+        return None
 
 
 def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:

@@ -3,6 +3,8 @@
 Columns are named by who answers: "base", or an adapter's value.
 """
 
+import difflib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,11 +36,35 @@ class BlindTrial(TypedDict, total=False):
     best: int | None
 
 
+Turn = tuple[int | None, ...]
+"""A row of the conversation: which of its turns each column has there, None where it was not asked."""
+
+
+def aligned(columns: Sequence[tuple[str, ...]]) -> list[Turn]:
+    """Rows of the columns' questions: the same question in one row, in the order of each column.
+
+    Questions that differ between two common ones stand beside each other, as those of a column that was changed.
+    """
+    if all(questions == columns[0] for questions in columns):
+        return [(place,) * len(columns) for place in range(len(columns[0]))] if columns else []
+    rows: list[tuple[str, dict[int, int]]] = []
+    for at, questions in enumerate(columns):
+        merged: list[tuple[str, dict[int, int]]] = []
+        matcher = difflib.SequenceMatcher(None, [question for question, _ in rows], questions, autojunk=False)
+        for _, begin, end, other_begin, other_end in matcher.get_opcodes():
+            for row, place in itertools.zip_longest(rows[begin:end], range(other_begin, other_end)):
+                question, places = row or (questions[place], {})
+                merged.append((question, places if place is None else {**places, at: place}))
+        rows = merged
+    return [tuple(places.get(at) for at in range(len(columns))) for _, places in rows]
+
+
 @dataclass
 class ChatState:
     """One person's chat: which adapters answer, the conversation of each column, and how it is shown.
 
     `system` None is each adapter's own; `columns` keeps columns that are not shown now, so that they can come back.
+    `marks`, `blinded` and `scored` are what is switched on: differences, the blind comparison, token probabilities.
     """
 
     adapters: list[str] = field(default_factory=list)
@@ -48,6 +74,8 @@ class ChatState:
     sampling: SettingValues = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     marks: bool = False
+    blinded: bool = False
+    scored: bool = False
     blind: BlindTrial = field(default_factory=BlindTrial)
 
     @property
@@ -57,6 +85,16 @@ class ChatState:
 
     def column(self, name: str) -> list[Message]:
         return self.columns.setdefault(name, [])
+
+    def turns(self, names: Sequence[str]) -> list[Turn]:
+        """The turns of these columns in rows, those of the same question side by side."""
+        return aligned([tuple(message["content"] for message in self.column(name)[::2]) for name in names])
+
+    def turn_at(self, row: int, names: Sequence[str]) -> dict[str, int]:
+        """Which of its turns each of these columns has in a row (-1: the last); without those that have none there."""
+        turns = self.turns(names)
+        places = turns[row] if -1 <= row < len(turns) and turns else ()
+        return {name: place for name, place in zip(names, places, strict=False) if place is not None}
 
     def ask(self, question: str, names: Iterable[str]) -> None:
         """A new turn in these columns, with an answer that is still empty."""
@@ -118,6 +156,29 @@ class ChatState:
         """What a column is asked: system prompt, the turns that were answered, and the open question."""
         opening = [{"role": "system", "content": system}] if system.strip() else []
         return opening + _answered(self.column(name))
+
+    def markdown(self, titles: Mapping[str, str], system: str) -> str:
+        """The conversation as a document: each question once, below it every column's answer."""
+        parts = [f"# Chat: {', '.join(titles[name] for name in self.names if name in titles)}"]
+        if system.strip():
+            parts += ["**System prompt**", system.strip()]
+        for row in range(len(self.turns(self.names))):
+            questions: dict[str, list[str]] = {}
+            for name, place in self.turn_at(row, self.names).items():
+                question, answer = self.column(name)[2 * place : 2 * place + 2]
+                answers = questions.setdefault(question["content"], [])
+                answers += [f"### {titles.get(name, name)}", answer["content"]]
+            for question_text, answers in questions.items():
+                quoted = "\n".join(f"> {line}" for line in question_text.splitlines())
+                parts += [f"## Question {row + 1}", quoted, *answers]
+        return "\n\n".join(parts) + "\n"
+
+    def as_json(self, titles: Mapping[str, str], system: str) -> str:
+        """The conversation with who answered and how it was sampled, as one JSON object."""
+        columns = [{"name": titles.get(name, name), "messages": _complete(self.column(name))} for name in self.names]
+        sampling = plain(self.sampling)
+        whole = {"system_prompt": system, "sampling": sampling, "columns": columns}
+        return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
     def jsonl(self, system: str) -> str:
         """The conversations shown, a line each, in the messages form that the data tab reads."""

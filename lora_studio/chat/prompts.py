@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from lora_studio.chat.choices import Choice
-from lora_studio.config.sections import Config
 from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.messages import RowError
 from lora_studio.data.sources import read_records
 from lora_studio.errors import LINE, TEST_PROMPT, StudioError, check_length
+from lora_studio.jobs.events import read_state
 from lora_studio.runs.summary import cell
-from lora_studio.workspace import Workspace, safe_name, shipped_data, write_atomically
+from lora_studio.workspace import RunFolder, Workspace, safe_name, shipped_data, write_atomically
 
 MAX_PROMPTS = 1000
 EXAMPLES = 4
@@ -225,15 +225,33 @@ class StarterQuestion:
     system: str
 
 
-def examples(config: Config | None) -> list[StarterQuestion]:
-    """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
+def suggestions(choice: Choice) -> list[StarterQuestion]:
+    """Questions to begin with: of a run, those of its validation rows; for shipped data, of its held-out file."""
+    if choice.run is None:
+        return []
+    config = choice.config()
     shipped = shipped_data().get(config.data.train_file) if config else None
-    return list(_examples(shipped.heldout, config.data.system_prompt)) if shipped and config else []
+    if shipped and config:
+        return list(_heldout(shipped.heldout, config.data.system_prompt))
+    return _of_run(choice.run)
+
+
+def _of_run(run: RunFolder) -> list[StarterQuestion]:
+    """Validation questions that the training program kept; for runs of earlier versions those that it asked."""
+    try:
+        rows = json.loads(run.questions.read_text(encoding="utf-8"))
+        examples = [StarterQuestion(str(row["question"]), str(row["system"])) for row in rows]
+    except FileNotFoundError:
+        asked = read_state(run.events).questions
+        examples = [StarterQuestion(question, "") for question in asked.questions] if asked else []
+    except (ValueError, KeyError, TypeError):
+        return []  # the file is damaged, and no question is needed
+    return list(dict.fromkeys(example for example in examples if example.question.strip()))[:EXAMPLES]
 
 
 @lru_cache(64)  # the file comes with the studio and does not change
-def _examples(heldout: Path, system_prompt: str | None) -> tuple[StarterQuestion, ...]:
-    records = read_records(heldout).records
+def _heldout(path: Path, system_prompt: str | None) -> tuple[StarterQuestion, ...]:
+    records = read_records(path).records
     shape = detect_format(records)
     by_question: dict[str, StarterQuestion] = {}
     for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
@@ -248,8 +266,11 @@ def _examples(heldout: Path, system_prompt: str | None) -> tuple[StarterQuestion
 
 
 def examples_for(choices: Sequence[Choice]) -> list[StarterQuestion]:
-    """Questions to begin with, out of the data of the first choice's run."""
-    try:
-        return examples(choices[0].config()) if choices else []
-    except StudioError:
-        return []  # the run's config is of another version: it can answer all the same
+    """Questions to begin with, out of the data of the first choice that has some."""
+    for choice in choices:
+        try:
+            if examples := suggestions(choice):
+                return examples
+        except StudioError:
+            continue  # the run's config is of another version: it can answer all the same
+    return []

@@ -10,7 +10,7 @@ from lora_studio.chat import choices as chat_choices
 from lora_studio.chat import prompts as chat_prompts
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
-from lora_studio.jobs.events import CheckpointSaved, RunState
+from lora_studio.jobs.events import CheckpointSaved, QuestionsAsked, RunState, to_line
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write
 
@@ -81,8 +81,62 @@ def test_columns_that_can_not_answer_together_are_refused(workspace: Workspace, 
 
 
 @pytest.mark.parametrize("name", ["pirate", "recommender", "technical", "alpaca"])
-def test_a_newcomer_is_offered_held_out_questions_of_a_shipped_set(name: str) -> None:
-    offered = chat_prompts.examples(parse({"data": {"train_file": name}}))
+def test_a_newcomer_is_offered_held_out_questions_of_a_shipped_set(workspace: Workspace, name: str) -> None:
+    offered = chat_prompts.suggestions(chosen(make_run(workspace, "Shipped", adapter=True, train_file=name)))
     assert len(offered) == chat_prompts.EXAMPLES
     assert all(example.question for example in offered)
     assert len({example.question for example in offered}) == chat_prompts.EXAMPLES
+
+
+def chosen(run: RunFolder) -> chat_choices.Choice:
+    return chat_choices.Choice(run.id, run.id, run.id, run.adapter, run)
+
+
+def test_of_other_data_the_runs_own_validation_questions_are_offered(workspace: Workspace) -> None:
+    run = make_run(workspace, "Own", adapter=True, train_file="/data/own.csv")
+    assert chat_prompts.suggestions(chosen(run)) == []
+    asked = QuestionsAsked(0.0, ["Why?", " "], ["a", "b"], ["c", "d"], [False, False])
+    run.events.write_text(to_line(asked))
+    assert chat_prompts.suggestions(chosen(run)) == [
+        chat_prompts.StarterQuestion("Why?", "")
+    ]  # a run of an earlier version
+    rows = [{"question": f"Question {number}?", "system": "Be brief."} for number in range(9)]
+    run.questions.write_text(json.dumps([rows[0], *rows]))
+    offered = chat_prompts.suggestions(chosen(run))
+    assert [example.question for example in offered] == [f"Question {number}?" for number in range(4)]
+    assert offered[0].system == "Be brief."
+    for damaged in ("{", '[{"question": 1}]', "[3]"):
+        run.questions.write_text(damaged)
+        assert chat_prompts.suggestions(chosen(run)) == []
+
+
+def test_a_columns_list_groups_adapters_by_run_and_says_why_some_can_not_be_chosen(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    run, later = (make_run(workspace, title, adapter=True, steps=(8, 16)) for title in ("One", "Two"))
+    saved = [CheckpointSaved(0.0, 8, "checkpoint-8", 0.5), CheckpointSaved(0.0, 16, "checkpoint-16", 0.75)]
+    other = write(tmp_path / "other", files(base_model_name_or_path="Qwen/Qwen3-8B"))
+    states = [RunState(run.id, "One", "done", checkpoints=saved), RunState(later.id, "Two", "done")]
+    available = chat_choices.choices(workspace, states, [str(other)])
+    groups = chat_choices.options(available, [run.id], run.id)
+    assert [(title.partition(" ·")[0], len(offered)) for title, offered in groups] == [
+        ("One", 3),
+        ("Two", 3),
+        ("External adapters", 1),
+    ]
+    assert [option.label for option in groups[0][1] if option.best] == ["Step 8, validation loss 0.5"]
+    assert not any(option.reason for _, offered in groups for option in offered)  # the only adapter decides the base
+
+    groups = chat_choices.options(available, [run.id, later.id], later.id)
+    reasons = {option.value: option.reason for _, offered in groups for option in offered}
+    assert reasons[run.id] == "in another column"
+    assert reasons[later.id] == reasons[f"{run.id}/checkpoint-8"] == ""
+    assert reasons[f"folder:{other}"] == "other base: Qwen/Qwen3-8B"
+    following = chat_choices.next_choice(available, [run.id])
+    assert following is not None
+    assert following.value == f"{run.id}/checkpoint-8"  # the best comes first
+    assert chat_choices.next_choice(available[-1:], [available[-1].value]) is None
+    (other / "adapter_config.json").write_text("{")
+    available = chat_choices.choices(workspace, states, [str(other)])
+    groups = chat_choices.options(available, [run.id, later.id], later.id)
+    assert groups[-1][1][0].reason == "its files can't be read"

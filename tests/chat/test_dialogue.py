@@ -92,3 +92,24 @@ def test_conversations_leave_as_rows_that_the_data_tab_reads() -> None:
     assert [len(conversation.messages) for conversation in said] == [5, 5]
     assert said[1].messages[0].content == "Be brief."
     assert said[1].messages[-1].content == "Arr Two?"
+
+
+def test_turns_of_one_question_stand_in_one_row_whenever_a_column_was_asked() -> None:
+    aligned = dialogue.aligned
+    assert aligned([("a", "b"), ("a", "b")]) == [(0, 0), (1, 1)]
+    assert aligned([("a", "b", "c"), ("c",)]) == [(0, None), (1, None), (2, 0)]
+    assert aligned([("a", "b"), ("x", "b")]) == [(0, 0), (1, 1)]
+    assert aligned([(), ("a",)]) == [(None, 0)]
+    assert aligned([("a",), ("a", "b"), ("b",)]) == [(0, 0, None), (None, 1, 0)]
+    assert aligned([(), ()]) == aligned([]) == []
+
+
+def test_a_shared_conversation_has_each_question_once() -> None:
+    talk = talk_of_two()
+    titles = {BASE: "Base: demo", "run": "Pirate"}
+    text = talk.markdown(titles, "Be brief.")
+    assert text.count("> One?") == text.count("> Two?") == 1
+    assert text.index("Be brief.") < text.index("Base One?") < text.index("Arr One?") < text.index("Base Two?")
+    whole = json.loads(talk.as_json(titles, "Be brief."))
+    assert [column["name"] for column in whole["columns"]] == ["Base: demo", "Pirate"]
+    assert contents(whole["columns"][1]["messages"]) == ["One?", "Arr One?", "Two?", "Arr Two?"]

@@ -1,5 +1,6 @@
 """Questions answered while a run goes on: the same ones each time, by base and adapter, without a trace in training."""
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from lora_studio.config.parsing import parse
 from lora_studio.data.dataset import prepare
 from lora_studio.data.preview import questions
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.callbacks import MAX_TEXT, shorten
+from lora_studio.engine.train.rows import write_suggestions
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Event, Finished, PhaseStarted, QuestionsAnswered, QuestionsAsked, StepLogged, fold
 from lora_studio.workspace import RunFolder
@@ -40,6 +43,22 @@ def test_texts_without_questions_are_refused(base: Path, tmp_path: Path) -> None
     prepared = prepare(str(path), load_tokenizer(str(base)), validation_fraction=0.5)
     with pytest.raises(StudioError, match="contains a prompt"):
         questions(prepared, 2, seed=1, longest=64)
+
+
+def test_a_run_keeps_validation_questions_for_the_chat_to_suggest(base: Path, data_file: Path, tmp_path: Path) -> None:
+    config = parse({"data": {"max_length": 64}})
+    run = RunFolder(tmp_path)
+    prepared = prepare(str(data_file), load_tokenizer(str(base)), validation_fraction=0.5, max_length=64)
+    write_suggestions(run, config, prepared)
+    kept_back = set(prepared.validation.row_numbers.tolist())
+    asked = {chat.messages[0].content for chat in prepared.conversations if chat.row in kept_back}
+    rows = json.loads(run.questions.read_text(encoding="utf-8"))
+    assert len(rows) == min(8, len(asked))
+    assert {row["question"] for row in rows} <= asked
+    run.questions.unlink()
+    prepared = prepare(str(data_file), load_tokenizer(str(base)), validation_fraction=0.0, max_length=64)
+    write_suggestions(run, config, prepared)
+    assert not run.questions.exists()
 
 
 def test_a_long_answer_is_cut_for_the_event() -> None:

@@ -1,18 +1,16 @@
-"""The folds of the chat tab that ask all columns something by itself: blind comparison, and sets of prompts."""
+"""What the chat tab asks all columns by itself: the blind comparison, and sets of prompts."""
 
 from typing import Any
 
 import gradio as gr
 import pytest
 
-from lora_studio.chat import prompts as votes
+from lora_studio.chat import prompts
 from lora_studio.chat.conversation import ChatState
 from lora_studio.chat.prompts import TIE
 from lora_studio.jobs.events import RunState
-from lora_studio.ui.chat import prompts as blind
-from lora_studio.ui.chat import prompts as chat_prompts
-from lora_studio.ui.chat import tab
-from lora_studio.ui.chat.handlers import Chat
+from lora_studio.ui.chat import blind, prompt_sets, tab
+from lora_studio.ui.chat.handlers import Chat, Click
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 from tests.chat.test_chat_choices import make_run
@@ -39,14 +37,15 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
 
 def ask_blindly(act: Chat) -> list[str]:
     """The panel after each piece."""
-    return [panel for _, panel in blind.answered(act, WHO, "Why?", "Be brief.", DEFAULTS)]
+    updates = list(blind.ask(act, WHO, "Why?", "Be brief.", DEFAULTS))
+    return [update[act.parts.board] for update in updates if act.parts.board in update]
 
 
 def test_columns_are_shuffled_and_have_no_name_until_the_vote(act: Chat, run: RunFolder) -> None:
     orders = set()
     for _ in range(40):
         panels = ask_blindly(act)
-        assert not [name for name in NAMES for panel in panels if name in panel.partition("Votes")[0]]
+        assert not [name for name in NAMES for panel in panels if name in panel.partition("chat-tally")[0]]
         asked = act.studio.chat.asked[-1][1]["columns"]
         assert [message["content"] for message in asked[0]["messages"]] == ["Be brief.", "Why?"]
         orders.add(tuple(column["adapter"] for column in asked))
@@ -63,25 +62,26 @@ def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) 
         assert all(name in shown for name in NAMES)
         assert "is better</button>" not in shown
         blind.vote(act, WHO, 1 - max(best, 0))
-    kept = votes.read_votes(act.studio.workspace)
+    kept = prompts.read_votes(act.studio.workspace)
     assert [vote.best for vote in kept] == [0, 1, 1, TIE]
     for vote in kept:
         assert dict(zip(vote.names, vote.answers, strict=True)) == dict(
             zip(NAMES, ("Rome, Why?", "Arr, Why?"), strict=True)
         )
         assert vote.messages[-1]["content"] == "Why?"
-    shown = blind.drawn_blind(act, act.talk(WHO))
+    list(act.act(Click("blind"), WHO, "", act.parts.copied, DEFAULTS))
+    shown = act.arrive(WHO)[act.parts.board]
     assert "4 votes so far" in shown
-    assert "95 % interval" in shown
+    assert "95 % CI" in shown
     assert "Download 3 preference pairs" in shown
 
 
 def test_a_set_of_prompts_is_read_as_a_table_and_stays_over_a_reload(act: Chat) -> None:
-    words, table = list(chat_prompts.asked(act, WHO, ["One?", "<b>"], "", DEFAULTS))[-1]
-    assert "2 prompts asked of 2 columns." in words
+    words, table = list(prompt_sets.asked(act, WHO, ["One?", "<b>"], "", DEFAULTS))[-1]
+    assert "2 prompts answered by 2 columns." in words
     for cell in (*NAMES, "One?", "Rome, One?", "Arr, One?", "Arr, &lt;b&gt;"):
         assert cell in table
-    assert "Download as CSV" in table
-    assert chat_prompts.drawn(*chat_prompts.kept_rows(act, WHO)) == table
+    assert "Download CSV" in table
+    assert prompt_sets.drawn(*prompt_sets.kept_rows(act, WHO)) == table
     questions = [params["columns"][0]["messages"] for method, params in act.studio.chat.asked if method == "generate"]
     assert [[message["content"] for message in asked] for asked in questions] == [["One?"], ["<b>"]]

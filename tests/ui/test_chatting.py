@@ -1,5 +1,7 @@
 """What the chat tab's events do, with a session that only plays answers back."""
 
+import json
+import re
 import shutil
 import threading
 from collections.abc import Collection
@@ -19,8 +21,8 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
 from lora_studio.models.hardware import Device
-from lora_studio.ui.chat import tab
-from lora_studio.ui.chat.handlers import Chat, Updates
+from lora_studio.ui.chat import external, tab
+from lora_studio.ui.chat.handlers import Chat, Click, Updates
 from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
@@ -92,8 +94,12 @@ def send(act: Chat, question: str, who: str = WHO, system: str = "Be a pirate.")
 
 
 def click(act: Chat, action: str, column: str = "", value: str = "", text: str = "") -> list[Updates]:
-    event = {"act": action, "column": column, "value": value, "text": text}
-    return list(act.act(event, WHO, "Be a pirate.", act.parts.extra, DEFAULTS))
+    return list(act.act(Click(action, column, value, text), WHO, "Be a pirate.", act.parts.copied, DEFAULTS))
+
+
+def chosen(heads: str) -> list[str]:
+    """The adapters of the columns, out of their heads."""
+    return re.findall(r'<select data-column="([^"]+)"', heads)
 
 
 def answers(act: Chat, name: str, who: str = WHO) -> list[str]:
@@ -113,7 +119,8 @@ def test_a_question_loads_the_adapters_and_all_columns_answer(act: Chat, run: Ru
     told = "".join(str(update.get(act.parts.status, "")) for update in updates)
     assert "500 MB of 2.0 GB, 50 MB/s, 30 s left" in told
     shown = [update[act.parts.board] for update in updates if act.parts.board in update]
-    assert shown[-1].count('class="chat-column"') == 3
+    assert shown[-1].count('class="chat-cell"') == 3
+    assert shown[-1].count("Capital of Italy?</div>") == 1 + 3  # the question once, and the end of each answer
     assert "Arr, Capital of Italy?" in shown[-1]
     assert answers(act, BASE) == ["Rome, Capital of Italy?"]
     assert act.talk(WHO).notes[run.id].startswith("3 tokens, 9 tokens/s")
@@ -139,7 +146,7 @@ def test_the_newest_adapter_of_a_run_takes_over_from_a_checkpoint_that_the_run_d
     assert "The checkpoint at step 8 no longer exists: Pirate, checkpoint at step 16 answers instead." in str(
         told[act.parts.message]
     )
-    assert told[act.parts.choice].value == [f"{run.id}/checkpoint-16"]
+    assert chosen(told[act.parts.heads]) == [f"{run.id}/checkpoint-16"]
     assert answers(act, f"{run.id}/checkpoint-16") == ["Arr, One?", "Arr, Two?"]
     assert act.studio.chat.asked[-2][1]["adapters"] == {
         f"{run.id}/checkpoint-16": str(run.checkpoints / "checkpoint-16")
@@ -183,8 +190,8 @@ def test_a_stop_while_the_base_is_loaded_ends_the_load_and_gives_the_question_ba
 def test_what_a_comparison_of_tokens_loaded_can_be_unloaded(act: Chat) -> None:
     send(act, "One?")
     list(act.unload(WHO))
-    told = [update[act.parts.unload] for update in click(act, "tokens") if act.parts.unload in update]
-    assert [button.interactive for button in told] == [True]
+    told = [update[act.parts.status] for update in click(act, "tokens") if act.parts.status in update]
+    assert 'data-act="unload"' in told[-1]
 
 
 def test_two_people_have_columns_and_conversations_of_their_own(act: Chat, run: RunFolder) -> None:
@@ -267,17 +274,18 @@ def test_words_that_differ_are_marked_on_demand(act: Chat) -> None:
 
 
 def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None:
-    assert "no answer to look at" in str(click(act, "tokens")[-1][act.parts.message])
+    assert "No answer to score yet" in click(act, "tokens")[-1][act.parts.extra]
+    click(act, "tokens")
     send(act, "One?")
     shown = click(act, "tokens")[-1][act.parts.extra]
     assert act.studio.chat.asked[-1][1]["answer"] == "Arr, One?"
-    assert "Pirate: KL divergence from the base, 0.75 nats a token" in shown
+    assert "Pirate: mean KL divergence from the base 0.75 nats/token" in shown
     assert "&lt;b&gt;" in shown
     assert "base 5.0 %, adapter 90.5 %" in shown
 
 
 def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> None:
-    offered = chat_prompts.examples(act.columns(act.talk(WHO)).chosen[0].config())
+    offered = chat_prompts.examples_for(act.columns(act.talk(WHO)).chosen)
     click(act, "example", value="1")
     assert act.studio.chat.asked[-1][1]["columns"][0]["messages"][-1]["content"] == offered[1].question
 
@@ -327,19 +335,27 @@ def test_sampling_is_checked_and_an_emptied_box_is_its_default(act: Chat) -> Non
 
 
 def test_sampling_can_be_taken_from_a_preset(act: Chat) -> None:
-    assert {"problem-solver", "technical-assistant", "yes-no-recommender"} <= set(act.offers())
-    values = dict(zip([setting.path for setting in SAMPLING], act.sampling_like("problem-solver"), strict=True))
+    assert {"problem-solver", "technical-assistant", "yes-no-recommender"} <= set(
+        tab.sampling_presets(act.studio.workspace)
+    )
+    values = dict(
+        zip(
+            [setting.path for setting in SAMPLING],
+            tab.sampling_like(act.studio.workspace, "problem-solver"),
+            strict=True,
+        )
+    )
     assert values["generation.max_new_tokens"] == 4096
     assert (values["generation.temperature"], values["generation.top_p"]) == ("0.7", "0.9")
-    assert act.sampling_like("as set below") == DEFAULTS
+    assert tab.sampling_like(act.studio.workspace, "as set below") == DEFAULTS
 
 
 def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat) -> None:
     updates = list(act.load(WHO))
     assert any("Loading base model" in str(update.get(act.parts.status)) for update in updates)
-    assert "In memory: demo with Pirate" in updates[-1][act.parts.status]
+    assert "<span>demo + Pirate · 1.0 kB</span>" in updates[-1][act.parts.status]
     assert "used by the chat (demo)" in updates[-1][act.parts.status]
-    assert "No model is in memory" in list(act.unload(WHO))[-1][act.parts.status]
+    assert "Not loaded" in list(act.unload(WHO))[-1][act.parts.status]
     assert act.engine.loaded is None
 
 
@@ -367,7 +383,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     assert session.running
     assert isinstance(next(answered), Generated)
     assert list(answered) == []
-    assert "No model is in memory" in list(unloading)[-1][act.parts.status]
+    assert "Not loaded" in list(unloading)[-1][act.parts.status]
     assert not session.running
     answered = act.engine.answer(
         f"page bert {WHO}", ModelSelection("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {}
@@ -377,7 +393,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     unloading = act.unload(OTHER)
     next(unloading)
     act.stop(OTHER)
-    assert "Stopped before it started" in list(unloading)[-1][act.parts.status]
+    assert "Stopped before it started" in list(unloading)[-1][act.parts.message]
     now[0] = "anna"
     act.arrive(WHO)
     list(act.unload(WHO))
@@ -410,12 +426,12 @@ def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch
     monkeypatch.setattr("lora_studio.chat.arbiter.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     act.studio.supervisor.found.append(RunState("20260101-000000-x-ab12", "Long one", "running"))
     last = list(act.load(WHO))[-1]
-    assert "1.0 MB are free while Long one trains" in last[act.parts.status]
-    assert 'data-act="force"' in last[act.parts.status]
+    assert "1.0 MB are free while Long one trains" in last[act.parts.message]
+    assert 'data-act="force"' in last[act.parts.message]
     assert act.studio.chat.asked == []
     assert "are free while" in send(act, "Hi")[-1][act.parts.message]
     last = list(act.load(WHO, force=True))[-1]
-    assert "used by the run Long one and the chat (demo)" in last[act.parts.status]
+    assert "used by the run Long one and the chat (demo)" in last[act.parts.notes]
     assert answers(act, BASE) == []
     send(act, "Hi")
     assert answers(act, BASE) == ["Rome, Hi"]
@@ -432,12 +448,11 @@ def test_a_reload_brings_columns_conversation_and_sampling_back(act: Chat, run: 
     act.pick(WHO, [checkpoint])
     list(act.send(WHO, "One?", "Be brief.", 99, *DEFAULTS[1:]))
     updates = act.arrive(WHO)
-    assert updates[act.parts.choice].value == [checkpoint]
+    assert chosen(updates[act.parts.heads]) == [checkpoint]
     assert "Arr, One?" in updates[act.parts.board]
-    assert "<h3>Pirate, step 8</h3>" in updates[act.parts.board]
     assert updates[act.parts.system] == "Be brief."
     assert updates[act.parts.sampling[0]] == 99
-    assert act.arrive(OTHER)[act.parts.choice].value == [run.id]
+    assert chosen(act.arrive(OTHER)[act.parts.heads]) == [run.id]
 
 
 def test_without_any_adapter_the_tab_says_what_to_do(act: Chat) -> None:
@@ -451,32 +466,32 @@ def test_without_any_adapter_the_tab_says_what_to_do(act: Chat) -> None:
 def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
     other = make_run(act.studio.workspace, "Other", adapter=True)
     act.studio.supervisor.found.insert(0, RunState(other.id, "Other", "done"))
-    assert act.arrive(WHO, other.id)[act.parts.choice].value == [other.id]
-    assert act.arrive(WHO)[act.parts.choice].value == [other.id]
+    assert chosen(act.arrive(WHO, other.id)[act.parts.heads]) == [other.id]
+    assert chosen(act.arrive(WHO)[act.parts.heads]) == [other.id]
 
 
-def test_an_adapter_from_elsewhere_gets_a_column_or_a_reason(act: Chat, run: RunFolder, tmp_path: Path) -> None:
+def test_an_external_adapter_gets_a_column_or_a_reason(act: Chat, run: RunFolder, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "brought.zip", files())
-    updates = tab.added(act, WHO, str(archive), zipped=True)
-    assert "LoRA of rank 2 on demo" in updates["said"]
+    updates = external.added(act, WHO, str(archive), zipped=True)
+    assert "LoRA of rank 2 on demo" in updates["message"]
     assert len(act.talk(WHO).adapters) == 2
-    tab.added(act, WHO, str(write(tmp_path / "mine", files())))
+    external.added(act, WHO, str(write(tmp_path / "mine", files())))
     assert "brought" in send(act, "One?")[-2][act.parts.board]
     assert len(act.studio.chat.asked[-1][1]["columns"]) == 4
     other = write(tmp_path / "other", files(base_model_name_or_path="Qwen/Qwen3-8B"))
     for given, words in (
-        ("", "Nothing is named"),
+        ("", "No adapter is named"),
         (str(other), "trained on Qwen/Qwen3-8B"),
         ("/nowhere", "does not exist"),
     ):
-        assert words in tab.added(act, WHO, given)["said"]
+        assert words in external.added(act, WHO, given)["message"]
     assert len(act.talk(WHO).adapters) == 3
 
 
 def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
     send(act, "One?")
-    updates = click(act, "export")[-1]
-    assert "conversations.jsonl" in updates[act.parts.extra]
+    updates = click(act, "jsonl")[-1]
+    assert "conversations.jsonl" in updates[act.parts.copied]
     (path,) = act.studio.workspace.downloads_folder.glob("*/*/conversations.jsonl")
     assert path.read_text() == conversation.ChatState(**vars(act.talk(WHO))).jsonl("Be a pirate.")
 
@@ -499,16 +514,115 @@ def test_a_kept_adapter_that_is_damaged_is_told_never_breaks_the_tab_and_can_be_
     act: Chat, workspace: Workspace, tmp_path: Path, file: str, content: bytes
 ) -> None:
     archive = zipped(tmp_path / "other.zip", files())
-    tab.added(act, WHO, str(archive), zipped=True)
-    (folder,) = [Path(chosen) for _, chosen in tab.offered(act)]
+    external.added(act, WHO, str(archive), zipped=True)
+    (folder,) = [Path(chosen) for _, chosen in external.offered(act)]
     act.pick(WHO, [f"{choices.FOLDER}{folder}"])
     (folder / file).write_bytes(content)
     shown = act.arrive(WHO)
-    assert file in shown[act.parts.status]
+    assert file in shown[act.parts.message]
     assert shown[act.parts.board]
-    gone = tab.removed(act, WHO, str(folder))
-    assert "is removed" in gone["said"]
+    gone = external.removed(act, WHO, str(folder))
+    assert "is removed" in gone["message"]
     assert not folder.exists()
-    assert tab.offered(act) == []
-    assert "not among the imported" in tab.removed(act, WHO, str(folder))["said"]
-    assert "No adapter is chosen" in tab.removed(act, WHO, None)["said"]
+    assert external.offered(act) == []
+    assert "not among the imported" in external.removed(act, WHO, str(folder))["message"]
+    assert "No adapter is chosen" in external.removed(act, WHO, None)["message"]
+
+
+def test_columns_are_added_changed_and_removed_and_bring_their_conversation_back(act: Chat, run: RunFolder) -> None:
+    send(act, "One?")
+    checkpoint = f"{run.id}/checkpoint-8"
+    added = click(act, "add")[-1]
+    assert chosen(added[act.parts.heads]) == [run.id, checkpoint]
+    assert "Ask here" in added[act.parts.board]
+    click(act, "ask", checkpoint, "0")
+    assert answers(act, checkpoint) == ["Arr, One?"]
+    assert [column["adapter"] for column in act.studio.chat.asked[-1][1]["columns"]] == [checkpoint]
+    assert "No other adapter of this base" in click(act, "add")[-1][act.parts.message]
+    removed = click(act, "remove", run.id)[-1]
+    assert chosen(removed[act.parts.heads]) == [checkpoint]
+    assert chosen(click(act, "remove", checkpoint)[-1][act.parts.heads]) == [checkpoint]  # the last one stays
+    changed = click(act, "pick", checkpoint, run.id)[-1]
+    assert chosen(changed[act.parts.heads]) == [run.id]
+    assert "Arr, One?" in changed[act.parts.board]
+
+
+def test_a_question_that_is_edited_is_asked_of_all_columns_that_have_it(act: Chat, run: RunFolder) -> None:
+    send(act, "One?")
+    send(act, "Two?")
+    click(act, "edit", value="0", text="Uno?")
+    assert answers(act, run.id) == ["Arr, Uno?"]
+    assert answers(act, BASE) == ["Rome, Uno?"]
+
+
+def test_undo_takes_out_the_last_turn_where_there_is_one(act: Chat, run: RunFolder) -> None:
+    send(act, "One?")
+    send(act, "Two?")
+    click(act, "undo", run.id)
+    click(act, "undo")
+    assert answers(act, run.id) == ["Arr, One?"]
+    assert answers(act, BASE) == ["Rome, One?"]
+
+
+def test_stop_stands_in_the_place_of_send_and_a_second_question_waits(act: Chat) -> None:
+    asking = act.send(WHO, "One?", "", *DEFAULTS)
+    for update in asking:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    second = send(act, "Two?")[-1]
+    assert "still being answered" in second[act.parts.message]
+    assert second[act.parts.question] == "Two?"
+    assert (second[act.parts.send].visible, second[act.parts.stop].visible) == (False, True)
+    assert "still being answered" in click(act, "clear")[-1][act.parts.message]
+    assert "<mark>" in click(act, "marks")[-1][act.parts.board]  # what is switched meanwhile counts at once
+    last = list(asking)[-1]
+    assert "<mark>" in last[act.parts.board]
+    assert (last[act.parts.send].visible, last[act.parts.stop].visible) == (True, False)
+    assert act.talk(WHO).marks
+    assert answers(act, BASE) == ["Rome, One?"]
+
+
+def test_after_a_stop_the_page_can_ask_again_even_where_the_one_that_asked_is_gone(act: Chat) -> None:
+    asking = act.send(WHO, "One?", "", *DEFAULTS)
+    for update in asking:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    shown = act.stop(WHO)
+    assert (shown[act.parts.send].visible, shown[act.parts.stop].visible) == (True, False)
+    act.check_idle(WHO)
+
+
+def test_a_conversation_leaves_as_text_and_as_files(act: Chat, run: RunFolder) -> None:
+    send(act, "<b>One?")
+    copied = click(act, "copy")[-1][act.parts.copied]
+    assert "&gt; &lt;b&gt;One?" in copied
+    assert "### Base: demo" in copied
+    path = Path(re.search(r"file=([^\"]+)", click(act, "markdown")[-1][act.parts.copied])[1])  # type: ignore[index]
+    text = path.read_text(encoding="utf-8")
+    assert text.count("> <b>One?") == 1
+    assert [text.index(words) for words in ("Be a pirate.", "Rome, <b>One?", "### Pirate", "Arr, <b>One?")]
+    path = Path(re.search(r"file=([^\"]+)", click(act, "json")[-1][act.parts.copied])[1])  # type: ignore[index]
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    assert [column["name"] for column in whole["columns"]] == ["Base: demo", "Pirate"]
+    assert whole["columns"][1]["messages"][-1] == {"role": "assistant", "content": "Arr, <b>One?"}
+    assert whole["system_prompt"] == "Be a pirate."
+    assert whole["sampling"]["max_new_tokens"] == DEFAULTS[0]
+
+
+def test_the_blind_comparison_hides_who_answers_and_keeps_the_conversation(act: Chat) -> None:
+    send(act, "One?")
+    shown = click(act, "blind")[-1]
+    assert chosen(shown[act.parts.heads]) == []
+    assert "unnamed" in shown[act.parts.heads]
+    assert "No votes yet" in shown[act.parts.board]
+    back = click(act, "blind")[-1]
+    assert "Arr, One?" in back[act.parts.board]
+    assert len(chosen(back[act.parts.heads])) == 1
+
+
+def test_with_token_probabilities_switched_on_each_answer_is_scored(act: Chat) -> None:
+    click(act, "tokens")
+    last = send(act, "One?")[-1]
+    assert "nats/token" in last[act.parts.extra]
+    assert act.parts.extra not in act.arrive(WHO)  # it stays while other tabs are looked at
+    assert act.pick(WHO, act.talk(WHO).adapters)[act.parts.extra] == ""

@@ -6,6 +6,7 @@ later ones are ignored. So an answer counts as correct exactly when greedy gener
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from lora_studio.engine.runtime import EventLog, data_progress
 from lora_studio.errors import OtherRowsError, StudioError
 from lora_studio.jobs.events import DataPrepared, Warned
 from lora_studio.units import count
-from lora_studio.workspace import RunFolder
+from lora_studio.workspace import RunFolder, write_atomically
 
 AT_ONCE = 1 << 25  # logits that are in memory together
+SUGGESTED = 8  # questions that the chat can suggest
 _END_OF_THINKING = "</think>"
 
 Decode = Callable[[list[int]], str]
@@ -170,8 +172,23 @@ def prepare_rows(run: RunFolder, config: Config, log: EventLog, *, resumed: bool
     log.emit(data)
     for message in prepared.marks:
         log.emit(Warned(time.time(), message))
+    write_suggestions(run, config, prepared)
     meter = label_meter(config, prepared, tokenizer, log)
     return TrainingRows(prepared, tokenizer, meter, questions_to_ask(config, prepared))
+
+
+def write_suggestions(run: RunFolder, config: Config, prepared: Prepared) -> None:
+    """Keeps a few validation questions beside the run, each with its system prompt, for the chat to suggest."""
+    try:
+        validation = questions(prepared, SUGGESTED, seed=config.data.split_seed, longest=config.data.max_length)
+    except StudioError:
+        return  # no validation row asks something: the chat has nothing to suggest
+    suggestions = []
+    for question in validation:
+        first = {str(message["role"]): str(message["content"]) for message in reversed(question.messages)}
+        if "user" in first:
+            suggestions.append({"question": first["user"], "system": first.get("system", "")})
+    write_atomically(run.questions, json.dumps(suggestions, ensure_ascii=False))
 
 
 def data_event(prepared: Prepared) -> DataPrepared:

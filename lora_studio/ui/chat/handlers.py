@@ -1,10 +1,11 @@
 """What the chat tab's events do: choose columns, load, ask, edit, undo, stop, and carry pieces of text to the page.
 
-State is in `chat.conversation`, who can answer in `chat.choices`, markup in `ui.chat.columns`, the way to the engine in
-`chat.arbiter`. Each browser has its own chat, kept in the workspace, so a reload loses nothing.
+State is in `chat.conversation`, who can answer in `chat.choices`, markup in `ui.chat.columns` and `ui.chat.controls`,
+the way to the engine in `chat.arbiter`. Each browser has its own chat, kept in the workspace: a reload loses nothing.
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,23 +14,30 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from lora_studio.chat import arbiter, conversation
+from lora_studio.chat import arbiter, conversation, prompts
 from lora_studio.chat import choices as chat_choices
-from lora_studio.chat.arbiter import Answer, ConsentError, Ready, Status, asker
+from lora_studio.chat.arbiter import Answer, Ready, Status, asker
 from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, select_models
 from lora_studio.chat.conversation import BASE, SAMPLING, ChatState, plain
-from lora_studio.chat.prompts import examples_for
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import presets
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import columns as chat_board
+from lora_studio.ui.chat import controls, votes
 from lora_studio.ui.studio import Studio, Updates
 
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
-OWN_SAMPLING = "as set below"
+
+
+@dataclass(frozen=True)
+class Click:
+    """A click in the markup of the tab: what it asks for, in which column, with which value or text."""
+
+    act: str
+    column: str = ""
+    value: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,19 +46,21 @@ class Parts:
 
     nothing: gr.HTML
     body: gr.Column
-    choice: gr.Dropdown
-    load: gr.Button
-    unload: gr.Button
     status: gr.HTML
+    tools: gr.HTML
+    notes: gr.HTML
+    heads: gr.HTML
     board: gr.HTML
+    extra: gr.HTML
+    message: gr.HTML
     question: gr.Textbox
     send: gr.Button
     stop: gr.Button
-    message: gr.HTML
-    extra: gr.HTML
+    cards: gr.HTML
     system: gr.Textbox
     like: gr.Dropdown
     sampling: list[Any]
+    copied: gr.HTML
 
     def all(self) -> list[Component | gr.Column]:
         """Every component, for events that may change any of them."""
@@ -66,6 +76,7 @@ class Chat:
     def __init__(self, studio: Studio, parts: Parts) -> None:
         self.studio, self.parts = studio, parts
         self.engine = studio.engine
+        self._answering: dict[str, ChatState] = {}  # the chats that are being answered now
 
     # -- who can answer, and what was said
 
@@ -104,8 +115,9 @@ class Chat:
         words = chat_choices.follow(columns.found, talk)
         if not words:
             return columns, {}
-        updates = {self.parts.choice: _offered(self.choices(talk), talk), self.parts.message: html.notice(words)}
-        return replace(columns, adapters=list(talk.adapters)), updates
+        columns = replace(columns, adapters=list(talk.adapters))
+        updates = {self.parts.heads: self._heads(talk, columns, self.choices(talk))}
+        return columns, updates | {self.parts.message: html.notice(words)}
 
     # -- painting
 
@@ -122,13 +134,13 @@ class Chat:
         if adapters != talk.adapters:
             talk.adapters, talk.system = adapters, None
             self.keep(who, talk)
-        return updates | self._paint(talk, choices) | self._sampling_shown(talk)
+        return updates | self._paint(talk, choices) | self._sampling_shown(talk) | self.buttons(who)
 
-    def pick(self, who: str, values: list[str]) -> Updates:
+    def pick(self, who: str, values: Sequence[str]) -> Updates:
         """Other columns: those that were shown before bring their conversations back."""
         talk = self.talk(who)
         first = talk.adapters[:1]
-        talk.adapters = list(values or [])
+        talk.adapters, talk.scored = list(dict.fromkeys(values)), False
         if talk.adapters[:1] != first:
             talk.system = None
         self.keep(who, talk)
@@ -143,50 +155,61 @@ class Chat:
         p = self.parts
         if not choices:
             return {p.nothing: gr.HTML(visible=True), p.body: gr.Column(visible=False)}
+        columns = Columns(choices, list(talk.adapters))
         updates: Updates = {
             p.nothing: gr.HTML(visible=False),
             p.body: gr.Column(visible=True),
-            p.choice: _offered(choices, talk),
-            p.extra: "",
+            p.heads: self._heads(talk, columns, choices),
+            p.tools: controls.tools(talk),
         }
-        columns = Columns(choices, list(talk.adapters))
-        with contextlib.suppress(StudioError):  # the status says it
-            updates |= {p.system: self.system(talk, columns.chosen)}
+        if not talk.scored:
+            updates[p.extra] = ""
+        with contextlib.suppress(StudioError):  # the message says it
+            updates |= {p.system: self.system(talk, columns.chosen), p.cards: controls.cards(columns.chosen)}
         return updates | self.memory(columns) | {p.board: self.board(talk, columns)}
 
+    def _heads(self, talk: ChatState, columns: Columns, choices: Sequence[Choice]) -> str:
+        if talk.blinded:
+            return controls.blind_head()
+        return controls.heads(columns.titles[BASE], choices, [choice.value for choice in columns.shown])
+
     def memory(self, columns: Columns) -> Updates:
-        """What is in memory, or why the columns can't answer together; and whether there is something to unload."""
+        """What is in memory, or why the columns can't answer together."""
+        p, loaded = self.parts, self.engine.loaded
         try:
-            words = self.status(columns.chosen)
+            selected = columns.chosen
         except StudioError as error:
-            words = html.problem(error)
-        return {self.parts.status: words, self.parts.unload: gr.Button(interactive=self.engine.loaded is not None)}
+            pill = controls.memory(None, [], "", loaded.base if loaded else "")
+            return {p.status: pill, p.notes: "", p.message: html.problem(error)}
+        here = loaded if self.engine.holds(select_models(selected)) else None
+        holder = f"the chat ({loaded.base})" if loaded else None
+        evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
+        holders = arbiter.holders(self.engine.run, holder, evaluating, exporting)
+        sharing = holders if loaded and (self.engine.run or evaluating or exporting) else ""
+        pill = controls.memory(here, selected, holders, loaded.base if loaded else "")
+        return {p.status: pill, p.notes: controls.memory_notes(here, sharing)}
 
     def remember(self, who: str) -> Updates:
         """The same for a browser, after something else brought models into memory."""
         return self.memory(self.columns(self.talk(who)))
 
-    def status(self, selected: Sequence[Choice]) -> str:
-        loaded = self.engine.loaded if self.engine.holds(select_models(selected)) else None
-        holder = f"the chat ({self.engine.loaded.base})" if self.engine.loaded else None
-        evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
-        who = arbiter.holders(self.engine.run, holder, evaluating, exporting)
-        return chat_board.memory(loaded, selected, who, self.engine.loaded is not None) + chat_board.cards(selected)
-
     def system(self, talk: ChatState, selected: Sequence[Choice]) -> str:
         """The system prompt that the columns are given."""
         return selected[0].card().system_prompt if talk.system is None else talk.system
 
-    def board(self, talk: ChatState, columns: Columns) -> str:
+    def board(self, talk: ChatState, columns: Columns, *, busy: bool = False) -> str:
         """All columns of a person's chat. Called for each piece of an answer: reads nothing once something is said."""
         titles = columns.titles
-        columns_shown = [
-            (name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in talk.names if name in titles
-        ]
-        has_messages = any(messages for _, _, messages, _ in columns_shown)
-        return chat_board.board(
-            columns_shown, marks=talk.marks, examples=() if has_messages else examples_for(columns.shown)
-        )
+        names = [name for name in talk.names if name in titles]
+        turns = talk.turns(names)
+        start = chat_board.start(len(names), prompts.examples_for(columns.shown)) if not turns else ""
+        if talk.blinded:
+            kept = prompts.read_votes(self.studio.workspace)
+            return votes.board(talk.blind, kept) if talk.blind else start + votes.tally(kept)
+        if not turns:
+            return start
+        shown = [chat_board.Column(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
+        return chat_board.board(shown, turns, marks=talk.marks, busy=busy)
 
     def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
@@ -197,18 +220,17 @@ class Chat:
     def load(self, who: str, force: bool = False) -> Iterator[Updates]:
         """Brings base and adapters into memory, with progress."""
         p = self.parts
-        again = {p.load: gr.Button(interactive=True)}
         _, columns, updates = self.followed(who)
-        yield {p.load: gr.Button(interactive=False)} | updates
+        yield updates
         try:
             selected = columns.chosen
             with contextlib.closing(self.engine.load(self.asker(who), select_models(selected), force=force)) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: chat_board.status(answer)}
-            yield again | self.memory(columns)
+                        yield {p.status: controls.status(answer)}
+            yield self.memory(columns)
         except StudioError as error:
-            yield again | {p.status: said(error)}
+            yield self.memory(columns) | {p.message: controls.problem(error)}
 
     def unload(self, who: str) -> Iterator[Updates]:
         """Frees the memory: the owner at once, others when nobody is being answered."""
@@ -219,10 +241,10 @@ class Chat:
             ) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: chat_board.status(answer), p.stop: gr.Button(interactive=True)}
-            yield self.paint(self.talk(who)) | {p.stop: gr.Button(interactive=False)}
+                        yield {p.status: controls.status(answer), p.stop: gr.Button(visible=True)}
+            yield self.paint(self.talk(who)) | self.buttons(who)
         except StudioError as error:
-            yield {p.status: said(error), p.stop: gr.Button(interactive=False)}
+            yield self.remember(who) | {p.message: controls.problem(error)} | self.buttons(who)
 
     # -- asking
 
@@ -230,14 +252,19 @@ class Chat:
         """Asks all columns and shows their answers as they grow."""
         question = question.strip()
         if not question:
-            yield {self.parts.message: html.notice("There is no question yet.", "Type one, or press an example.")}
+            yield {self.parts.message: html.notice("There is no question yet.", "Type one, or press a suggestion.")}
             return
         talk, columns, updates = self.followed(who)
         yield updates
         try:
             yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
         except StudioError as error:
-            yield self._failed(columns, error) | {self.parts.question: question}
+            yield self.failed(who, columns, error) | {self.parts.question: question}
+
+    def check_idle(self, who: str) -> None:
+        """Raises `StudioError` while a browser's chat is answered: the next question would follow half an answer."""
+        if who in self._answering:
+            raise StudioError("The last question is still being answered.", "Wait for it, or press Stop and ask again.")
 
     def ask(
         self,
@@ -251,6 +278,7 @@ class Chat:
     ) -> Iterator[Updates]:
         """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
         it was `before`, and a new question comes back."""
+        self.check_idle(who)
         for question in questions.values():
             check_length("The question", question, QUESTION)
         check_length("The system prompt", system, SYSTEM_PROMPT)
@@ -262,31 +290,50 @@ class Chat:
         for name, question in questions.items():
             talk.ask(question, [name])
         self.keep(who, talk)
-        begun = {p.send: gr.Button(interactive=False), p.stop: gr.Button(interactive=True), p.question: ""}
-        yield begun | {p.board: self.board(talk, columns), p.extra: ""}
         requests = [
             ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system)) for name in names
         ]
+        with self.answering(who, talk):
+            begun = {p.question: "", p.extra: "", p.tools: controls.tools(talk, busy=True)}
+            yield self.buttons(who) | begun | {p.board: self.board(talk, columns, busy=True)}
+            try:
+                with contextlib.closing(
+                    self.engine.answer(self.asker(who), select_models(selected), requests, plain(talk.sampling))
+                ) as answers:
+                    yield from self._carry(who, talk, columns, names, answers)
+                failure = None
+            except StudioError as error:
+                failure = error
+            finally:
+                unanswered = talk.take_back(names, before)
+                conversation.write_state(workspace, who, talk)
+        if failure is None:
+            yield self.buttons(who) | {p.tools: controls.tools(talk), p.board: self.board(talk, columns)}
+            if talk.scored:
+                yield from self._score(who, talk, columns, system)
+            return
+        # A run may have deleted a checkpoint while that was loaded.
+        columns, updates = self._follow(talk) if unanswered else (columns, {})
+        question = questions[names[0]]
+        if updates and not before:
+            yield updates
+            yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
+            return
+        if updates:
+            self.keep(who, talk)
+        back = {p.question: question} if unanswered and not before else {}
+        painted = {p.board: self.board(talk, columns), p.tools: controls.tools(talk)}
+        yield self.failed(who, columns, failure) | updates | back | painted
+
+    @contextlib.contextmanager
+    def answering(self, who: str, talk: ChatState) -> Iterator[None]:
+        """Meanwhile a browser's chat is being answered, and what is switched in it counts at once."""
+        self._answering[who] = talk
         try:
-            with contextlib.closing(
-                self.engine.answer(self.asker(who), select_models(selected), requests, plain(talk.sampling))
-            ) as answers:
-                yield from self._carry(who, talk, columns, names, answers)
-            yield self._idle()
-        except StudioError as error:
-            question = questions[names[0]]
-            unanswered = talk.take_back(names, before)
-            # A run may have deleted a checkpoint while that was loaded.
-            columns, updates = self._follow(talk) if unanswered else (columns, {})
-            if updates and not before:
-                yield updates
-                yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
-                return
-            back = {p.question: question} if unanswered and not before else {}
-            yield self._failed(columns, error) | updates | back | {p.board: self.board(talk, columns)}
+            yield
         finally:
-            talk.take_back(names, before)
-            conversation.write_state(workspace, who, talk)
+            if self._answering.get(who) is talk:
+                del self._answering[who]
 
     def _carry(
         self, who: str, talk: ChatState, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
@@ -295,7 +342,7 @@ class Chat:
         p, written = self.parts, time.monotonic()
         for answer in answers:
             if isinstance(answer, Status):
-                yield {p.status: chat_board.status(answer)}
+                yield {p.status: controls.status(answer)}
                 continue
             if isinstance(answer, Ready):
                 yield self.memory(columns)
@@ -311,114 +358,166 @@ class Chat:
             if time.monotonic() - written > KEEP_SECONDS:
                 self.keep(who, talk)
                 written = time.monotonic()
-            yield {p.board: self.board(talk, columns)}
+            yield {p.board: self.board(talk, columns, busy=True)}
 
-    def _idle(self) -> Updates:
-        p = self.parts
-        return {p.send: gr.Button(interactive=True), p.stop: gr.Button(interactive=False)}
+    def buttons(self, who: str) -> Updates:
+        """Stop in the place of Send while a browser's chat is being answered."""
+        busy = who in self._answering
+        return {self.parts.send: gr.Button(visible=not busy), self.parts.stop: gr.Button(visible=busy)}
 
-    def _failed(self, columns: Columns, error: StudioError) -> Updates:
-        """The reason stands where the question was asked; above is again what is in memory."""
-        return self._idle() | self.memory(columns) | {self.parts.message: said(error)}
+    def failed(self, who: str, columns: Columns, error: StudioError) -> Updates:
+        """The reason stands above the composer; the pill says again what is in memory."""
+        return self.buttons(who) | self.memory(columns) | {self.parts.message: controls.problem(error)}
 
-    def stop(self, who: str) -> None:
+    def stop(self, who: str) -> Updates:
+        """Ends the answer; the next question can be asked also where the page that asked the last one is gone."""
         self.engine.stop(self.asker(who))
+        self._answering.pop(who, None)
+        return self.buttons(who)
 
-    # -- clicks in the columns
+    # -- clicks in the markup
 
-    def act(
-        self, event: Mapping[str, str], who: str, system: str, place: gr.HTML, sampling: Sequence[Any]
-    ) -> Iterator[Updates]:
-        """A click in the columns: ask again, change a question, undo, clear, mark, score, or take away."""
+    def act(self, click: Click, who: str, system: str, place: gr.HTML, sampling: Sequence[Any]) -> Iterator[Updates]:
+        """A click in heads, toolbar or conversation."""
+        if click.act in ("pick", "add", "remove"):
+            yield self._columns_changed(click, who)
+            return
+        if click.act in ("load", "force", "unload"):
+            yield from self.unload(who) if click.act == "unload" else self.load(who, click.act == "force")
+            return
         talk, columns, updates = self.followed(who)
-        names = [event["column"]] if event["column"] in talk.names else talk.names
         yield updates
         try:
-            match event["act"]:
+            match click.act:
                 case "example":
-                    example = examples_for(columns.shown)[int(event["value"])]
+                    example = prompts.examples_for(columns.shown)[int(click.value)]
                     system = example.system or system
                     yield {self.parts.system: system}
                     questions = dict.fromkeys(talk.names, example.question)
                     yield from self.ask(who, talk, columns, questions, system, sampling)
-                case "again" | "edit":
-                    yield from self._again(who, talk, columns, names, event, system, sampling)
-                case "tokens":
-                    yield from self._score(who, talk, columns, system)
-                case "export":
-                    path = job_views.new_file(self.studio.workspace, "conversations.jsonl")
-                    path.write_text(talk.jsonl(system), encoding="utf-8")
-                    yield {place: job_views.link(path)}
-                case "undo" | "clear" | "marks":
-                    if event["act"] == "undo":
-                        talk.undo(names)
-                    elif event["act"] == "clear":
-                        talk.clear()
-                    else:
-                        talk.marks = not talk.marks
-                    self.keep(who, talk)
-                    yield {self.parts.board: self.board(talk, columns), self.parts.extra: ""}
+                case "again" | "edit" | "ask":
+                    yield from self._again(who, talk, columns, click, system, sampling)
+                case "undo" | "clear":
+                    yield self._taken_out(click, who, talk, columns)
+                case "marks" | "blind" | "tokens":
+                    yield from self._switched(click, who, talk, columns, system)
+                case "copy" | "markdown" | "json" | "jsonl":
+                    yield self._shared(click, talk, columns, system, place)
         except StudioError as error:
-            yield self._failed(columns, error) | {self.parts.extra: ""}
+            yield self.failed(who, columns, error)
+
+    def _columns_changed(self, click: Click, who: str) -> Updates:
+        """Another adapter in a column, a column more, or one less."""
+        talk = self.talk(who)
+        adapters = list(talk.adapters)
+        if click.act == "add":
+            choice = chat_choices.next_choice(self.choices(talk), adapters)
+            if choice is None:
+                words = html.notice("No other adapter of this base.", "Train one, or load an external adapter.")
+                return {self.parts.message: words}
+            adapters.append(choice.value)
+        elif click.act == "remove":
+            adapters = [value for value in adapters if value != click.column or len(adapters) == 1]
+        else:
+            adapters = [click.value if value == click.column else value for value in adapters]
+        return self.pick(who, adapters)
 
     def _again(
-        self,
-        who: str,
-        talk: ChatState,
-        columns: Columns,
-        names: Sequence[str],
-        event: Mapping[str, str],
-        system: str,
-        sampling: Sequence[Any],
+        self, who: str, talk: ChatState, columns: Columns, click: Click, system: str, sampling: Sequence[Any]
     ) -> Iterator[Updates]:
-        """Each column's last question asked anew, or an earlier one changed; what came after it is taken out."""
-        check_length("The question", event["text"], QUESTION)
+        """Questions asked anew, each column's last or one that is changed; what came after them is taken out."""
+        self.check_idle(who)
+        check_length("The question", click.text, QUESTION)
+        names = [click.column] if click.column in talk.names else talk.names
         before = {name: list(talk.column(name)) for name in names}
-        turn = int(event["value"]) if event["act"] == "edit" else None
-        removed = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}
-        questions = {name: event["text"].strip() or question for name, question in removed.items() if question}
+        if click.act == "again":
+            removed = {name: talk.again(name) for name in names}
+        elif click.act == "edit":
+            removed = {name: talk.edit(name, turn) for name, turn in talk.turn_at(int(click.value), names).items()}
+        else:  # a column that has no turn where others have one
+            others = talk.turn_at(int(click.value), talk.names)
+            removed = {
+                name: talk.column(other)[2 * turn]["content"] for name in names for other, turn in others.items()
+            }
+        questions = {name: click.text.strip() or question for name, question in removed.items() if question}
         if questions:
             yield from self.ask(who, talk, columns, questions, system, sampling, before)
 
+    def _taken_out(self, click: Click, who: str, talk: ChatState, columns: Columns) -> Updates:
+        """The last turn, of one column or of all that have it; or everything."""
+        self.check_idle(who)
+        if click.act == "clear":
+            talk.clear()
+        else:
+            talk.undo([click.column] if click.column in talk.names else talk.turn_at(-1, talk.names))
+        self.keep(who, talk)
+        return {
+            self.parts.board: self.board(talk, columns),
+            self.parts.extra: "",
+            self.parts.tools: controls.tools(talk),
+        }
+
+    def _switched(self, click: Click, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
+        """A toggle of the toolbar; what is being answered now is shown by it as well."""
+        p, answering = self.parts, self._answering.get(who)
+        if click.act == "marks":
+            talk.marks = not talk.marks
+            if answering:
+                answering.marks = talk.marks
+                talk = answering
+            self.keep(who, talk)
+            yield {
+                p.board: self.board(talk, columns, busy=bool(answering)),
+                p.tools: controls.tools(talk, busy=bool(answering)),
+            }
+            return
+        self.check_idle(who)
+        if click.act == "blind":
+            talk.blinded = not talk.blinded
+            self.keep(who, talk)
+            yield self.paint(talk) | {p.extra: ""}
+            return
+        talk.scored = not talk.scored
+        self.keep(who, talk)
+        yield {p.tools: controls.tools(talk), p.extra: ""}
+        if talk.scored:
+            yield from self._score(who, talk, columns, system)
+
+    def _shared(self, click: Click, talk: ChatState, columns: Columns, system: str, place: gr.HTML) -> Updates:
+        """The conversation for the clipboard, or as a file."""
+        if click.act == "copy":
+            text = talk.markdown(columns.titles, system)
+            return {self.parts.copied: html.render("chat.copied", text, secrets.token_hex(4))}
+        if click.act == "jsonl":
+            name, text = "conversations.jsonl", talk.jsonl(system)
+        elif click.act == "json":
+            name, text = "conversation.json", talk.as_json(columns.titles, system)
+        else:
+            name, text = "conversation.md", talk.markdown(columns.titles, system)
+        path = job_views.new_file(self.studio.workspace, name)
+        path.write_text(text, encoding="utf-8")
+        return {place: job_views.link(path)}
+
     def _score(self, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
         """The first adapter's last answer as forced text: how likely base and adapters find each token."""
-        selected = columns.chosen
+        p, selected = self.parts, columns.chosen
         name = next((value for value in talk.adapters if talk.column(value)), "")
         if not name or not talk.column(name)[-1]["content"]:
-            raise StudioError(
-                "There is no answer to look at yet.", "Ask something first, and wait until it is answered."
-            )
-        yield {self.parts.extra: html.progress("Scoring the answer with base and adapters")}
-        with contextlib.closing(
-            self.engine.score(
-                self.asker(who), select_models(selected), talk.prompt(name, system), talk.column(name)[-1]["content"]
-            )
-        ) as answers:
-            for answer in answers:
-                if isinstance(answer, Status):
-                    yield {self.parts.status: chat_board.status(answer)}
-                elif isinstance(answer, Ready):
-                    yield self.memory(columns)
-                elif isinstance(answer, Scored):
-                    titles = {choice.value: choice.name for choice in selected}
-                    yield {self.parts.extra: chat_board.tokens(answer, titles)}
-
-    # -- sampling
-
-    def sampling_like(self, name: str) -> list[Any]:
-        """The widgets' values as a preset has them."""
-        config = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
-        return form.sampling_boxes(config.generation.model_dump())
-
-    def offers(self) -> list[str]:
-        """Presets that say how to sample."""
-        return [name for name, preset in presets(self.studio.workspace).items() if "generation" in preset.values()]
-
-
-def _offered(choices: Sequence[Choice], talk: ChatState) -> gr.Dropdown:
-    return gr.Dropdown([(choice.label, choice.value) for choice in choices], value=talk.adapters, multiselect=True)
-
-
-def said(error: StudioError) -> str:
-    """An error, or the question whether to go on."""
-    return chat_board.memory_question(error) if isinstance(error, ConsentError) else html.problem(error)
+            yield {p.extra: html.empty("No answer to score yet", "Token probabilities appear with the next answer.")}
+            return
+        yield {p.extra: html.progress("Scoring the answer with base and adapters")}
+        scoring = self.engine.score(
+            self.asker(who), select_models(selected), talk.prompt(name, system), talk.column(name)[-1]["content"]
+        )
+        try:
+            with contextlib.closing(scoring) as answers:
+                for answer in answers:
+                    if isinstance(answer, Status):
+                        yield {p.status: controls.status(answer)}
+                    elif isinstance(answer, Ready):
+                        yield self.memory(columns)
+                    elif isinstance(answer, Scored):
+                        titles = {choice.value: choice.name for choice in selected}
+                        yield {p.extra: chat_board.tokens(answer, titles)}
+        except StudioError as error:
+            yield self.failed(who, columns, error) | {p.extra: ""}

@@ -100,53 +100,6 @@ studio.runList = ({element, trigger, watch}) => {
 studio.listRuns = (listing) => document.querySelector('.runs-layout')?.classList.toggle('listing', listing);
 studio.runBack = ({element}) => element.addEventListener('click', () => studio.listRuns(true));
 
-// The columns of the chat keep how far they are scrolled; a question is changed in its bubble.
-studio.chatBoard = ({element, trigger, watch}) => {
-  const tops = {};
-  element.addEventListener(
-    'scroll',
-    ({target}) => {
-      const column = target.closest?.('[data-column]');
-      if (column) tops[column.dataset.column] = target.scrollTop;
-    },
-    true,
-  );
-  function edit(node) {
-    const bubble = node.closest('.ls-bubble');
-    const question = bubble.querySelector('.ls-said');
-    if (bubble.querySelector('textarea')) return;
-    const [box, row, ask, leave] = ['textarea', 'div', 'button', 'button'].map((tag) => document.createElement(tag));
-    box.value = question.textContent;
-    box.setAttribute('aria-label', 'Change the question');
-    box.rows = Math.min(8, box.value.split('\n').length + 1);
-    row.className = 'chat-edit';
-    ask.textContent = 'Ask this instead';
-    leave.textContent = 'Leave it';
-    row.append(ask, leave);
-    question.hidden = true;
-    node.hidden = true;
-    bubble.append(box, row);
-    box.focus();
-    leave.onclick = () => {
-      box.remove();
-      row.remove();
-      question.hidden = false;
-      node.hidden = false;
-    };
-    ask.onclick = () => {
-      const {column, value} = node.dataset;
-      trigger('click', {act: 'edit', column, value, text: box.value});
-    };
-  }
-  studio.clicks({element, trigger}, {here: {edit}, more: ({dataset: {column = ''}}) => ({column, text: ''})});
-  watch('value', () => {
-    for (const [name, top] of Object.entries(tops)) {
-      const talk = element.querySelector(`[data-column="${CSS.escape(name)}"] .chat-talk`);
-      if (talk && top) talk.scrollTop = top;
-    }
-  });
-};
-
 // An evaluation: fields that are chosen from count as clicks, and rows that were unfolded stay so.
 studio.evaluation = ({element, trigger, watch}, {questions}) => {
   const keep = studio.refocus({element, watch});

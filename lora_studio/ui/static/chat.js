@@ -1,0 +1,108 @@
+// The Chat tab: clicks and lists in its markup, the drawer, a conversation that is followed as it grows, the clipboard.
+window.studio ??= {};
+
+{
+  const more = ({dataset: {column = ''}}) => ({column, text: ''});
+  const root = document.documentElement;
+
+  // A list in a column's head counts as a click.
+  studio.chatClicks = ({element, trigger}) => {
+    studio.clicks({element, trigger}, {more});
+    element.addEventListener('change', ({target}) => {
+      if (target.matches('select')) trigger('click', {act: 'pick', column: target.dataset.column, value: target.value, text: ''});
+    });
+  };
+
+  studio.chatTools = ({element, trigger}) => {
+    const settings = () => {
+      const open = root.classList.toggle('chat-settings');
+      const drawer = document.querySelector('#chat-drawer');
+      (open ? drawer.querySelector('textarea') : document.querySelector('#chat-tools [data-act=settings]'))?.focus();
+    };
+    studio.clicks({element, trigger}, {here: {settings}, more});
+  };
+
+  // The window of the conversation: it is as high as there is room, stays at the end while that grows, and a question
+  // is changed in its place.
+  studio.chatBoard = ({element, trigger, watch}) => {
+    const view = element.closest('#chat-window') ?? element;
+    const chat = element.closest('#chat') ?? element;
+    view.tabIndex = 0;
+    view.setAttribute('role', 'region');
+    view.setAttribute('aria-label', 'Conversation');
+    const place = () => {
+      if (chat.offsetParent) root.style.setProperty('--chat-top', `${Math.round(chat.getBoundingClientRect().top + scrollY)}px`);
+    };
+    new ResizeObserver(place).observe(document.body);
+    new IntersectionObserver(place).observe(chat);
+    const room = () => view.scrollHeight - view.clientHeight - view.scrollTop;
+    let atEnd = true;
+    view.addEventListener('scroll', () => (atEnd = room() < 40));
+    const follow = () => {
+      if (atEnd) view.scrollTop = view.scrollHeight;
+    };
+    watch('value', () => {
+      if (element.querySelector('.chat-row:last-child [role=status]')) atEnd = true; // a question was asked
+      follow();
+    });
+    new ResizeObserver(follow).observe(view);
+
+    function edit(node) {
+      const bubble = node.closest('.chat-question');
+      const question = bubble.querySelector('.ls-said');
+      if (bubble.querySelector('textarea')) return;
+      const [box, row, ask, leave] = ['textarea', 'div', 'button', 'button'].map((tag) => document.createElement(tag));
+      box.value = question.textContent;
+      box.setAttribute('aria-label', 'Edit the question');
+      box.rows = Math.min(8, box.value.split('\n').length + 1);
+      row.className = 'chat-edit';
+      for (const button of [ask, leave]) button.type = 'button';
+      ask.textContent = 'Ask edited question';
+      leave.textContent = 'Cancel';
+      row.append(ask, leave);
+      question.hidden = node.hidden = true;
+      bubble.append(box, row);
+      box.focus();
+      leave.onclick = () => {
+        box.remove();
+        row.remove();
+        question.hidden = node.hidden = false;
+        node.focus();
+      };
+      const {column, value} = node.dataset;
+      ask.onclick = () => trigger('click', {act: 'edit', column, value, text: box.value});
+      box.onkeydown = (event) => {
+        if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) ask.click();
+        if (event.key === 'Escape') leave.click();
+      };
+    }
+    studio.clicks({element, trigger}, {here: {edit}, more});
+
+    // Enter sends by Gradio's own; here it does with Ctrl as well.
+    document.querySelector('#chat-question')?.addEventListener(
+      'keydown',
+      (event) => {
+        if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        document.querySelector('#chat-send')?.click();
+      },
+      true,
+    );
+  };
+
+  studio.chatCopied = ({element, watch}) => {
+    watch('value', async () => {
+      const box = element.querySelector('[data-copied]');
+      if (!box) return;
+      try {
+        await navigator.clipboard.writeText(box.value);
+      } catch {
+        box.hidden = false;
+        box.select();
+        document.execCommand('copy');
+        box.hidden = true;
+      }
+    });
+  };
+}
