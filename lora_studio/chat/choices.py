@@ -205,9 +205,14 @@ def _when(run_id: str) -> str:
 
 def preferred(available: Sequence[Choice], run_id: str) -> Choice | None:
     """The adapter of that value, else the first of its run (finished, or newest checkpoint), else the newest of all."""
+    return named(available, run_id) or next(iter(available), None)
+
+
+def named(available: Sequence[Choice], run_id: str) -> Choice | None:
+    """The adapter of that value, else the first of its run; None if it has none."""
     exact = [choice for choice in available if choice.value == run_id]
     of_run = [choice for choice in available if choice.run and choice.run.id == run_id.partition("/")[0]]
-    return next(iter([*exact, *of_run, *available]), None)
+    return next(iter([*exact, *of_run]), None)
 
 
 def follow(available: Sequence[Choice], talk: ChatState) -> str:

@@ -470,6 +470,13 @@ def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
     assert chosen(act.arrive(WHO)[act.parts.heads]) == [other.id]
 
 
+def test_several_runs_are_chatted_with_at_once_and_those_without_an_adapter_left_out(act: Chat, run: RunFolder) -> None:
+    other = make_run(act.studio.workspace, "Other", adapter=True)
+    bare = make_run(act.studio.workspace, "Bare", adapter=False)
+    act.studio.supervisor.found += [RunState(other.id, "Other", "done"), RunState(bare.id, "Bare", "queued")]
+    assert chosen(act.arrive(WHO, other.id, (bare.id, run.id))[act.parts.heads]) == [other.id, run.id]
+
+
 def test_an_external_adapter_gets_a_column_or_a_reason(act: Chat, run: RunFolder, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "brought.zip", files())
     updates = external.added(act, WHO, str(archive), zipped=True)

@@ -11,7 +11,7 @@ from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import Device
 from lora_studio.ui.evaluate import tab
-from lora_studio.ui.evaluate.results import EvaluationView
+from lora_studio.ui.evaluate.results import EvaluationView, remembered
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -91,3 +91,9 @@ def test_beside_a_job_that_holds_the_device_one_waits_without_a_question_or_begi
     name, warned, words = tab.start_one(studio, {**chosen, "beside": True}, "")
     assert (name, "are free" in words) == ("", True)
     assert tab.start_one(studio, {**chosen, "beside": True}, warned)[0] == "evaluation-2 beside"
+
+
+def test_adapters_that_another_tab_asks_for_replace_those_of_the_form(workspace: Workspace) -> None:
+    adapters = [("New", "b"), ("Newer checkpoint", "a/checkpoint-9"), ("Older checkpoint", "a/checkpoint-3")]
+    assert remembered(workspace, adapters, ["a", "b"])["adapters"] == ["a/checkpoint-9", "b"]
+    assert remembered(workspace, adapters, ["gone"])["adapters"] == ["b"]

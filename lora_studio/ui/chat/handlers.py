@@ -128,7 +128,7 @@ class Chat:
         available = {choice.value for choice in choices}
         adapters = [value for value in talk.adapters if value in available]
         if adapter or not adapters:
-            wished = [chat_choices.preferred(choices, value) for value in (adapter, *others)]
+            wished = [chat_choices.preferred(choices, adapter), *(chat_choices.named(choices, run) for run in others)]
             values = list(dict.fromkeys(choice.value for choice in wished if choice))[: chat_choices.MAX_ADAPTERS]
             adapters = adapters if set(values) <= set(adapters) else values
         if adapters != talk.adapters:

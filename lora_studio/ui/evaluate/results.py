@@ -406,7 +406,10 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], reques
     draft = workspace.read_draft(FORM)
     saved: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
     available = [value for _, value in adapters]
-    wished = [value for value in requested if value in available] or saved.get("adapters", [])
+    first = [
+        next((value for value in available if value == run or value.startswith(f"{run}/")), "") for run in requested
+    ]
+    wished = list(filter(None, first)) or saved.get("adapters", [])
     selected = [value for value in wished if value in available]
     data = str(saved.get("data") or "pirate")
     names = [value for _, value in data_choices(workspace)]
