@@ -13,6 +13,7 @@ from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.jobs.events import (
     CheckpointSaved,
+    Evaluated,
     Event,
     Extended,
     Finished,
@@ -218,6 +219,21 @@ def test_two_ticked_runs_are_laid_over_each_other_with_what_differs(studio: Stud
     assert any(second.id[-4:] in name for name in names)
     again = look(studio, first.id, shown, TableChoice(ticked=(first.id, second.id), comparing=True))
     assert again.compare is shown.compare
+
+
+def test_the_winner_of_a_comparison_is_marked_and_the_settings_that_differ_come_first(studio: Studio) -> None:
+    small, large = (
+        finished(studio.workspace, name, Evaluated(time.time(), 2, 1.0, loss), config=parse({"lora": {"r": r}}))
+        for name, loss, r in (("small", 1.5, 4), ("large", 1.25, 8))
+    )
+    shown = look(studio, small.id, choice=TableChoice(ticked=(small.id, large.id), comparing=True))
+    compared = shown.compare["compare"][1]
+    assert list(compared)[:2] == ["words", "settings"]
+    assert "★ Winner" in compared["words"]
+    assert "large has the lowest validation loss: 1.25." in compared["words"]
+    assert '<th scope="col" class="won">★ large</th>' in compared["settings"]
+    assert '<td class="won">1.25</td>' in compared["results"]
+    assert '<td class="won">1.5</td>' not in compared["results"]
 
 
 def test_one_ticked_run_is_no_comparison(studio: Studio) -> None:

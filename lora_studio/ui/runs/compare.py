@@ -65,9 +65,9 @@ def view_compare(studio: Studio, runs: Sequence[RunState], ticked: int, style: S
         "words": html.render(
             "runs.compared", html.count(len(runs), "run"), best.place is not None, best.reason + omitted
         ),
+        "settings": settings,
         "chart": studio.curves.draw(dict(zip(names, runs, strict=True)), style),
         "results": results_table(results(overviews), names, best.place),
-        "settings": settings,
     }
 
 
@@ -109,13 +109,11 @@ def _heads(names: Sequence[str], best: int | None) -> list[tuple[str, bool]]:
     return [(name, place == best) for place, name in enumerate(names)]
 
 
-LOSSES = ("training loss at the end", "validation loss at the end", "lowest validation loss")
-
-
 def _marked(item: RunResult) -> list[tuple[Any, bool]]:
     """The values of a result, each with whether it is the lowest loss of several."""
     numbers = [value for value in item.values if value is not None and value == value]
-    lowest = min(numbers) if item.name in LOSSES and len(set(numbers)) > 1 else None
+    is_loss = item.unit == "loss" and "loss" in item.name and "base" not in item.name
+    lowest = min(numbers) if is_loss and len(set(numbers)) > 1 else None
     return [(value, lowest is not None and value == lowest) for value in item.values]
 
 

@@ -127,7 +127,10 @@ studio.showProblems = () =>
   document.querySelector('#form-summary .ls-notice, #checks .checks')?.scrollIntoView({block: 'nearest'});
 
 // Until a run is painted, nothing of the one before it is in sight.
-studio.hideRun = () => document.querySelector('.run-looked-at')?.classList.add('stale');
+studio.hideRun = () => {
+  studio.listRuns(false);
+  document.querySelector('.run-looked-at')?.classList.add('stale');
+};
 studio.showRun = () => document.querySelector('.run-looked-at')?.classList.remove('stale');
 
 // A name that this browser's chat is kept under; a browser that keeps nothing has one until it is reloaded.
