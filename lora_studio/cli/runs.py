@@ -13,10 +13,12 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.ending_words import STATES, ending_words
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.checkpoints import checkpoints, deletions
 from lora_studio.runs.health import Diagnosis, in_words, of_folder
 from lora_studio.runs.summary import Tags, differences, overview, read_tags, results, tags_of, to_csv, write_tags
+from lora_studio.runs.verdict import verdict, winner
 from lora_studio.units import count, duration, size
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -95,7 +97,11 @@ def what_came_out(run: RunFolder, state: RunState) -> list[str]:
 
 def describe(run: RunFolder, state: RunState) -> list[str]:
     """Lines on what a run is, how far it is, and how it fares."""
+    diagnoses = _health(run, state)
+    outcome = verdict(state, diagnoses, run.read_result().get("difference") if state.final else None)
     lines = [f"{state.id}  {state.title}", f"state       {STATES[state.state].lower()}, phase {state.phase or '-'}"]
+    if state.kind == TRAIN.name:
+        lines.append(f"verdict     {outcome.title}. {outcome.sentence}".rstrip())
     if state.device:
         lines.append(f"device      {state.device}, {state.dtype}")
     if state.data is not None:
@@ -108,7 +114,7 @@ def describe(run: RunFolder, state: RunState) -> list[str]:
     lines += [f"evaluation  step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
-    lines += [f"health      {in_words(diagnosis)}" for diagnosis in _health(run, state)]
+    lines += [f"health      {in_words(diagnosis)}" for diagnosis in diagnoses]
     return [*lines, *(text for text in ending_words(state) if text)]
 
 
@@ -157,7 +163,8 @@ def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str],
             "A comparison needs at least two runs.", "Give both: `python -m lora_studio runs compare RUN RUN`."
         )
     overviews = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
-    settings, outcome = differences([load_config(run.config) for run in runs]), results(overviews)
+    configs = [load_config(run.config) for run in runs]
+    settings, outcome, best = differences(configs), results(overviews), winner(overviews, configs)
     if as_json:
         changed_settings = [{"path": item.path, "title": item.title, "values": item.values} for item in settings]
         print_json(
@@ -165,9 +172,11 @@ def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str],
                 "runs": [run.id for run in runs],
                 "settings": changed_settings,
                 "results": [asdict(item) for item in outcome],
+                "winner": None if best.place is None else runs[best.place].id,
             }
         )
         return
+    print(best.reason)
     head = ("", *(run.title for run, _ in overviews))
     print(table(head, [(item.name, *(_with_unit(value, item.unit) for value in item.values)) for item in outcome]))
     print()

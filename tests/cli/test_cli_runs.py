@@ -41,6 +41,7 @@ def test_list_and_show_tell_the_key_numbers(workspace: Workspace, say: Say) -> N
     shown = say("runs", "show", run.id)[1]
     assert "The adapter does nothing. All 3 rows." in shown
     assert "checkpoint-4: validation loss 0.2500" in shown
+    assert "verdict     Collapsed. The scores of base or adapter are not numbers." in shown
     facts = json.loads(say("runs", "show", run.id, "--json")[1])
     assert facts["checkpoints"][0]["metrics"] == {"token_accuracy": 0.75}
     assert facts["difference"]["base_loss"] == 1.5
@@ -72,6 +73,8 @@ def test_runs_are_compared_by_what_differs(workspace: Workspace, say: Say) -> No
     assert [item["path"] for item in found["settings"]] == ["lora.r"]
     assert found["settings"][0]["values"] == [4, 8]
     assert {"name": "steps", "unit": "count", "values": [4, 4]} in found["results"]
+    assert found["winner"] is None
+    assert "No winner: the lowest validation loss is 0.25 twice." in out
 
 
 def test_measurements_come_as_csv(workspace: Workspace, say: Say) -> None:

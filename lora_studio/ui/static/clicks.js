@@ -91,6 +91,7 @@ studio.runList = ({element, trigger, watch}) => {
   });
   note();
   studio.openListed = (run) => trigger('click', {act: 'open', value: run, listed: listed()});
+  if (studio.linkedRun) setTimeout(() => studio.openListed(studio.linkedRun));
   element.addEventListener('click', ({target}) => {
     if (target.closest('[data-open]') && !target.closest('.tick, [data-act="tick"]')) studio.listRuns(false);
   });

@@ -13,7 +13,9 @@ addEventListener('hashchange', () => {
   const [name, run] = addressParts();
   const tabs = [...document.querySelectorAll('#tabs [role=tab]')];
   tabs.find((tab) => tab.dataset.tabId === name)?.click();
-  if (name === 'runs' && run && run !== studio.shownRun) studio.openListed?.(run);
+  if (name !== 'runs' || !run || run === studio.shownRun) return;
+  if (studio.openListed) studio.openListed(run);
+  else studio.linkedRun = run; // until the list of runs is drawn
 });
 
 const writeAddress = (tab = openTab()) => {
