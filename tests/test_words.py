@@ -29,7 +29,7 @@ from lora_studio.workspace import Workspace
 PACKAGE = Path(evaluating.__file__).parents[1]
 TEMPLATES = PACKAGE / "ui" / "templates"
 
-TABS_TO_DO: tuple[str, ...] = ("data", "train", "runs", "evaluate", "export")
+TABS_TO_DO: tuple[str, ...] = ("data", "train", "evaluate", "export")
 """Tabs that still have words of their own; whoever rewrites one takes it out."""
 
 PHRASES = {

@@ -41,7 +41,7 @@ def test_list_and_show_tell_the_key_numbers(workspace: Workspace, say: Say) -> N
     shown = say("runs", "show", run.id)[1]
     assert "The adapter does nothing. All 3 rows." in shown
     assert "checkpoint-4: validation loss 0.2500" in shown
-    assert "verdict     Collapsed. The scores of base or adapter are not numbers." in shown
+    assert "verdict     Collapsed. The logits of base or adapter" in shown
     facts = json.loads(say("runs", "show", run.id, "--json")[1])
     assert facts["checkpoints"][0]["metrics"] == {"token_accuracy": 0.75}
     assert facts["difference"]["base_loss"] == 1.5

@@ -117,7 +117,7 @@ def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -
         html.index("Bench &amp; co") < html.index("benchmark, running") < html.index("run, stopping") < html.index("A")
     )
     assert "evaluation, resumes" in html
-    assert html.count("Another visitor&#x27;s export") == 2
+    assert html.count("An export of another visitor") == 2
     assert "Hidden" not in html
     assert html.count('data-act="edit"') == 1
     assert html.count('data-act="stop"') == 2

@@ -124,7 +124,7 @@ def rows(
     items: list[tuple[str, str, str, Sequence[Button]]] = [_working(job, hidden=job.id in hidden) for job in working]
     for place, entry in enumerate(waiting):
         if entry.job in hidden:
-            items.append((str(place + 1), f"Another visitor's {KINDS[entry.kind].noun}", "", ()))
+            items.append((str(place + 1), _of_another(KINDS[entry.kind].noun), "", ()))
             continue
         name = titles.get(entry.job) or entry.job
         buttons = [
@@ -144,11 +144,15 @@ def rows(
 def _working(job: RunState, *, hidden: bool) -> tuple[str, str, str, Sequence[Button]]:
     noun = KINDS[job.kind].noun
     if hidden:
-        return "▶", f"Another visitor's {noun}", "", ()
+        return "▶", _of_another(noun), "", ()
     name, stopping = job.title or job.id, job.state == "stopping"
     left = job.seconds_left
     activity = f"{noun}, {'stopping' if stopping else 'running'}" + (f", ETA {clock(left)}" if left else "")
     return "▶", name, activity, [("stop", job.id, "Stop", f"Stop {name}", stopping)]
+
+
+def _of_another(noun: str) -> str:
+    return f"{'An' if noun[0] in 'aeiou' else 'A'} {noun} of another visitor"
 
 
 def purpose(entry: QueueEntry) -> str:
