@@ -270,7 +270,7 @@ def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_p
         writer.writerows([f"{formula} {number}", f"answer {number}", formula, "+1", "-2", "@x"] for number in range(20))
     upload(page, path)
     tab = page.locator("#tab-data")
-    expect(tab.locator(".ls-words").first).to_contain_text("question is the user's turn", timeout=PATIENCE)
+    expect(tab.locator(".ls-words").first).to_contain_text("question is the user turn", timeout=PATIENCE)
     expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{formula} 0", timeout=PATIENCE)
     expect(tab.get_by_text(HOSTILE).first).to_be_attached()
     assert tab.locator("script, a[href*='e.vil']").count() == 0

@@ -65,7 +65,7 @@ def test_proxies_are_named_and_a_space_has_its_own() -> None:
     assert "10.0.0.0/8" in flags(**SPACE).proxies
     assert flags("--trusted-proxy", "10.0.0.5", **SPACE).proxies == ("10.0.0.5",)
     for wrong in ("proxy.example", "10.0.0.1/8", "0.0.0.0/0", "*"):
-        with pytest.raises(StudioError, match=r"prox|anybody"):
+        with pytest.raises(StudioError, match=r"prox|anyone"):
             flags("--trusted-proxy", wrong)
 
 

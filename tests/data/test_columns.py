@@ -208,6 +208,6 @@ def test_a_list_of_several_texts_is_not_the_answer_whatever_its_name():
 def test_a_passage_beside_a_question_belongs_to_it():
     records = _records(lambda at, q, a: {"question": q, "passage": a, "answer": at % 2 == 0})
     shape = detect_format(records)
-    assert "`question` followed by `passage` is the user's turn" in shape.words
+    assert "`question` followed by `passage` is the user turn" in shape.words
     contents = [message.content for message in convert(records[0], shape).messages]
     assert contents == [f"{ASKED[0]}\n\n{TOLD[0]}", "true"]

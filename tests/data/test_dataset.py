@@ -101,7 +101,7 @@ def test_bad_rows_of_the_validation_file_stop_the_work_too(file, write, tokenize
 
 def test_a_file_without_a_usable_row_says_how_it_was_read(write, tokenizer):
     path = write("a.jsonl", [{"prompt": "a", "completion": ""}] * 3)
-    with pytest.raises(StudioError, match="`prompt` is the user's turn") as error:
+    with pytest.raises(StudioError, match="`prompt` is the user turn") as error:
         prepare(str(path), tokenizer)
     assert "Row 1: an answer is empty" in error.value.message
 

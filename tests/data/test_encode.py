@@ -292,7 +292,7 @@ def test_padding_is_neither_trained_nor_kept(write, tokenizer, labelled, left):
         wanted.append((ids, own))
     prepared = prepare(str(write("a.jsonl", rows)), tokenizer, validation_fraction=0)
     assert [(one.input_ids, one.labels) for one in prepared.train] == wanted
-    assert "`attention_mask` marks padding, which is left out" in prepared.format.words
+    assert "`attention_mask` marks padding, which is removed" in prepared.format.words
 
 
 def test_a_mask_of_what_is_learned_counts_where_no_labels_stand(write, tokenizer):

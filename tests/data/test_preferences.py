@@ -89,7 +89,7 @@ def test_a_person_says_which_column_is_the_mark_and_numbers_will_do(write: Write
     named = {"dialogue": "talk", "label": "fine"}
     found = prepare(str(write("talk.jsonl", talk)), tokenizer, mapping=named, validation_fraction=0)
     assert found.marks == [SAID]
-    assert "`fine` is the mark of good answers" in found.format.words
+    assert "`fine` is the label" in found.format.words
     with pytest.raises(StudioError, match="plain text and preference pairs"):
         prepare(path, tokenizer, mapping={"text": "prompt", "label": "label"})
     seen = tried(first_records(path), LABELLED)

@@ -310,7 +310,7 @@ def test_a_system_prompt_that_the_template_refuses_is_named_with_its_setting(wri
     gemma = "{%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}{%- endif %}"
     tokenizer = build_tokenizer(gemma + UNMARKED)
     path = str(write("a.jsonl", [{"messages": [turn.to_dict() for turn in TURNS]}] * 3))
-    with pytest.raises(StudioError, match=r"takes no system prompt.*System role not supported") as error:
+    with pytest.raises(StudioError, match=r"does not support a system prompt.*System role not supported") as error:
         prepare(path, tokenizer, system_prompt="Be kind.")
     assert "data.system_prompt" in error.value.hint
     own = str(write("b.jsonl", [{"messages": [turn.to_dict() for turn in (SYSTEM, *TURNS)]}] * 3))

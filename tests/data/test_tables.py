@@ -77,13 +77,13 @@ def test_in_text_separated_by_tabs_a_quotation_mark_is_a_letter() -> None:
         line.split("\t") for line in text.splitlines()[1:]
     ]
     assert not file.bad_rows
-    assert "letters" in " ".join(file.assumptions)
+    assert "ordinary characters" in " ".join(file.assumptions)
 
 
 def test_tabs_and_line_ends_in_quoted_cells_are_read_where_the_writer_quotes() -> None:
     file = table('question\tanswer\nWhat is "it"?\tA tab\n"He said ""no""."\t"one\ttwo\nthree"\n', "tsv")
     assert [list(record.fields.values()) for record in file.records][1] == ['He said "no".', "one\ttwo\nthree"]
-    assert "quoted" in " ".join(file.assumptions)
+    assert "Quoted cells" in " ".join(file.assumptions)
 
 
 def test_excel_quotes_cells_with_commas_in_text_separated_by_tabs() -> None:

@@ -43,7 +43,7 @@ def test_an_inspection_is_json_and_names_what_was_read(file, tokenizer):
     found = inspect(file, tokenizer, look=Look(show_examples=3))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["format"], found["kind"], found["prompt_style"]) == ("alpaca", "jsonl", "chat")
-    assert found["words"].startswith("`instruction` followed by `input` is the user's turn")
+    assert found["words"].startswith("`instruction` followed by `input` is the user turn")
     assert len(found["examples"]) == 3
     assert found["table"]["columns"] == ["row", "instruction", "input", "output", "note"]
     assert found["table"]["rows"][0][:2] == [1, "Say 1 🙂"]

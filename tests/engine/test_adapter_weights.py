@@ -97,7 +97,7 @@ def test_settings_for_the_whole_model_are_the_text_models(base: Path, adapter: P
 
 def test_weights_that_match_nothing_are_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     folder = rewritten(adapter, tmp_path / "it", lambda key: key.replace(INNER, "model.transformer.blocks"))
-    with pytest.raises(StudioError, match=r"None of the 12 weights of it has a place in .*transformer\.blocks\.0"):
+    with pytest.raises(StudioError, match=r"None of the 12 weights of it matches a module of .*transformer\.blocks\.0"):
         put(base, folder)
     with pytest.raises(StudioError, match="None of the 12 weights"):
         continue_adapter(load_model(str(base)), folder, base=str(base), revision=None, dropout=0)
@@ -112,7 +112,7 @@ def test_what_lacks_and_what_has_no_place_is_told_by_name(base: Path, adapter: P
     assert "model.layers.1.mlp.up_proj" in told
     folder = rewritten(adapter, tmp_path / "more", lambda key: key.replace("layers.1", "visual.blocks.1"))
     told_of = " ".join(put(base, folder).notes["it"])
-    assert "6 of the 12 weights of more have no place" in told_of
+    assert "6 of the 12 weights of more match no module" in told_of
     assert "visual.blocks.1" in told_of
 
 

@@ -203,7 +203,7 @@ def test_a_base_in_four_bits_bears_the_kinds_that_peft_puts_on_it(folders: dict[
         ({"init_lora_weights": "pissa"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "duplicates layers"),
-        ({"peft_type": "XLORA"}, "of the kind XLORA"),
+        ({"peft_type": "XLORA"}, "unsupported type XLORA"),
     ],
     ids=str,
 )

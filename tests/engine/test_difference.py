@@ -134,7 +134,7 @@ def test_what_is_no_number_is_said_and_kept_out_of_the_files() -> None:
 def test_an_adapter_that_makes_worse_is_told_so() -> None:
     found = Difference(1, 1, 1, 1.0, 2.0, 0.5, 0.5, 0.7, 0.3, 0.1)
     assert "worse than the base" in found.sentence()
-    assert "hardly" in Difference(1, 1, 1, 1.0, 1.0, 0.5, 0.5, 0.001, 0.0, 0.1).sentence()
+    assert "almost no effect" in Difference(1, 1, 1, 1.0, 1.0, 0.5, 0.5, 0.001, 0.0, 0.1).sentence()
 
 
 def test_rows_that_were_trained_on_stand_in_where_none_are_held_out(
@@ -163,7 +163,7 @@ def test_a_run_reports_what_its_adapter_does(trained: RunFolder) -> None:
     assert measured["adapter_loss"] < measured["base_loss"]
     report = trained.report.read_text(encoding="utf-8")
     assert "of top-1 tokens differ" in report
-    assert "| loss, nats a token |" in report
+    assert "| Loss (nats/token) |" in report
     assert "8 rows (4 × 2)" in report
     for part in ("## Model and adapter", "## Data", "## Template and tokens", "## Files", "adapter_model.safetensors"):
         assert part in report

@@ -84,7 +84,7 @@ def test_without_a_token_nothing_is_made(trained: RunFolder, hub: FakeHub, monke
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("lora_studio.engine.export.hub.get_token", lambda: None)
     folder = take_away(trained, "hub", base_name="tiny/base")
-    assert "no token" in last_event(folder).message
+    assert "No Hub token" in last_event(folder).message
     assert (hub.requests, hub.repos) == ([], {})
 
 

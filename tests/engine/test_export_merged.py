@@ -148,14 +148,14 @@ def test_a_base_in_a_form_that_nothing_takes_it_out_of_is_refused_at_once(
     card = json.loads((adapter / "studio.json").read_text()) | {"base_model": str(stored)}
     (adapter / "studio.json").write_text(json.dumps(card))
     folder = build_export(workspace, str(adapter), "merged")
-    assert "is stored in the form gptq" in last_event(folder).message
-    assert "16 bits" in last_event(folder).hint
+    assert "is stored as gptq" in last_event(folder).message
+    assert "16-bit" in last_event(folder).hint
     assert '"phase": "model"' not in folder.events.read_text()
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"lora_bias": True}, "adds a bias (lora_bias) to"), ({"alora_invocation_tokens": [5, 6]}, "of the kind aLoRA")],
+    [({"lora_bias": True}, "adds a bias (lora_bias) to"), ({"alora_invocation_tokens": [5, 6]}, "of type aLoRA")],
     ids=str,
 )
 @pytest.mark.parametrize("target", ["merged", "gguf"])

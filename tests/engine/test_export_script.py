@@ -253,7 +253,7 @@ def test_an_adapter_to_go_on_from_under_other_names_is_refused(tmp_path: Path) -
         (tmp_path / name).mkdir()
         (tmp_path / name / WEIGHTS_FILE).write_bytes(safetensors(tensors))
     check_names(tmp_path / "more", tmp_path / "run")
-    with pytest.raises(StudioError, match=r"has no base_model\.model\.model\.a\.lora_A\.weight and others"):
+    with pytest.raises(StudioError, match=r"lacks base_model\.model\.model\.a\.lora_A\.weight and others"):
         check_names(tmp_path / "renamed", tmp_path / "run")
 
 

@@ -61,7 +61,7 @@ def test_weights_without_a_place_in_the_base_are_seen_without_a_trial(
     workspace = workspace_of(trained)
     nowhere = with_names(trained, tmp_path / "nowhere", lambda key: key.replace("model.layers", "blocks"))
     folder = build_export(workspace, nowhere, target, base_name="Owner/Tiny", trial=False)
-    assert "None of the 28 weights of nowhere has a place in" in last_event(folder).message
+    assert "None of the 28 weights of nowhere matches a module of" in last_event(folder).message
     half = with_names(trained, tmp_path / "half", lambda key: None if "layers.1" in key else key)
     folder = build_export(workspace, half, target, base_name="Owner/Tiny", trial=False)
     assert last_event(folder).state == "done"

@@ -136,7 +136,7 @@ def test_a_run_without_gain_ends_early_and_says_why(make_run: MakeRun, train: Ca
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"evaluation__labels": "up, down"}, "gives one of the labels up, down"),
+        ({"evaluation__labels": "up, down"}, "is one of the labels up, down"),
         (
             {"data__validation_file": "EMPTY", "evaluation__early_stopping_patience": 2},
             "No validation rows are left for early stopping",

@@ -49,7 +49,7 @@ def write_config(folder: Path, **values: object) -> str:
 
 def test_a_model_that_writes_no_text_is_refused_before_its_weights(tmp_path: Path) -> None:
     name = write_config(tmp_path, model_type="bert", architectures=["BertForMaskedLM"])
-    with pytest.raises(StudioError, match="BertForMaskedLM, which does not write text"):
+    with pytest.raises(StudioError, match="BertForMaskedLM, which does not generate text"):
         load_model(name)
 
 

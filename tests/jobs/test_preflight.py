@@ -90,7 +90,7 @@ def seen_check(title: str, seen: ModelFacts | StudioError, largest_id: int = 5, 
 
 
 def test_what_the_model_itself_says_is_told_before_the_start() -> None:
-    assert "12,345 parameters are trained" in seen_check("Adapter", SEEN).found
+    assert "12,345 trainable parameters" in seen_check("Adapter", SEEN).found
     problem = SEEN.model_copy(update={"problem": ("It lacks lm_head.weight.", "Copy it again.")})
     assert seen_check("Model", problem) == Check("Model", "failed", "It lacks lm_head.weight.", "Copy it again.")
     no_module = SEEN.model_copy(update={"adapter_problem": ("No module x.", "Name another.")})

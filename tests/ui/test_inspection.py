@@ -285,7 +285,7 @@ def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(ac
     assert (shown[act.view.cut].value, shown[act.view.cut].maximum) == (30, 30)
     assert "At 30 tokens: nothing is cut." in shown[act.view.sentence]
     assert "1,024 are allowed now" in shown[act.view.sentence]
-    assert shown[act.view.histogram]["cut"]["label"] == "cut at 30"
+    assert shown[act.view.histogram]["cut"]["label"] == "truncated at 30"
     assert shown[act.view.use].visible is False
     assert act.settle_cut({**RESULT, "cut_curve": curve}, 12) == 8
 

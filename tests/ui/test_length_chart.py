@@ -37,7 +37,7 @@ def test_bars_say_their_lengths_and_rows_and_those_beyond_the_cut_are_marked(res
 def test_who_can_not_see_the_chart_is_told_the_same(result: dict[str, Any]) -> None:
     words = lengths(result, 17)["words"]
     assert "6 to 30. 50 % have at most 12; 95 % have at most 29" in words
-    assert "The cut line stands at 17 tokens. At 17 tokens: 4 rows (40 %) are cut, 12 trained tokens" in words
+    assert "The limit is at 17 tokens. At 17 tokens: 4 rows (40 %) are cut, 12 trained tokens" in words
 
 
 def test_a_cut_outside_the_drawn_lengths_points_to_where_it_is(result: dict[str, Any]) -> None:
