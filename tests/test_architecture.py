@@ -29,7 +29,6 @@ MAX_MODULE_LINES, MIN_MODULE_LINES, MAX_FUNCTION_LINES, MAX_IMPORTS = 600, 40, 6
 ENTRIES = {"__init__.py", "__main__.py", "errors.py"}
 WIDE: dict[str, int] = {
     "lora_studio.ui.app": 24,
-    "lora_studio.ui.train.tab": 19,
 }
 """Modules that import more than `MAX_IMPORTS` others, with how many. The numbers may only become smaller."""
 

@@ -183,7 +183,7 @@ def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(pa
     page.reload()
     expect(tab.locator(".ls-words").first).to_contain_text("Read as you said", timeout=PATIENCE)
     tab.get_by_role("button", name="Train on this").click()
-    page.locator("#tab-train").get_by_text("As a config file").click()
+    page.locator("#tab-train").get_by_text("Config file (YAML)").click()
     expect(page.locator("#form-yaml")).to_contain_text("user_template: Say {question}", timeout=PATIENCE)
     open_tab(page, "Data")
     tab.get_by_text("Correct the reading").click()
@@ -254,7 +254,7 @@ def test_a_folder_is_typed_and_what_the_train_tab_lacked_is_known_then(page: Pag
     expect(tab.locator(".ls-findings")).to_contain_text("1 row repeats an earlier row")
     rows = tab.get_by_text(" to train on, ").inner_text().split()[0]
     tab.get_by_role("button", name="Train on this").click()
-    expect(page.locator("#plan")).to_contain_text(f"{rows}Training rows", timeout=PATIENCE)
+    expect(page.locator("#plan")).to_contain_text(f"Training rows{rows}", timeout=PATIENCE)
     open_tab(page, "Data")
     tab.get_by_text("Prepared data on this disk").click()
     tab.get_by_role("button", name="Clear", exact=True).click()

@@ -131,7 +131,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     epochs = page.locator("#set-training-num_train_epochs input")
     expect(epochs).to_have_value("1", timeout=PATIENCE)
     expect(page.locator("#set-lora-r input")).to_have_value("8")
-    note = page.locator("#set-training-gradient_accumulation_steps .field-note")
+    note = page.locator("#set-training-per_device_train_batch_size .field-note")
     expect(note).to_have_text("Effective batch: 4 × 4 = 16 rows.", timeout=PATIENCE)
 
     # Duplicate and edit: all of the run's settings, and nothing of what stood in the form.

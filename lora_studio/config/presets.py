@@ -111,13 +111,12 @@ def save_preset(workspace: Workspace, name: str, config: Config, about: str = ""
         raise StudioError("The preset has no name.", "Enter a short name, such as my-support-bot.")
     check_length("The name of the preset", name, LINE)
     check_length("The description of the preset", about, LINE)
-    default, values = Config().model_dump(), config.model_copy(update={"title": ""}).model_dump()
     path = workspace.presets_folder / f"{safe_name(f'{name.strip()}.yaml', 'preset.yaml')}"
     if path.stem in presets():
         raise StudioError(f"{path.stem} is the name of a built-in preset.", "Choose another name.")
     if path.exists() and not replace:
         raise NameTakenError(f"A preset named {path.stem} already exists.", "Replace it, or choose another name.")
-    text = yaml.safe_dump(_difference(default, values), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(overlay_of(config.model_copy(update={"title": ""})), sort_keys=False, allow_unicode=True)
     workspace.policy.check_growth(len(text))
     write_atomically(path, f"# {' '.join(about.split()) or name}\n{text}")
     return Preset(path.stem, about, path)
@@ -131,13 +130,19 @@ def delete_preset(workspace: Workspace, name: str) -> None:
     own[name].path.unlink()
 
 
+def overlay_of(config: Config) -> SettingValues:
+    """What differs from the defaults, nested by section: `parse` makes the same config of it."""
+    return _difference(Config().model_dump(), config.model_dump())
+
+
 def _difference(default: Mapping[str, Any], values: Mapping[str, Any]) -> SettingValues:
     result: SettingValues = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            inner = _difference(default[name], value)
+        before = default[name]
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            inner = _difference(before, value)
             if inner:
                 result[name] = inner
-        elif value != default[name]:
+        elif value != before:
             result[name] = value
     return result

@@ -99,6 +99,8 @@ class Training(Section):
         "Method",
         "sft trains on answers, dpo on pairs of chosen and rejected answers.",
         details="dpo runs without dropout.",
+        basic=True,
+        names={"sft": "SFT (answers)", "dpo": "DPO (pairs)"},
     )
     num_train_epochs: float = setting(3.0, "Epochs", "Passes over the training data.", basic=True, gt=0, le=1000)
     max_steps: int = setting(
@@ -123,7 +125,7 @@ class Training(Section):
         4,
         "Gradient accumulation steps",
         "Batches per optimizer step. Effective batch size = batch size × this.",
-        basic=True,
+        group="Duration and memory",
         ge=1,
         le=4096,
     )
@@ -315,7 +317,6 @@ class Model(Section):
         "none",
         "Quantization",
         "Memory for base weights: 4bit (QLoRA) about a quarter, 8bit about half.",
-        basic=True,
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto", "Precision", "auto: bfloat16 if supported, else float16; float32 on the CPU."

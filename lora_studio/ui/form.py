@@ -5,7 +5,6 @@ Text that a person typed reaches the check unchanged. Nothing else knows both sc
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,118 +13,27 @@ import gradio as gr
 from gradio.components import Component
 
 from lora_studio.chat.conversation import SAMPLING
-from lora_studio.config.fields import GROUPS, SettingValues
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse
 from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, flatten, settings
-from lora_studio.ui import theme
-from lora_studio.ui.html import count, quiet, visible
 from lora_studio.workspace import Workspace
 
-SECTIONS = {
-    "model": "Model",
-    "data": "Data",
-    "lora": "LoRA",
-    "training": "Training",
-    "preference": "Preference training (DPO)",
-    "evaluation": "Evaluation",
-    "tracking": "Tracking",
-    "generation": "Generation",
-}
 SWITCH = {True: "on", False: "off"}
 NEITHER = "default"
+MODEL = "model.name"
 FILES = ("data.train_file", "data.validation_file")
+SEPARATOR = " · "
+"""Between a model's name and what the list of models says of it."""
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
 
 
-@dataclass(frozen=True)
-class Field:
-    """A setting and its widget."""
-
-    setting: Setting
-    widget: Any
-
-
-@dataclass
-class SettingsForm:
-    """All fields in the order of the schema, the folds by name (see `fold_of`), and what serves them in the browser."""
-
-    service: gr.HTML
-    fields: list[Field] = field(default_factory=list)
-    folds: dict[str, gr.Accordion] = field(default_factory=dict)
-
-    @property
-    def widgets(self) -> list[Any]:
-        return [item.widget for item in self.fields]
-
-    def widget(self, path: str) -> Any:
-        """The widget of one setting."""
-        return next(item.widget for item in self.fields if item.setting.path == path)
-
-    def fold_with(self, path: str) -> gr.Accordion:
-        """The fold that holds a setting, to be entered for drawing more into it."""
-        return self.folds[next(fold_of(item.setting) for item in self.fields if item.setting.path == path)]
-
-    @property
-    def edits(self) -> list[Any]:
-        """The events of a person changing something; none of them comes from values that the page itself puts in."""
-        selectors = (gr.Dropdown, gr.Checkbox)
-        return [self.service.input, *(widget.input for widget in self.widgets if isinstance(widget, selectors))]
-
-    @property
-    def parts(self) -> list[Any]:
-        """Every component that an update of the form may touch."""
-        return [*self.widgets, self.service, *self.folds.values()]
-
-
-def draw(files: Sequence[tuple[str, str]]) -> SettingsForm:
-    """Draws every setting, inside a block named "form": basics first, the rest folded by section and group.
-
-    `files` are (label, value) of known data.
-    """
-    fields: dict[str, Field] = {}
-    ordered = settings()
-    script = theme.on_load("form", tips=tooltips())
-    form = SettingsForm(gr.HTML({}, html_template="<i></i>", js_on_load=script, elem_classes="nothing"))
-    with gr.Column(elem_classes="grid"):
-        for setting in ordered:
-            if setting.basic:
-                fields[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
-    for fold in dict.fromkeys(fold_of(setting) for setting in ordered if not setting.basic):
-        folded = [setting for setting in ordered if fold_of(setting) == fold and not setting.basic]
-        with gr.Accordion(
-            f"{fold}: {count(len(folded), 'more setting')}", open=False, elem_classes="grid"
-        ) as accordion:
-            form.folds[fold] = accordion
-            if folded[0].group:
-                gr.HTML(quiet(GROUPS[folded[0].group]))
-            for setting in folded:
-                fields[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
-    form.fields = [fields[setting.path] for setting in ordered]
-    return form
-
-
-def tooltips() -> dict[str, str]:
-    """What the pointer on a field shows, by element id: the key in the config, and what the hint leaves out."""
-    return {
-        element_id(setting.path): setting.path + (f"\n{setting.details}" if setting.details else "")
-        for setting in settings()
-    }
-
-
-def fold_of(setting: Setting) -> str:
-    """The title of the fold that holds a setting which is not basic."""
-    return (
-        SECTIONS[setting.section] + (f", {setting.group.lower()}" if setting.group else "") if setting.section else ""
-    )
-
-
-def draw_widget(setting: Setting, name: str, files: Sequence[tuple[str, str]] = ()) -> Component:
-    """The widget of one setting; `name` is its element's id."""
+def draw_widget(setting: Setting, name: str, choices: Sequence[tuple[str, str]] = ()) -> Component:
+    """The widget of a setting; `name` is its element's id, `choices` what models and files are offered."""
     label, info, value = setting.title, setting.description, to_widget(setting, setting.default)
-    if setting.path in FILES:
-        return gr.Dropdown(list(files), value=value, label=label, info=info, elem_id=name, allow_custom_value=True)
+    if setting.path in (MODEL, *FILES):
+        return gr.Dropdown(list(choices), value=value, label=label, info=info, elem_id=name, allow_custom_value=True)
     if setting.kind == "choice":
         return gr.Dropdown(options(setting), value=value, label=label, info=info, elem_id=name, filterable=False)
     if setting.kind == "bool":
@@ -193,6 +101,8 @@ def from_widget(setting: Setting, raw: Any) -> Any:
             return None
         if setting.kind == "float":
             return _as_float(text)
+        if setting.path == MODEL:
+            return text.partition(SEPARATOR)[0]
         return raw if setting.path in LONG_TEXT else text
     if isinstance(raw, float) and setting.kind == "int" and raw.is_integer():
         return int(raw)
@@ -283,22 +193,11 @@ def sentence(message: str) -> str:
 
 
 def notes(config: Config) -> dict[str, str]:
-    """What settings come to together, by the path of the field that it is said under."""
+    """What settings come to together, by the path of the field that shows it."""
     training = config.training
     rows, times = training.per_device_train_batch_size, training.gradient_accumulation_steps
     unit = "pairs" if training.method == "dpo" else "rows"
-    return {"training.gradient_accumulation_steps": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {unit}."}
-
-
-def line_updates(form: SettingsForm, errors: Mapping[str, str], noted: Mapping[str, str]) -> dict[Any, Any]:
-    """The lines under the fields, errors before notes; folded sections that hold an error open."""
-    lines = {path: {"words": words, "wrong": False} for path, words in noted.items()}
-    lines |= {path: {"words": visible(words), "wrong": True} for path, words in errors.items()}
-    updates: dict[Any, Any] = {form.service: {element_id(path): line for path, line in lines.items()}}
-    for item in form.fields:
-        if item.setting.path in errors and not item.setting.basic:
-            updates[form.folds[fold_of(item.setting)]] = gr.Accordion(open=True)
-    return updates
+    return {"training.per_device_train_batch_size": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {unit}."}
 
 
 def known_values(nested: Mapping[str, Any]) -> SettingValues:

@@ -138,7 +138,7 @@ def tools(devices: Sequence[Device], logins: bool = False) -> str:
 STATIC = Path(__file__).parent / "static"
 ICON = STATIC / "icon.svg"
 # In this order: of two rules that are equally specific, the later one holds.
-STYLES = tuple(STATIC / f"{name}.css" for name in ("markup", "studio", "runs", "evaluate", "export", "chat"))
+STYLES = tuple(STATIC / f"{name}.css" for name in ("markup", "studio", "train", "runs", "evaluate", "export", "chat"))
 SCRIPTS = tuple(STATIC / f"{name}.js" for name in ("page", "clicks", "form", "charts", "chat", "connection"))
 WITH_LOGIN = STATIC / "login.js"
 GIVEN = "{element, trigger, props, watch}"  # what Gradio gives the script of a component

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.fields import GROUPS
 from lora_studio.config.parsing import ConfigError, Problem, parse
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
@@ -82,21 +81,13 @@ def test_choices_are_called_by_words_and_kept_by_name() -> None:
     assert offered[0] == ("keep answer, cut prompt", "keep_answer")
     said = [(path, value) for path, setting in BY_PATH.items() for value in setting.names if setting.names]
     assert all(value in BY_PATH[path].choices for path, value in said)
-    assert len(said) == 6, "choices of transformers, trl and peft keep their names"
+    assert len(said) == 8, "choices of transformers and peft keep their names"
     assert [words for words, _ in form.options(BY_PATH["training.save_strategy"])] == ["steps", "epoch", "no"]
     assert form.in_words("data.truncation", "drop") == "drop row"
     assert form.in_words("training.learning_rate", 2e-4) == "2e-4"
     assert form.in_words("training.packing", True) == "on"
     assert form.in_words("data.max_length", 2048) == "2,048"
     assert form.in_words("data.max_samples", None) == "–"
-
-
-def test_the_pointer_on_a_field_shows_its_key_in_the_config() -> None:
-    shown = form.tooltips()
-    assert shown["set-lora-r"] == "lora.r"
-    assert shown["set-training-optim"].startswith("training.optim\nPaged variants")
-    assert len(shown) == len(BY_PATH)
-    assert all(form.element_id(text.partition("\n")[0]) == name for name, text in shown.items())
 
 
 def test_a_draft_brings_back_every_letter_also_what_is_wrong() -> None:
@@ -122,9 +113,9 @@ def test_the_effective_batch_is_said_under_the_fields_that_make_it() -> None:
     noted = form.notes(
         form.read(typed(training__per_device_train_batch_size=4, training__gradient_accumulation_steps=8))
     )
-    assert noted == {"training.gradient_accumulation_steps": "Effective batch: 4 × 8 = 32 rows."}
+    assert noted == {"training.per_device_train_batch_size": "Effective batch: 4 × 8 = 32 rows."}
     compared = form.notes(form.read(typed(training__method="dpo", data__train_file="preference")))
-    assert compared["training.gradient_accumulation_steps"].endswith("pairs.")
+    assert compared["training.per_device_train_batch_size"].endswith("pairs.")
 
 
 def test_known_settings_are_taken_from_a_mapping_right_or_wrong() -> None:
@@ -139,9 +130,6 @@ def test_data_fields_offer_shipped_sets_and_uploads(tmp_path: Path) -> None:
     ]
 
 
-def test_every_folded_setting_lies_in_a_fold_whose_group_is_explained() -> None:
-    folds = {form.fold_of(setting) for setting in BY_PATH.values() if not setting.basic}
-    assert {"Model", "LoRA, variants", "Training, schedule", "Tracking"} <= folds
-    assert {setting.group for setting in BY_PATH.values()} - {""} == set(GROUPS)
-    sizes = [sum(form.fold_of(setting) == fold and not setting.basic for setting in BY_PATH.values()) for fold in folds]
-    assert max(sizes) <= 14
+def test_a_model_chosen_with_what_the_list_says_of_it_is_its_name_alone() -> None:
+    chosen = typed(model__name="Qwen/Qwen3-0.6B · downloaded · 596 M · fits")
+    assert form.read(chosen).model.name == "Qwen/Qwen3-0.6B"

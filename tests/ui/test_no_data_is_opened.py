@@ -19,6 +19,7 @@ from lora_studio.ui import form
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.data.handlers import AnalysisHandlers
 from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.train import picker, problems
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.ui.train.plan import plan
 from lora_studio.workspace import Workspace
@@ -78,8 +79,8 @@ def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
     events = handlers(studio)
     shown = events["use_data"]((1.0, {"data.train_file": str(bomb)}, "the data tab"), "demo", *raws)
     assert shown
-    assert plan(train_tab.checked(raws, workspace), workspace).rows == 40
-    assert str(bomb) in str(train_tab.data_choices(workspace))
+    assert plan(problems.checked(raws, workspace), workspace).rows == 40
+    assert str(bomb) in str(picker.data_choices(workspace))
     this_machine(recent_devices()[0], workspace)
     assert opened == []
 

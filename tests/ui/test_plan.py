@@ -13,7 +13,7 @@ from lora_studio.jobs.preflight import Check, Report
 from lora_studio.models.hardware import Device
 from lora_studio.models.shape import read_config
 from lora_studio.ui.data.choice import DataLooks
-from lora_studio.ui.train import plan as plan_words
+from lora_studio.ui.train import card, picker
 from lora_studio.ui.train import plan as plans
 from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
@@ -33,22 +33,36 @@ def finished(workspace: Workspace, model: str, data: str) -> None:
     run.complete.write_text(json.dumps({**numbers, "tokens": 9_000, "train_rows": 90, "epochs": 2.0}))
 
 
-def test_the_time_is_unknown_until_a_first_run_and_then_told_from_its_speed(workspace: Workspace) -> None:
+def test_the_time_comes_from_operations_and_device_until_a_first_run_and_then_from_its_speed(
+    workspace: Workspace,
+) -> None:
     asked = config(training__max_steps=10)
-    assert plans.plan(asked, workspace).seconds is None
-    assert "unknown until a first run" in plan_words.numbers_markup(plans.plan(asked, workspace))
+    guessed = plans.plan(asked, workspace)
+    assert guessed.speed_from == plans.ESTIMATED
+    assert guessed.seconds
+    assert "rough: from FLOPs and device" in card.numbers_markup(guessed)
     finished(workspace, "another model", "pirate")
-    assert plans.plan(asked, workspace).seconds is None
+    assert plans.plan(asked, workspace).speed_from == plans.ESTIMATED
     finished(workspace, "demo", "pirate")
-    assert plans.plan(asked, workspace).seconds == 10 * 16 * 50 / 100
-    other = config(training__max_steps=10, data__train_file="technical")
-    assert plans.plan(other, workspace).seconds is None
+    known = plans.plan(asked, workspace)
+    assert (known.seconds, known.speed_from) == (10 * 16 * 50 / 100, plans.MEASURED)
+    assert "from an earlier run" in card.numbers_markup(known)
+    other = plans.plan(config(training__max_steps=10, data__train_file="technical"), workspace)
+    assert other.lengths is not None
+    assert not other.lengths.counted
+    assert other.seconds == pytest.approx(10 * 16 * other.lengths.mean / 100)
+
+
+def test_a_time_without_numbers_of_the_model_is_not_known(workspace: Workspace) -> None:
+    unknown = plans.plan(config(model__name="nobody/has-this-model", training__max_steps=10), workspace)
+    assert unknown.seconds is None
+    assert "unknown until the model is on this machine" in card.numbers_markup(unknown)
 
 
 def test_a_model_that_is_not_here_has_no_memory_and_says_what_is_missing(workspace: Workspace) -> None:
     found = plans.plan(config(model__name="nobody/has-this-model"), workspace)
     assert found.memory is None
-    assert "config.json" in plan_words.memory(None)
+    assert "config.json" in card.memory(None)
 
 
 def test_an_adapter_to_continue_is_counted_by_its_own_rank(workspace: Workspace, tmp_path: Path) -> None:
@@ -70,25 +84,28 @@ def test_nothing_is_promised_of_a_model_that_was_not_counted(
     (tmp_path / "config.json").write_text(json.dumps(numbers), encoding="utf-8")
     found = plans.plan(config(model__name=str(tmp_path)), workspace).memory
     assert found is not None
-    shown = plan_words.memory(found)
+    shown = card.memory(found)
     assert "Fits" not in shown
-    assert plan_words.GUESS in shown
+    assert card.GUESS in shown
 
 
 def test_the_card_shows_every_part_the_verdict_and_the_share() -> None:
     memory = plans.needed_memory(config(), GPU, None, busy=False)
     assert memory is not None
     assert (memory.verdict, memory.available) == ("fits", 23 * GIB)
-    words = plan_words.memory(memory)
+    words = card.memory(memory)
     assert all(title in words for title in ("Base model", "Optimizer", "Activations", "Loss", "System", "A GPU"))
     assert "of 23.0 GiB free" in words
-    assert "rows of 1,024 tokens, the most allowed" in words
-    assert "most allowed" not in plan_words.memory(plans.needed_memory(config(), GPU, 300, busy=False))
+    assert "rows of 1,024 tokens, the maximum" in words
+    assert "the maximum" not in card.memory(plans.needed_memory(config(), GPU, 300, busy=False))
     waiting = plans.needed_memory(config(), GPU, None, busy=True)
     assert waiting is not None
     assert waiting.available == 24 * GIB
-    assert "M</b>" in plan_words.numbers_markup(plans.Plan(16, memory=memory)) or "k" in plan_words.numbers_markup(
-        plans.Plan(16, memory=memory)
+    assert "<details>" in words
+    assert "<dt>Trained parameters</dt>" in card.numbers_markup(plans.Plan(16, memory=memory))
+    small = Device("A GPU", "cuda", 2 * GIB, memory.estimate.total - 1)
+    assert "<details open>" in card.memory(
+        plans.needed_memory(config(training__gradient_checkpointing=False), small, None, busy=False)
     )
 
 
@@ -101,7 +118,7 @@ def test_a_plan_is_there_in_a_tenth_of_a_second(workspace: Workspace) -> None:
 
 def test_checks_are_numbered_and_say_what_to_do() -> None:
     report = Report((Check("Data", "ok", "All <rows>."), Check("Disk", "failed", "Full.", "Free some room.")))
-    words = plan_words.checks(report)
+    words = card.checks(report)
     assert "1. Data" in words
     assert "All &lt;rows&gt;." in words
     assert "2. Disk" in words
@@ -118,7 +135,7 @@ def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_lo
     found = plans.plan(asked, workspace)
     assert "`question` is the user turn, `answer` the assistant turn" in found.reading
     assert found.reading.endswith("Answer of the first row: “<b>Here</b>”.")
-    shown = plan_words.numbers_markup(found)
+    shown = picker.data_facts(found)
     assert "<code>question</code>" in shown
     assert "&lt;b&gt;Here" in shown
     settings = {"data.train_file": str(file), "model.name": "demo", "data.mapping": None}

@@ -20,9 +20,8 @@ from lora_studio.ui import form
 from lora_studio.ui import form as form_draft
 from lora_studio.ui.data.choice import FOUND, DataLooks
 from lora_studio.ui.studio import Shared, Studio, Wish
-from lora_studio.ui.train import plan as plan_words
-from lora_studio.ui.train import tab
-from lora_studio.ui.train.plan import plan
+from lora_studio.ui.train import card, filling, picker, problems, recipes, tab
+from lora_studio.ui.train.plan import ESTIMATED, plan
 from lora_studio.workspace import Workspace
 
 
@@ -101,7 +100,7 @@ def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
     preset, raws = form_draft.read_draft(workspace)
-    config = tab.checked(raws, workspace)
+    config = problems.checked(raws, workspace)
     assert preset == form_draft.FIRST_PRESET
     assert (config.model.name, config.data.train_file) == ("demo", "pirate")
 
@@ -121,35 +120,35 @@ def test_a_draft_of_a_preset_that_is_gone_keeps_its_values(workspace: Workspace)
 
 def test_a_preset_sets_all_but_the_model_and_data_that_it_does_not_name() -> None:
     raws = overlaid(model__name="my/model", data__train_file="technical", lora__r=99)
-    config = form.read(tab.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
+    config = form.read(filling.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
     assert (config.model.name, config.data.train_file) == ("demo", "technical")
     assert (config.lora.r, config.lora.lora_alpha) == (Config().lora.r, 7)
 
 
 def test_a_file_that_is_not_there_is_named_before_anything_starts(workspace: Workspace) -> None:
     with pytest.raises(ConfigError) as caught:
-        tab.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
+        problems.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
     assert [problem.path for problem in caught.value.problems] == ["data.train_file", "data.validation_file"]
 
 
-def test_preference_pairs_are_not_offered_for_training_by_example(workspace: Workspace) -> None:
-    values = [value for _, value in tab.data_choices(workspace)]
-    assert "pirate" in values
-    assert "preference" not in values
+def test_every_set_that_comes_with_the_studio_is_offered_as_the_method_is_chosen_beside_it(
+    workspace: Workspace,
+) -> None:
+    assert {"pirate", "preference"} <= {value for _, value in picker.data_choices(workspace)}
 
 
 def test_an_upload_is_offered_as_training_data(workspace: Workspace, tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text("{}\n")
     saved = workspace.save_upload(source)
-    assert ("mine.jsonl", str(saved)) in tab.data_choices(workspace)
+    assert ("mine.jsonl", str(saved)) in picker.data_choices(workspace)
 
 
 def test_the_summary_names_fields_by_title_and_escapes_what_was_found() -> None:
-    words = tab.summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
+    words = problems.summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
     assert "LoRA rank (r): Too &lt;big&gt;." in words
     assert "${" not in words
-    assert tab.summary({}, []) == ""
+    assert problems.summary({}, []) == ""
 
 
 def rows_file(tmp_path: Path, count: int) -> Path:
@@ -174,7 +173,8 @@ def test_rows_and_steps_are_known_before_the_start(
     data = {"train_file": str(rows_file(tmp_path, 100)), **changes.get("data", {})}
     config = parse({**changes, "data": data})
     found = plan(config, workspace)
-    assert (found.effective_batch, found.rows, found.steps, found.seconds) == (16, rows, steps, None)
+    assert (found.effective_batch, found.rows, found.steps) == (16, rows, steps)
+    assert (found.speed_from == ESTIMATED) == (steps is not None)
 
 
 def test_a_file_that_can_not_be_counted_leaves_the_steps_open(workspace: Workspace, tmp_path: Path) -> None:
@@ -203,19 +203,19 @@ def test_rows_and_steps_of_a_folder_are_known_once_the_data_tab_looked_at_it(wor
     config = parse({"data": {"train_file": str(workspace.root), "bad_rows": "stop"}})
     unknown = plan(config, workspace)
     assert (unknown.rows, unknown.steps) == (None, None)
-    assert "Look at this data" in plan_words.numbers_markup(unknown)
+    assert "analyze the dataset" in card.numbers_markup(unknown)
     look_at(workspace)
     look = DataLooks().last(workspace)
     known = plan(config, workspace, look)
     assert (known.rows, known.steps) == (890, 168)
     half = plan(parse({"data": {"train_file": str(workspace.root), "validation_fraction": 0.5}}), workspace, look)
     assert (half.rows, half.steps) == (500, 96)
-    assert "Look at this data" not in plan_words.numbers_markup(known)
+    assert "analyze the dataset" not in card.numbers_markup(known)
     packed = {"data": {"train_file": str(workspace.root)}, "training": {"packing": True}}
     assert plan(parse(packed), workspace, look).steps == 21
     other = plan(parse({**packed, "data": {**packed["data"], "max_length": 64}}), workspace, look)
     assert (other.rows, other.steps) == (900, None)
-    assert "how the rows fill the packs" in plan_words.numbers_markup(other)
+    assert "With packing" in card.numbers_markup(other)
     look_at(workspace, **{"data.mapping": {"text": "a"}})
     assert plan(config, workspace, DataLooks().last(workspace)).rows is None
 
@@ -230,7 +230,7 @@ def test_what_the_data_tab_found_is_read_from_its_draft_once_a_server_and_not_at
     kept = workspace.read_draft
     monkeypatch.setattr(workspace, "read_draft", lambda name: read.append(name) or kept(name))
     for _ in range(3):
-        handler("changed")(preset, tab.ReportedProblems(), *raws)
+        handler("changed")(preset, problems.ReportedProblems(), *raws)
     assert read.count(FOUND) == 1
     assert read == [FOUND]
 
@@ -257,7 +257,7 @@ def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_
     mapping = {"user": "q", "assistant": "a"}
     for name in (str(tmp_path), "hub:owner/name?split=test"):
         raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
-        config = tab.checked(raws, workspace)
+        config = problems.checked(raws, workspace)
         assert (config.data.train_file, config.data.mapping) == (name, mapping)
 
 
@@ -308,7 +308,7 @@ def test_a_preset_for_the_built_in_model_does_not_set_the_rate_of_another_model(
 def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspace: Workspace) -> None:
     _, handler = page_of(workspace)
     typed = demo_form(workspace, model__name="my/4b", training__learning_rate=5e-4)
-    written = handler("changed")("demo", tab.ReportedProblems(), *typed)
+    written = handler("changed")("demo", problems.ReportedProblems(), *typed)
     values = form.values(form_draft.read_draft(workspace)[1])
     assert values["training.learning_rate"] == 5e-4
     assert values["training.num_train_epochs"] == Config().training.num_train_epochs
@@ -317,9 +317,9 @@ def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspa
 
 
 def test_a_preset_with_its_own_model_says_which_where_the_form_has_another(workspace: Workspace) -> None:
-    about = tab._about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
+    about = recipes.about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
     assert "Its settings are for Qwen/Qwen3-0.6B" in about
-    same = tab._about(presets()["demo"], demo_form(workspace))
+    same = recipes.about(presets()["demo"], demo_form(workspace))
     assert "check them" not in same
 
 
@@ -338,7 +338,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 ) -> None:
     page, handler = page_of(workspace)
     preset, raws = form_draft.read_draft(workspace)
-    told = tab.ReportedProblems()
+    told = problems.ReportedProblems()
     parsed.clear()
     handler("changed")(preset, told, *raws)
     assert len(parsed) == 1
@@ -346,16 +346,16 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
     monkeypatch.setattr(tab.Starter, "start", lambda *_: "run-1")
     shared_run = next(part for part in page.blocks.values() if isinstance(part, gr.State) and part.value == "")
     parsed.clear()
-    updates = list(handler("start")(told, *raws))
+    updates = list(handler("start")("demo", told, *raws))
     assert updates[-1][shared_run] == "run-1"
     assert len(parsed) == 1
 
 
 def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace, parsed: list[object]) -> None:
     _, handler = page_of(workspace)
-    told = tab.ReportedProblems()
+    told = problems.ReportedProblems()
     parsed.clear()
-    updates = list(handler("start")(told, *overlaid(lora__r=-1)))
+    updates = list(handler("start")("demo", told, *overlaid(lora__r=-1)))
     assert told.paths == ("lora.r",)
     said = "".join(part.value for part in updates[-1].values() if isinstance(part, gr.HTML) and part.value)
     assert "LoRA rank (r): Must be at least 1." in said

@@ -2,46 +2,115 @@
 window.studio ??= {};
 
 // Tells of typing: a text's own `input` event misses what is pasted or deleted, its `change` also tells of what the
-// page filled in. And puts lines (the value, by element id) under their fields, errors and others; a field that is not
-// drawn yet, because its fold was never open, gets its line when it is. The field under the pointer tells its config
-// key.
-studio.form = ({element, trigger, props, watch}, {tips}) => {
-  const form = element.closest('#form');
-  const drawing = new MutationObserver(show);
+// page filled in. Gives every field its "?" with hint and config key (`tips`), its unit, and a button that resets what
+// differs from the recipe; puts lines under fields, errors and others; hides what has no effect. The value has all of
+// it by element id. A field that is not drawn yet, because its fold was never open, gets its share when it is.
+studio.form = ({element, trigger, props, watch}, {tips, units}) => {
+  const form = element.closest('.train');
+  const hiding = document.createElement('style');
+  const drawing = new MutationObserver(() => requestAnimationFrame(show));
   let waiting;
-  form.addEventListener('input', () => {
+  document.head.append(hiding);
+  form.addEventListener('input', ({target}) => {
+    if (!target.closest('[id^="set-"]')) return;
     clearTimeout(waiting);
     waiting = setTimeout(() => trigger('input'), 200);
   });
-  form.addEventListener('pointerover', ({target}) => {
-    const field = target.closest('[id^="set-"]');
-    if (field && !field.title) field.title = tips[field.id] ?? '';
+  form.addEventListener('click', ({target}) => {
+    const button = target.closest('.field-reset');
+    if (button) trigger('click', {act: 'reset', value: button.closest('[id^="set-"]').id});
   });
+  form.closest('[role=tabpanel]')?.addEventListener('keydown', startByKeyboard);
+  function startByKeyboard(event) {
+    if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey) || event.target.closest('.cm-editor')) return;
+    event.preventDefault();
+    document.activeElement?.blur(); // a list takes over what was typed into it as it is left
+    setTimeout(() => document.querySelector('#start')?.click(), 50);
+  }
+  function make(tag, className, words = '') {
+    const node = document.createElement(tag);
+    node.className = className;
+    node.textContent = words;
+    if (tag === 'button') node.type = 'button';
+    return node;
+  }
+  function tools(field) {
+    const [hint, key] = tips[field.id];
+    const box = make('span', 'field-tools');
+    const help = make('button', 'field-help', '?');
+    const tip = make('span', 'field-tip', `${hint} `);
+    const title = field.querySelector('[data-testid="block-info"], label > span')?.textContent.trim() ?? key;
+    tip.id = `${field.id}-tip`;
+    tip.setAttribute('role', 'tooltip');
+    tip.append(make('code', '', key));
+    help.setAttribute('aria-label', `? ${title}`);
+    help.setAttribute('aria-describedby', tip.id);
+    help.onkeydown = ({key: pressed}) => pressed === 'Escape' && help.blur();
+    if (units[field.id]) box.append(make('span', 'field-unit', units[field.id]));
+    box.append(help, tip);
+    field.append(box);
+    return box;
+  }
+  function reset(box, recipe) {
+    let button = box.querySelector('.field-reset');
+    if (recipe === undefined) return button?.remove();
+    if (!button) box.append((button = make('button', 'field-reset')));
+    button.textContent = `Reset to ${recipe}`;
+    button.title = 'Differs from the recipe';
+  }
+  function write(field, {words, wrong}) {
+    let line = field.querySelector(':scope > .field-error, :scope > .field-note');
+    if (!line) field.append((line = document.createElement('div')));
+    line.className = wrong ? 'field-error' : 'field-note';
+    wrong ? line.setAttribute('role', 'alert') : line.removeAttribute('role');
+    line.textContent = words;
+    if (wrong) field.querySelectorAll('input, textarea').forEach((input) => input.setAttribute('aria-invalid', 'true'));
+  }
   function show() {
     drawing.disconnect();
-    const lines = new Map(Object.entries(props.value || {}));
+    const {lines = {}, changed = {}, hidden = []} = props.value || {};
+    hiding.textContent = hidden.length ? `${hidden.map((id) => `#${id}`).join()} { display: none !important; }` : '';
     for (const line of form.querySelectorAll('.field-error, .field-note')) {
       const field = line.parentElement;
       field.querySelectorAll('[aria-invalid]').forEach((input) => input.removeAttribute('aria-invalid'));
-      if (!lines.has(field.id)) line.remove();
+      if (!lines[field.id]) line.remove();
     }
-    let absent = false;
-    for (const [id, {words, wrong}] of lines) {
-      const field = document.getElementById(id);
-      absent ||= !field;
-      if (!field) continue;
-      let line = field.querySelector(':scope > .field-error, :scope > .field-note');
-      if (!line) field.append((line = document.createElement('div')));
-      line.className = wrong ? 'field-error' : 'field-note';
-      wrong ? line.setAttribute('role', 'alert') : line.removeAttribute('role');
-      line.textContent = words;
-      if (!wrong) continue;
-      field.querySelectorAll('input, textarea').forEach((input) => input.setAttribute('aria-invalid', 'true'));
+    for (const field of form.querySelectorAll('[id^="set-"].block')) {
+      if (!tips[field.id]) continue;
+      reset(field.querySelector(':scope > .field-tools') ?? tools(field), changed[field.id]);
+      if (lines[field.id]) write(field, lines[field.id]);
     }
-    if (absent) drawing.observe(form, {childList: true, subtree: true});
+    drawing.observe(form, {childList: true, subtree: true});
   }
   watch('value', show);
   show();
+};
+
+// The setting that a search found is brought into sight and marked, as soon as the list of matches names it and its fold
+// is open. An attribute marks it: Gradio writes the classes of its elements anew.
+studio.showSetting = () => {
+  let tries = 60;
+  const look = () => {
+    const id = document.querySelector('#settings-matches [data-best]')?.dataset.best;
+    const field = id && document.getElementById(id);
+    if (!field?.offsetParent) return tries-- && setTimeout(look, 50);
+    document.querySelectorAll('[data-marked]').forEach((other) => delete other.dataset.marked);
+    field.dataset.marked = '';
+    const {top, bottom} = field.getBoundingClientRect();
+    if (top < 80 || bottom > innerHeight - 80) field.scrollIntoView({block: 'center'});
+  };
+  setTimeout(look, 50); // the list of this search is not drawn yet
+};
+
+// Saves the config as a file that bears the run's name, else those of model and data.
+studio.saveConfig = (text, title, model, data) => {
+  const last = (name) => String(name ?? '').split(/[\\/]/).filter(Boolean).pop() ?? '';
+  const name = title || [last(model), last(data).replace(/\.\w+$/, '')].filter(Boolean).join('-');
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text ?? ''], {type: 'application/yaml'}));
+  link.download = `${name.replace(/[^\p{L}\p{N}._-]+/gu, '-').replace(/^[-.]+|[-.]+$/g, '') || 'config'}.yaml`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 };
 
 // A long row may begin with many tokens that are cut off: what is kept is in sight first, with a line before it.

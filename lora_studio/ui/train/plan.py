@@ -1,26 +1,20 @@
-"""The plan of a run before it starts: rows, steps, time and memory, and the card beside the form that shows it."""
+"""The plan of a run before it starts: rows, tokens, steps, time and memory."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import gradio as gr
 
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
-from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
 from lora_studio.jobs.session import FileSummary, count_rows
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import SHOWN, Change, best_changes
+from lora_studio.models.advice import Change, best_changes
+from lora_studio.models.duration import Work, training_seconds
 from lora_studio.models.hardware import Device, recent_devices
-from lora_studio.models.memory import MIB, PARTS, Estimate, estimate, settled, verdict
+from lora_studio.models.memory import MIB, Estimate, estimate, settled, verdict, with_settings
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.runs.summary import Speed, speed
 from lora_studio.ui.data.choice import DataLook
-from lora_studio.ui.html import hint, render, tiles
-from lora_studio.ui.words import clock, figure
 from lora_studio.units import GIB
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -47,7 +41,9 @@ class MemoryPlan:
 class Plan:
     """`rows` are training rows; `seconds` is the time of training alone. None is what is not known beforehand.
 
-    `reading` says how the data is read, what is assumed and what the first row trains or answers.
+    `speed_from` says what the time is computed from: the speed of an earlier run (`MEASURED`) or floating-point
+    operations (`ESTIMATED`). `lengths` are the tokens of a row. `reading` says how the data is read, what is assumed
+    and what the first row trains or answers. `unit` is what a batch counts: rows, or pairs for DPO.
     """
 
     effective_batch: int
@@ -56,6 +52,23 @@ class Plan:
     seconds: float | None = None
     memory: MemoryPlan | None = None
     reading: str = ""
+    speed_from: str = ""
+    unit: str = "rows"
+    lengths: "RowLengths | None" = None
+
+
+MEASURED, ESTIMATED = "measured", "estimated"
+BYTES_A_TOKEN = 4.0
+"""Of a text file, with its field names and quotes: English text has a little over 4 characters a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLengths:
+    """Mean tokens of a row and its longest; `counted` by the model's tokenizer, else guessed from the file's size."""
+
+    mean: float
+    longest: int | None = None
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,47 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
         data=config.data.train_file,
     )
     memory = needed_memory(_as_trained(config, workspace), device, measured.longest if measured else None, busy=busy)
-    return Plan(batch, rows, steps, seconds(config, steps, earlier, measured), memory, reading(config, look))
+    planned = Plan(
+        batch, rows, steps, None, memory, reading(config, look), lengths=row_lengths(config, measured, earlier)
+    )
+    planned = replace(planned, unit="pairs" if training.method == "dpo" else "rows")
+    return _timed(planned, config, earlier, device)
+
+
+def _timed(planned: Plan, config: Config, earlier: Speed | None, device: Device) -> Plan:
+    """The plan with its time: from an earlier run with this model where there is one, else from the operations."""
+    mean = planned.lengths.mean if planned.lengths else None
+    if config.training.packing:
+        mean = float(config.data.max_length)
+    if planned.steps is None or mean is None:
+        return planned
+    tokens = planned.steps * planned.effective_batch * mean
+    if earlier is not None:
+        return replace(planned, seconds=tokens / earlier.tokens_per_second, speed_from=MEASURED)
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    if model is None or planned.memory is None:
+        return planned
+    checkpointing = planned.memory.estimate.gradient_checkpointing
+    resolved = with_settings(config, {"training.gradient_checkpointing": checkpointing})
+    work = Work(tokens, planned.steps * config.training.gradient_accumulation_steps, mean)
+    return replace(planned, seconds=training_seconds(resolved, model, device, work), speed_from=ESTIMATED)
+
+
+def row_lengths(config: Config, measured: "Seen | None", earlier: Speed | None) -> RowLengths | None:
+    """Tokens of a row: as the data tab or an earlier run on this data counted them, else by the file's size."""
+    if measured:
+        return RowLengths(measured.mean, measured.longest)
+    if earlier and earlier.data == config.data.train_file:
+        return RowLengths(earlier.tokens_per_row)
+    rows = _quick_look(config).rows
+    try:
+        octets = data_path(config.data.train_file).stat().st_size
+    except (OSError, ValueError):  # also a name that no file can bear
+        return None
+    if not rows:
+        return None
+    return RowLengths(min(float(config.data.max_length), octets / rows / BYTES_A_TOKEN), counted=False)
 
 
 def _as_trained(config: Config, workspace: Workspace) -> Config:
@@ -187,38 +240,10 @@ def total_steps(config: Config, rows: int | None, measured: Seen | None) -> int 
     return math.ceil(per_epoch * training.num_train_epochs)
 
 
-def seconds(config: Config, steps: int | None, earlier: Speed | None, measured: Seen | None) -> float | None:
-    """Time of training at the speed of an earlier run, by real tokens."""
-    if steps is None or earlier is None:
-        return None
-    training = config.training
-    mean = measured.mean if measured else earlier.tokens_per_row if earlier.data == config.data.train_file else None
-    if training.packing:
-        mean = float(config.data.max_length)
-    if mean is None:
-        return None
-    rows = steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return rows * mean / earlier.tokens_per_second
-
-
 def data_path(name: str) -> Path:
     """The file that a config's training data names."""
     shipped = shipped_data()
     return shipped[name].train if name in shipped else Path(name).expanduser()
-
-
-VERDICTS = {
-    "fits": ("good", "Fits"),
-    "tight": ("warn", "Tight: it may or may not fit"),
-    "does not fit": ("bad", "Does not fit"),
-    "a guess": ("warn", "Not known"),
-}
-GUESS = "A guess: this kind of model is counted when the run is checked before its start."
-LOOK = "press “Look at this data” on the Data tab"
-NO_ROWS = f"The rows of this data are not counted yet: {LOOK}, then they stand here."
-NO_PACKS = f"How many steps there are depends on how the rows fill the packs: with these settings, {LOOK}."
-SIGNS = {OK: ("good", "✓"), NOTE: ("warn", "!"), ASK: ("warn", "?"), FAILED: ("bad", "✗")}
-SPOKEN = {OK: "all right", NOTE: "worth knowing", ASK: "to decide", FAILED: "failed"}
 
 
 def gib(octets: float) -> str:
@@ -227,135 +252,3 @@ def gib(octets: float) -> str:
     if value < 0.1:
         return f"{octets / MIB:.0f} MiB"
     return f"{value:,.0f} GiB" if value >= 100 else f"{value:.1f} GiB" if value >= 1 else f"{value:.2f} GiB"
-
-
-def numbers_markup(planned: Plan | None) -> str:
-    """Batch, rows, steps and time as tiles; `None` stands for settings that are not right yet."""
-    if planned is None:
-        return tiles([("–", name, "") for name in ("Effective batch", "Training rows", "Steps", "Time")])
-    timed = planned.seconds is not None
-    trained = planned.memory.estimate if planned.memory else None
-    facts = [
-        (f"{planned.effective_batch:,}", "Effective batch", "rows a step"),
-        ("–" if planned.rows is None else f"{planned.rows:,}", "Training rows", ""),
-        ("–" if planned.steps is None else figure(planned.steps), "Steps", "about"),
-        (
-            clock(planned.seconds) if timed else "–",
-            "Time",
-            "as fast as before" if timed else "unknown until a first run",
-        ),
-    ]
-    if trained:
-        share = f"{100 * trained.share:.2f} % of {_short(trained.parameters)}"
-        facts += [(_short(trained.trainable), "Trained parameters", share)]
-    missing = NO_ROWS if planned.rows is None else NO_PACKS if planned.steps is None else ""
-    above, below = hint(missing) if missing else "", hint(planned.reading, "plan-reading") if planned.reading else ""
-    return above + tiles(facts) + below
-
-
-def _short(value: int) -> str:
-    """Parameters as people say them: 10.1 M, 606 M, 8.19 B."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return str(value)
-
-
-def memory(needed: MemoryPlan | None) -> str:
-    """The verdict, a bar of the parts against the memory there is, and a line for each part."""
-    if needed is None:
-        return render("train.no_memory")
-    estimate, room = needed.estimate, max(needed.available, needed.estimate.total)
-    notes = [] if estimate.exact else [f"A rough estimate: {ROUGH}." if estimate.counted else GUESS]
-    if needed.assumed_tokens is not None:
-        notes.append(
-            f"Counted for rows of {needed.assumed_tokens:,} tokens, the most allowed. For the real ones, {LOOK}."
-        )
-    if estimate.gradient_checkpointing:
-        notes.append("With gradient checkpointing.")
-    parts = [(key, 100 * octets / room, gib(octets), *PARTS[key]) for key, octets in estimate.parts.items()]
-    total, available = gib(estimate.total), gib(needed.available)
-    return render("train.memory", VERDICTS[needed.verdict], total, available, needed.device.name, parts, notes)
-
-
-def change_label(change: Change) -> str:
-    """What a button that applies a change says."""
-    return f"{change.title}: saves {gib(change.saves)}"
-
-
-def checks(report: Report) -> str:
-    """Every check with its number, and what to do about those that are not all right."""
-    rows = [(check, *SIGNS[check.state], SPOKEN[check.state]) for check in report.checks]
-    kind = "error" if report.state == FAILED else "warning" if report.state == ASK else "good"
-    return render("train.checks", report.words, kind, rows)
-
-
-@dataclass(frozen=True)
-class Card:
-    """The card's components. `offered` holds the settings, by path, that each button writes into the form."""
-
-    numbers: gr.HTML
-    memory: gr.HTML
-    fetch: gr.Button
-    error_box: gr.HTML
-    heading: gr.HTML
-    buttons: tuple[gr.Button, ...]
-    offered: gr.State
-
-    @property
-    def outputs(self) -> list[Any]:
-        """Everything that a change of the form may change."""
-        return [self.numbers, self.memory, self.fetch, self.error_box, self.heading, *self.buttons, self.offered]
-
-
-def draw() -> Card:
-    """Draws the card; nothing is known yet."""
-    numbers = gr.HTML(numbers_markup(None), elem_id="plan")
-    memory = gr.HTML(elem_id="plan-memory")
-    fetch = gr.Button("Look up this model's size", size="sm", visible=False, elem_id="plan-fetch")
-    error_box = gr.HTML(visible=False, elem_id="plan-said")
-    heading = gr.HTML('<h3 class="part">What would save most memory</h3>', visible=False)
-    buttons = tuple(
-        gr.Button(size="sm", visible=False, elem_id=f"plan-change-{number}", elem_classes="plan-change")
-        for number in range(1, SHOWN + 1)
-    )
-    return Card(numbers, memory, fetch, error_box, heading, buttons, gr.State([]))
-
-
-def updates(card: Card, planned: Plan | None) -> dict[Any, Any]:
-    """What the card shows of a plan; None stands for settings that are not right yet."""
-    if planned is None:
-        hidden: dict[Any, Any] = {button: gr.Button(visible=False) for button in card.buttons}
-        blank = {card.memory: "", card.fetch: gr.Button(visible=False), card.heading: gr.HTML(visible=False)}
-        return {card.numbers: numbers_markup(None), **blank, **hidden, card.offered: []}
-    changes = planned.memory.changes if planned.memory else ()
-    labels = [change_label(change) for change in changes]
-    labels += [""] * (len(card.buttons) - len(labels))
-    return {
-        card.numbers: numbers_markup(planned),
-        card.memory: memory(planned.memory),
-        card.fetch: gr.Button(visible=planned.memory is None),
-        card.error_box: gr.HTML(visible=False),
-        card.heading: gr.HTML(visible=bool(changes)),
-        **{button: gr.Button(label, visible=bool(label)) for button, label in zip(card.buttons, labels, strict=True)},
-        card.offered: [dict(change.settings) for change in changes],
-    }
-
-
-def wire(
-    card: Card,
-    inputs: list[Any],
-    outputs: list[Any],
-    apply: Callable[[Mapping[str, Any], list[Any]], dict[Any, Any]],
-    quiet: Mapping[str, Any],
-) -> None:
-    """Each button hands its change to `apply`, with the values of `inputs`."""
-
-    def press(number: int) -> Callable[..., dict[Any, Any]]:
-        def pressed(offered: list[Mapping[str, Any]], *values: Any) -> dict[Any, Any]:
-            return apply(offered[number] if number < len(offered) else {}, list(values))
-
-        return pressed
-
-    for number, button in enumerate(card.buttons):
-        button.click(press(number), [card.offered, *inputs], outputs, **quiet)

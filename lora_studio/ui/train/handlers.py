@@ -1,0 +1,144 @@
+"""What changes the form: typing, recipes, resets, search, config files, and settings from other tabs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.config.presets import presets
+from lora_studio.config.sections import Config
+from lora_studio.ui import form as forms
+from lora_studio.ui import theme
+from lora_studio.ui.studio import QUIET, EventOptions, Handover, Shared, Studio, Updates
+from lora_studio.ui.train import card as plan_card
+from lora_studio.ui.train import drafts, field_events, filling, planning, problems, recipes
+from lora_studio.ui.train import presets as own
+from lora_studio.ui.train import view as views
+from lora_studio.ui.train.drafts import FormState
+from lora_studio.ui.train.field_events import Show
+from lora_studio.ui.train.layout import TrainView
+from lora_studio.ui.train.problems import ReportedProblems
+
+IN_TURN: EventOptions = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
+
+
+def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
+    """Wires all that changes the form."""
+    workspace = studio.workspace
+
+    def show(
+        preset: str | None,
+        raws: Sequence[Any],
+        origin: str,
+        before: FormState,
+        reported: ReportedProblems | None = None,
+    ) -> Updates:
+        filled = views.fill(view, studio, preset, raws, reported)
+        return filled | drafts.record(view, workspace, origin, before, (preset, raws))
+
+    def change(settings: Mapping[str, Any], values: Sequence[Any]) -> Updates:
+        preset, *raws = values
+        return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
+
+    def renamed(preset: str | None, raws: Sequence[Any]) -> Updates:
+        return views.fill(view, studio, preset, raws) | drafts.keep(view, workspace, (preset, raws))
+
+    whole = [view.preset, *view.form.widgets]
+    of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]
+    own.wire_modules(view.modules, studio.inspector, of_model, whole, view.outputs, change)
+    own.wire_presets(view.keeper, workspace, view.preset, view.form.widgets, view.outputs, forms.read, renamed)
+    own.wire_changes(view.changes, workspace, view.preset, view.form.widgets, view.outputs, show)
+    plan_card.wire(view.card, whole, view.outputs, change)
+    _keep(view, studio)
+    field_events.wire_fields(view, studio)
+    _recipes(view, studio, show)
+    field_events.wire_config_file(view, show)
+    _take_over(view, shared, studio, show)
+
+
+def _keep(view: TrainView, studio: Studio) -> None:
+    """Each change is kept and shown for what it comes to; a load of the page brings the kept form back."""
+    workspace = studio.workspace
+
+    def changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
+        without_preset = filling.left_preset(workspace, preset, raws)
+        if without_preset is None:
+            about = {view.about: recipes.about(presets(workspace).get(preset or ""), raws)} if preset else {}
+            config = problems.read(raws, workspace)
+            updates = views.look(view, studio, (preset, raws), config, reported)
+            return updates | about | drafts.keep(view, workspace, (preset, raws))
+        # Only what changes is written: the model's name may still be being typed.
+        origin = f"Preset {preset} is for the built-in model"
+        written = {
+            item.widget: new
+            for item, old, new in zip(view.form.fields, raws, without_preset, strict=True)
+            if old != new
+        }
+        config = problems.read(without_preset, workspace)
+        updates = views.look(view, studio, (None, without_preset), config, reported)
+        filled = {view.preset: gr.Dropdown(value=None), view.about: "", **updates, **written}
+        return filled | drafts.record(view, workspace, origin, (None, raws), (None, without_preset))
+
+    def restore() -> Updates:
+        preset, raws = forms.read_draft(workspace)
+        updates = views.fill(view, studio, preset, raws) | own.reopen(view.changes, workspace)
+        return {**updates, view.whole: gr.Row(visible=True)}
+
+    def recount() -> Updates:
+        state = forms.read_draft(workspace)
+        return views.in_plan(view, studio, state, problems.read(state[1], workspace))
+
+    inputs = [view.preset, view.reported, *view.form.widgets]
+    gr.on(view.form.edits, changed, inputs, view.outputs, trigger_mode="always_last", **QUIET)
+    gr.on(None, restore, None, [*view.outputs, view.whole], **QUIET)
+    tab = view.whole.parent
+    assert isinstance(tab, gr.Tab)  # what the data tab counted since is known when this one is opened again
+    tab.select(recount, None, [*view.card.outputs, *view.picker.outputs, view.cards], **IN_TURN, **QUIET)
+
+
+def _recipes(view: TrainView, studio: Studio, show: Show) -> None:
+    """A card or the list of presets fills the form."""
+    workspace = studio.workspace
+
+    def use_preset(name: str, *raws: Any) -> Updates:
+        filled = filling.with_preset(raws, presets(workspace)[name].values())
+        return show(name, filled, f"Preset {name}", (forms.read_draft(workspace)[0], raws))
+
+    def use_recipe(event: gr.EventData, preset: str | None, *raws: Any) -> Updates:
+        planned = planning.planned_of(studio, problems.read(raws, workspace))
+        now = planning.situation_of(studio, raws, planned)
+        recipe = next((item for item in recipes.recipes(now) if item.preset == event.value), None)
+        if recipe is None or recipe.unavailable:
+            return {}
+        return show(recipe.preset, recipes.filled(recipe, raws), f"Recipe {recipe.title}", (preset, raws))
+
+    whole = [view.preset, *view.form.widgets]
+    # A dropdown's `input` also fires when it is left without a choice; `select` only when an option is chosen.
+    view.preset.select(use_preset, whole, view.outputs, **QUIET)
+    view.cards.click(use_recipe, whole, view.outputs, trigger_mode="once", **QUIET)
+
+
+def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> None:
+    """What other tabs hand over: settings on top of the form, or a whole config. The notice of changes is in sight."""
+    workspace = studio.workspace
+
+    def use_data(handover: Handover, preset: str | None, *raws: Any) -> Updates:
+        _, settings, origin = handover
+        filled = forms.overlay(raws, settings)
+        without_preset = filling.left_preset(workspace, preset, filled, settings)
+        if without_preset is not None:
+            origin += f" (preset {preset} is for the built-in model)"
+        after = (preset, filled) if without_preset is None else (None, without_preset)
+        return show(*after, origin, (preset, raws)) | {view.start: gr.Button(interactive=True)}
+
+    def use_config(handover: Handover, preset: str | None, *raws: Any) -> Updates:
+        _, settings, origin = handover
+        return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
+
+    inputs = [view.preset, *view.form.widgets]
+    events = (
+        shared.data.change(use_data, [shared.data, *inputs], [*view.outputs, view.start], **IN_TURN, **QUIET),
+        shared.form.change(use_config, [shared.form, *inputs], view.outputs, **QUIET),
+    )
+    for event in events:
+        event.then(None, js=theme.call("showChanges"), api_visibility="private")

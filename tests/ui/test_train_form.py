@@ -1,0 +1,176 @@
+"""The train tab's recipes, basics, drawer, search and config file, without a page."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.config.parsing import parse
+from lora_studio.config.presets import save_preset
+from lora_studio.config.sections import Config
+from lora_studio.config.settings import settings
+from lora_studio.errors import StudioError
+from lora_studio.models.hardware import Device
+from lora_studio.ui import form
+from lora_studio.ui.train import config_file, filling, recipes, settings_form
+from lora_studio.units import GIB
+from lora_studio.workspace import Workspace
+
+CPU = Device("CPU, 4 cores", "cpu", 16 * GIB, 12 * GIB)
+
+
+def gpu(memory: float) -> Device:
+    return Device("A GPU", "cuda", round(memory * GIB), round(memory * GIB))
+
+
+def typed(**changes: Any) -> list[Any]:
+    return form.overlay(form.shown(Config()), {path.replace("__", "."): value for path, value in changes.items()})
+
+
+def situation(device: Device = CPU, model: str = "demo", *, pairs: bool = False, fits: bool | None = None) -> Any:
+    return recipes.Situation(model, pairs, device, fits)
+
+
+def suggested(now: recipes.Situation) -> list[str]:
+    return [recipe.preset for recipe in recipes.recipes(now) if recipe.suggested]
+
+
+@pytest.mark.parametrize(
+    ("now", "preset"),
+    [
+        (situation(), "demo"),
+        (situation(model="my/model"), "cpu"),
+        (situation(gpu(24), "my/model", fits=True), "lora"),
+        (situation(gpu(24), "my/model"), "lora"),
+        (situation(gpu(24), "my/model", fits=False), "gpu-24gb"),
+        (situation(gpu(15.7), "my/model", fits=False), "gpu-16gb"),
+        (situation(gpu(8), "my/model", fits=False), "gpu-8gb"),
+        (situation(pairs=True), "demo-preference"),
+        (situation(gpu(80), "my/model", pairs=True), "preference"),
+    ],
+)
+def test_a_recipe_is_suggested_by_model_data_and_device(now: recipes.Situation, preset: str) -> None:
+    assert suggested(now) == [preset]
+
+
+def test_a_recipe_for_a_gpu_is_not_available_without_one() -> None:
+    by_title = {recipe.title: recipe for recipe in recipes.recipes(situation())}
+    assert by_title["QLoRA"].unavailable == "Needs an NVIDIA GPU"
+    assert "disabled" in recipes.markup(situation(), None, typed())
+    assert not any(recipe.unavailable for recipe in recipes.recipes(situation(gpu(24))))
+
+
+def test_a_card_says_what_a_click_would_change_and_the_click_changes_just_that() -> None:
+    raws = typed(model__name="my/model", data__train_file="technical", lora__r=8)
+    qlora = next(recipe for recipe in recipes.recipes(situation(gpu(8), "my/model")) if "QLoRA" in recipe.title)
+    said = recipes.effects(qlora, raws)
+    after = form.values(recipes.filled(qlora, raws))
+    assert "Quantization 4bit" in said
+    assert "LoRA rank (r) 16" in said
+    assert (after["model.name"], after["data.train_file"], after["lora.r"]) == ("my/model", "technical", 16)
+    assert len(said) == sum(old != new for old, new in zip(raws, recipes.filled(qlora, raws), strict=True))
+    assert recipes.effects(qlora, recipes.filled(qlora, raws)) == []
+
+
+def test_pairs_of_ones_own_are_kept_by_the_recipe_for_pairs() -> None:
+    raws = typed(data__train_file="/mine/pairs.jsonl")
+    recipe = next(item for item in recipes.recipes(situation(pairs=True)) if item.suggested)
+    after = form.values(recipes.filled(recipe, raws))
+    assert (after["data.train_file"], after["training.method"]) == ("/mine/pairs.jsonl", "dpo")
+    demo = next(item for item in recipes.recipes(situation()) if item.preset == "demo-preference")
+    assert form.values(recipes.filled(demo, raws))["data.train_file"] == "preference"
+
+
+def test_a_field_that_differs_from_the_recipe_is_told_with_the_value_to_reset_to(workspace: Workspace) -> None:
+    base = filling.baseline(workspace, "demo")
+    raws = form.overlay(form.shown(Config()), base)
+    assert filling.changed_from(base, raws) == {}
+    edited = form.overlay(raws, {"training.num_train_epochs": 7, "model.name": "my/model", "title": "x"})
+    assert filling.changed_from(base, edited) == {"training.num_train_epochs": f"{base['training.num_train_epochs']:g}"}
+    wrong = form.overlay(raws, {"training.learning_rate": "fast"})
+    assert filling.changed_from(base, wrong) == {"training.learning_rate": "0.001"}
+    save_preset(workspace, "mine", parse({"lora": {"r": 4}}))
+    assert filling.baseline(workspace, "mine")["lora.r"] == 4
+    assert filling.baseline(workspace, "gone")["lora.r"] == Config().lora.r
+
+
+def test_every_setting_is_a_basic_or_lies_in_one_of_six_groups() -> None:
+    folded = settings_form.parts()
+    assert tuple(folded) == settings_form.GROUPS
+    assert len(settings_form.basics()) == 6
+    assert set(settings_form.ORDER) == set(settings_form.basics())
+    paths = [setting.path for by_part in folded.values() for part in by_part.values() for setting in part]
+    assert sorted(paths) == sorted(setting.path for setting in settings() if not setting.basic)
+
+
+def test_every_field_has_its_hint_and_its_key_in_the_config() -> None:
+    tips = settings_form.tooltips()
+    assert tips["set-lora-r"][1] == "lora.r"
+    assert "Paged variants" in tips["set-training-optim"][0]
+    assert len(tips) == len(settings())
+    assert all(form.element_id(key) == name for name, (_, key) in tips.items())
+
+
+def test_fields_without_an_effect_are_hidden_but_for_those_that_are_wrong() -> None:
+    values = form.values(typed())
+    ids = settings_form.hidden(values, {})
+    assert {"set-model-bnb_4bit_quant_type", "set-preference-beta", "part-optimizer-preference-loss-dpo"} <= set(ids)
+    assert "set-preference-beta" not in settings_form.hidden(values, {"preference.beta": "Must be above 0."})
+    chosen = form.values(typed(training__method="dpo", model__quantization="4bit"))
+    assert not {"set-preference-beta", "part-optimizer-preference-loss-dpo"} & set(settings_form.hidden(chosen, {}))
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("alpha", "lora.lora_alpha"),
+        ("cutoff", "data.max_length"),
+        ("warmup", "training.warmup_ratio"),
+        ("batch", "training.per_device_train_batch_size"),
+        ("micro_batch_size", "training.per_device_train_batch_size"),
+        ("lora_target", "lora.target_modules"),
+        ("packing", "training.packing"),
+    ],
+)
+def test_a_search_leads_to_the_field(query: str, first: str) -> None:
+    assert settings_form.matches(query, typed())[0].path == first
+
+
+def test_a_search_tells_why_a_setting_is_not_there() -> None:
+    match = next(item for item in settings_form.matches("beta", typed()) if item.path == "preference.beta")
+    assert match.reason == "applies only with method DPO"
+    assert next(
+        item.reason == ""
+        for item in settings_form.matches("beta", typed(training__method="dpo"))
+        if item.id == match.id
+    )
+
+
+def test_the_config_file_holds_what_differs_from_the_defaults_and_reads_back_the_same() -> None:
+    assert config_file.as_yaml(typed(), Config()) == config_file.NO_CHANGES
+    config = parse({"lora": {"r": 8}, "data": {"mapping": {"user": "q", "assistant": "a"}}})
+    text = config_file.as_yaml(form.shown(config), config)
+    assert text == "data:\n  mapping:\n    user: q\n    assistant: a\nlora:\n  r: 8\n"
+    assert form.read(config_file.from_text(text)) == config
+    assert form.read(config_file.from_text(config_file.NO_CHANGES)) == Config()
+    assert "learning_rate: 2e-" in config_file.as_yaml(typed(training__learning_rate="2e-"), None)
+
+
+def test_an_edited_config_with_mistakes_is_not_taken_and_all_of_them_are_told() -> None:
+    with pytest.raises(StudioError) as caught:
+        config_file.from_text("lora:\n  rank: 8\ntraining:\n  num_train_epochs: -1\n")
+    assert "2 settings are not valid" in caught.value.message
+    assert "lora.r" in caught.value.hint
+    assert "num_train_epochs" in caught.value.hint
+    for text in ("lora: [", "- a\n- b\n"):
+        with pytest.raises(StudioError):
+            config_file.from_text(text)
+
+
+def test_a_config_file_from_elsewhere_fills_what_it_has_and_tells_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lora:\n  r: 8\n  rank: 3\ntraining:\n  num_train_epochs: -1\n", encoding="utf-8")
+    raws, by_field, general = config_file.from_file(str(file))
+    assert form.values(raws)["lora.r"] == 8
+    assert set(by_field) == {"training.num_train_epochs"}
+    assert len(general) == 1
