@@ -426,7 +426,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
         f"{refused} refused, {failed} failed.",
         "",
         "- **train**: the run's validation loss against the mean cross-entropy of plain peft on the same tokens, and "
-        f"their difference in nats a token (below {MAX_LOSS_DIFFERENCE:.0e})",
+        f"their difference in nats/token (below {MAX_LOSS_DIFFERENCE:.0e})",
         "- **parameters**: estimate, run and saved file count the same trained weights; the number is theirs",
         "- **chat**: base and adapter, asked together, answer greedily token for token as each does alone",
         "- **merged**: scores of the merged model against those of base and adapter: the largest difference (below "

@@ -23,7 +23,7 @@ OTHER_FILES = {
     "presets/": "settings to begin with, each line with its reason",
     "docs/": "these pages; the wheel carries them, and the page serves them",
     "benchmarks/": "each prints what it measured side by side in one run, as JSON last",
-    "tools/": "the generator of the built-in model and its data sets, the moving picture, the installation's progress",
+    "tools/": "the generator of the built-in model and its datasets, the moving picture, the installation's progress",
     "tests/": "mirrors the package; small worlds, no network, no GPU",
 }
 

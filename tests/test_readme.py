@@ -150,25 +150,6 @@ def test_mkdocs_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
     assert (tmp_path / "settings" / "index.html").is_file()
 
 
-OLD_WORDS = (
-    *("Look at this data", "Train on this", "Rows at once", "Longest row", "First weights", "Most rows", "Most steps"),
-    *("Trained part", "Modules trained whole", "Rank-stabilized", "Rows that are too long", "Answers to read"),
-    *(
-        "An adapter from elsewhere",
-        "Ask all again",
-        "Mark words that differ",
-        "Compare token by token",
-        "Use this reading",
-    ),
-)
-
-
-@every_document
-def test_the_documents_use_the_terms_of_the_page(path: Path) -> None:
-    own = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert not [words for words in OLD_WORDS if words in own]
-
-
 def rows_of(path: Path) -> list[list[str]]:
     """The cells of the first table on a page, without its head."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(("|", "## "))]

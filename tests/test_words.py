@@ -25,6 +25,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.app import TABS, page
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
+from tests import readme
 
 PACKAGE = Path(evaluating.__file__).parents[1]
 TEMPLATES = PACKAGE / "ui" / "templates"
@@ -227,6 +228,13 @@ def test_every_message_of_the_package_uses_terms_of_the_field() -> None:
         if faults(text)
     ]
     assert not wrong
+
+
+def test_readme_and_documentation_use_terms_of_the_field() -> None:
+    pages = [readme.ROOT / "README.md", *sorted(readme.DOCS.rglob("*.md"))]
+    wrong = {path.name: faults(path.read_text(encoding="utf-8")) for path in pages}
+    assert len(pages) > 20
+    assert not {name: found for name, found in wrong.items() if found}
 
 
 def test_settings_and_presets_are_titled_and_explained_in_terms_of_the_field() -> None:
