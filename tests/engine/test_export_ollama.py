@@ -75,7 +75,7 @@ def test_a_gguf_export_without_its_gguf_says_what_was_made_and_what_was_not(
 ) -> None:
     result = take_away(trained, "gguf", quantization="q8_0").read_result()
     assert result["missing"] == "test-Q8_0.gguf"
-    assert result["words"].startswith("The merged model is in model/. test-Q8_0.gguf was not made")
+    assert result["words"].startswith("The merged model is in model/. test-Q8_0.gguf was not created")
     assert not [file for file in result["files"] if file["name"].endswith(".gguf")]
 
 

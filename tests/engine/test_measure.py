@@ -86,7 +86,7 @@ def test_perplexity_and_token_accuracy_weigh_every_token_alike() -> None:
     assert token_share(np.array([1, 1]), tokens) == pytest.approx(0.5)
     metrics = summary(LABELS, labelled(), ["base", "adapter"])["metrics"]
     assert metrics["perplexity"]["base"]["value"] == pytest.approx(math.exp(2))
-    assert metrics["perplexity"]["difference"]["words"] == "better, more than chance"
+    assert metrics["perplexity"]["difference"]["words"] == "better, significant"
     assert metrics["token_accuracy"]["difference"]["words"] == "the same"
 
 

@@ -20,7 +20,7 @@ def test_many_different_answers_are_no_labels() -> None:
 def test_labels_that_were_named_settle_the_task() -> None:
     task = choose_task(["It is good.", "It is bad."], ["good", "bad"], "they were given")
     assert (task.kind, task.labels, task.positive) == ("labels", ("good", "bad"), "good")
-    assert task.why.endswith("they were named.")
+    assert task.why.endswith("they were given.")
 
 
 def test_labels_that_no_answer_gives_are_left_aside() -> None:

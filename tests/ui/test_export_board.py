@@ -122,7 +122,7 @@ def test_one_that_lacks_what_was_asked_for_is_not_called_finished(
     seen = board.look(ExportView(run, export=folder.id), time.time())
     assert "Made in part after" in seen["head"]
     assert ".gguf was not made." in seen["head"]
-    assert "Incomplete" in seen["list"]
+    assert "Made in part" in seen["list"]
     assert "Finished" not in seen["head"] + seen["list"]
     assert "<b>$" not in seen["head"]
 
