@@ -87,7 +87,7 @@ def start_long_run(page: Page) -> None:
     open_tab(page, "Train")
     set_epochs(page, 400)
     expect(page.locator("#plan")).to_contain_text("11,600", timeout=PATIENCE)
-    page.locator("#start").click()
+    page.locator("#set-training-num_train_epochs input").press("Control+Enter")
     expect(page.locator("#run-headline")).to_contain_text("pirate", timeout=PATIENCE)
 
 
@@ -137,6 +137,21 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     expect(rate).to_have_value("2e-4")
     visit.page.locator("#form-undo").click()
     expect(rate).to_have_value("3e-4", timeout=PATIENCE)
+    # What differs from the recipe can be reset by itself.
+    reset = visit.page.locator("#set-training-learning_rate .field-reset")
+    expect(reset).to_have_text("Reset to 0.001", timeout=PATIENCE)
+    reset.click()
+    expect(rate).to_have_value("0.001", timeout=PATIENCE)
+    expect(reset).to_have_count(0, timeout=PATIENCE)
+    # A recipe brings its method, and fields that only this method has.
+    visit.page.locator(".recipe", has_text="Preference").click()
+    expect(visit.page.locator("#form-changes")).to_contain_text("Method: SFT (answers) → DPO (pairs)", timeout=PATIENCE)
+    # A search opens the group of a setting, by names of other programs too, and marks it.
+    query = visit.page.locator("#settings-search input")
+    for words, field in (("cutoff_len", "data-max_length"), ("dpo beta", "preference-beta")):
+        query.fill(words)
+        expect(visit.page.locator(f"#set-{field}[data-marked]")).to_be_in_viewport(timeout=PATIENCE)
+    expect(visit.page.locator("#set-training-packing")).to_be_hidden()
     visit.context.close()
 
 

@@ -89,7 +89,7 @@ def data_facts(planned: Plan) -> str:
                 f"{about}{round(planned.rows * lengths.mean, -2 if not lengths.counted else None):,.0f} tokens"
             )
     if lengths and lengths.longest:
-        facts.append(f"longest row {lengths.longest:,}")
+        facts.append(f"at most {lengths.longest:,} a row")
     return html.render("train.source", facts or ["Rows not counted yet"], None, planned.reading, "#data")
 
 

@@ -36,17 +36,20 @@ class Keeper:
 
 
 def draw_presets() -> Keeper:
-    with gr.Accordion("Keep these settings as a preset of your own", open=False, elem_id="preset-keeper"):
+    with gr.Accordion("Save as preset", open=False, elem_id="preset-keeper"):
         with gr.Row():
             name = gr.Textbox(label="Name", info="Letters, digits, dashes.", max_lines=1, elem_id="preset-name")
             about = gr.Textbox(
-                label="What it is for", info="One sentence for the list.", max_lines=1, elem_id="preset-sentence"
+                label="Description",
+                info="One sentence for the list of presets.",
+                max_lines=1,
+                elem_id="preset-sentence",
             )
         result_box = gr.HTML(visible=False, elem_id="preset-said")
         with gr.Row(elem_classes="actions"):
             save = gr.Button("Save preset", size="sm", elem_id="preset-save")
-            replace = gr.Button("Replace it", size="sm", visible=False, elem_id="preset-replace")
-            delete = gr.Button("Delete this preset", size="sm", visible=False, elem_id="preset-delete")
+            replace = gr.Button("Replace preset", size="sm", visible=False, elem_id="preset-replace")
+            delete = gr.Button("Delete preset", size="sm", visible=False, elem_id="preset-delete")
     return Keeper(name, about, save, replace, delete, result_box)
 
 
@@ -71,10 +74,10 @@ def keep(
         return None, html.problem(error), True
     except ConfigError as error:
         words = "\n".join(str(problem) for problem in error.problems)
-        return None, html.notice("Only settings that are right can be kept:", words, "error"), False
+        return None, html.notice("Only valid settings can be saved:", words, "error"), False
     except StudioError as error:
         return None, html.problem(error), False
-    return preset.name, html.notice(f"Kept as {preset.name}.", "It is in the list of presets now.", "good"), False
+    return preset.name, html.notice(f"Saved as preset {preset.name}.", "", "good"), False
 
 
 def wire_presets(
@@ -107,7 +110,7 @@ def wire_presets(
             delete_preset(workspace, name or "")
         except StudioError as error:
             return {keeper.result_box: gr.HTML(html.problem(error), visible=True)}
-        words = html.notice(f"{name} is deleted.", "The settings in the form stay.", "info")
+        words = html.notice(f"Preset {name} deleted.", "The settings in the form stay.", "info")
         return {**show(None, raws), keeper.result_box: gr.HTML(words, visible=True)}
 
     keeper.save.click(save, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **QUIET)
@@ -133,11 +136,11 @@ class ModuleChoice:
 
 
 def draw_modules() -> ModuleChoice:
-    look = gr.Button("Show the names of this model's modules", size="sm", elem_id="modules-look")
+    look = gr.Button("List the modules of this model", size="sm", elem_id="modules-look")
     result_box = gr.HTML(visible=False, elem_id="modules-said")
     words = {
-        "linear": ("Modules for the adapter", "What you choose is written into Target modules."),
-        "whole": ("Modules to train whole", "What you choose is written into Modules trained whole; mostly none."),
+        "linear": ("Target modules of this model", "Your choice fills Target modules."),
+        "whole": ("Modules to train in full", "Your choice fills Modules to save."),
     }
     lists = {
         kind: gr.Dropdown(
@@ -165,7 +168,7 @@ def wire_modules(
     """`model` are the widgets of name and revision; `change(settings, given)` puts settings into the form."""
 
     def look(name: str, revision: str) -> Iterator[Updates]:
-        yield {choice.result_box: gr.HTML(html.progress("Reading the model's config"), visible=True)}
+        yield {choice.result_box: gr.HTML(html.progress("Reading the model config"), visible=True)}
         try:
             modules = names(session, name.strip(), revision.strip())
         except StudioError as error:
@@ -294,6 +297,6 @@ def wire_changes(
         draft = _read(workspace)
         if draft is None:
             return {notice.row: gr.Row(visible=False)}
-        return fill(draft["preset"], forms.from_draft(draft["values"], raws), "Undone", (current, raws))
+        return fill(draft["preset"], forms.from_draft(draft["values"], raws), "Undo", (current, raws))
 
     notice.undo.click(undo, [preset, *widgets], list(outputs), trigger_mode="once", **QUIET)
