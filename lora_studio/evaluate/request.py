@@ -41,7 +41,7 @@ class Measuring(Section):
     """How a test file is gone through; how answers are made is the section `generation` of a config."""
 
     batch_size: int = setting(
-        16, "Batch size", "Rows answered at once. Smaller batches need less memory.", ge=1, le=4096
+        16, "Eval batch size per device", "Rows answered at once. Smaller batches need less memory.", ge=1, le=4096
     )
     max_samples: int | None = setting(None, "Max rows", "Uses the first rows of the file. Empty: all rows.", ge=1)
 
@@ -154,7 +154,7 @@ def make_request(
     shipped = shipped_data().get(data)
     where = str(shipped.heldout) if shipped else str(path.resolve()) if os.path.exists(path) else data
     return EvaluationRequest(
-        title=f"{columns[0].title} on {shipped.title if shipped else path.name}",
+        title=f"{_listed(columns, compare)} on {shipped.title if shipped else path.name}",
         data=where,
         columns=tuple([EvaluatedColumn(BASE, "Base")] * compare + columns),
         labels=label_names,
@@ -165,6 +165,12 @@ def make_request(
         mapping_from=reading_from if reading else "",
         encoding=columns_of_file.encoding or own.data.encoding,
     )
+
+
+def _listed(columns: Sequence[EvaluatedColumn], compare: bool) -> str:
+    """The names of all that answer: pirate, polite and base."""
+    *names, last = [column.title for column in columns] + [BASE] * compare
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def checked(values: Mapping[str, Any]) -> Measuring:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lora_studio.config.fields import Section, plain_words
 from lora_studio.errors import StudioError
+from lora_studio.export.readiness import SPARE_BYTES
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, JobStarter, damaged_request
@@ -24,8 +25,6 @@ from lora_studio.workspace import RunFolder, Workspace
 
 MAX_NAME = 200
 """Bytes of a result's name: while it is made, the export's id stands in it as well."""
-SPARE_BYTES = 20_000_000
-"""Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
 PHASES = {
     "start": "starting",
     "data": "preparing the rows",

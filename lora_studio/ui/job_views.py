@@ -16,14 +16,21 @@ from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.html import Html, count, escape, render, size
-from lora_studio.ui.studio import QUIET, Wish
+from lora_studio.ui.studio import QUIET, Shared, Wish
 from lora_studio.workspace import Workspace, safe_name
 
 LISTED = 30
-BESIDE = (
-    "A job waits in the queue while the device is in use. If checked, it starts now; both jobs share the memory "
-    "and are slower."
-)
+ALONGSIDE = "Run alongside other jobs"
+ABOUT_ALONGSIDE = "Starts now instead of queueing. Jobs share memory and run slower."
+
+
+def build_no_adapter(shared: Shared, tab: str) -> gr.Column:
+    """What stands in the place of a form while there is no adapter, with the button that leads to one."""
+    with gr.Column(visible=False, elem_classes="job-empty") as place:
+        gr.HTML(html.empty("No adapter yet", "Train one first. The demo takes about a minute on a CPU."))
+        button = gr.Button("Train the demo", variant="primary", scale=0, elem_id=f"{tab}-train-demo")
+    button.click(lambda: gr.Tabs(selected="train"), None, shared.tabs, **QUIET)
+    return place
 
 
 def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:

@@ -53,7 +53,7 @@ def test_adapters_are_named_by_run_checkpoint_or_folder(workspace: Workspace, ru
 def test_a_shipped_sets_name_stands_for_its_held_out_file(workspace: Workspace, run: str) -> None:
     request = make_request(workspace, [run], "recommender")
     assert request.data == str(shipped_data()["recommender"].heldout)
-    assert request.title == "Films on Film recommender"
+    assert request.title == "Films and base on Film recommender"
 
 
 def test_labels_are_those_named_else_those_of_the_run(workspace: Workspace, run: str) -> None:

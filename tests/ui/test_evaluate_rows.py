@@ -76,7 +76,7 @@ def test_what_stands_in_a_row_is_shown_and_never_run() -> None:
 
 def test_an_empty_table_says_how_it_fills() -> None:
     assert "batch by batch" in table([], TITLES, RowChoice())
-    assert "empty the search" in table(rows(), TITLES, RowChoice(query="nowhere"))
+    assert "clear the search" in table(rows(), TITLES, RowChoice(query="nowhere"))
 
 
 def test_rows_that_ask_nothing_show_their_text_and_how_surprising_it_was() -> None:
@@ -86,7 +86,7 @@ def test_rows_that_ask_nothing_show_their_text_and_how_surprising_it_was() -> No
     shown = table(read, TITLES, RowChoice())
     assert "perplexity 8<" in shown
     assert "Expected" not in shown
-    assert "not measured" in shown
+    assert "not scored" in shown
     assert "wrong" not in shown
     assert "All rows (1)" in shown
     assert "<img" not in shown

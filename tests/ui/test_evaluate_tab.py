@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.evaluate.request import EvaluationRequest, Measuring, create, request_of
+from lora_studio.jobs.events import Finished, RunStarted, to_line
 from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import Device
@@ -97,3 +99,41 @@ def test_adapters_that_another_tab_asks_for_replace_those_of_the_form(workspace:
     adapters = [("New", "b"), ("Newer checkpoint", "a/checkpoint-9"), ("Older checkpoint", "a/checkpoint-3")]
     assert remembered(workspace, adapters, ["a", "b"])["adapters"] == ["a/checkpoint-9", "b"]
     assert remembered(workspace, adapters, ["gone"])["adapters"] == ["b"]
+
+
+def test_test_data_follow_the_adapter_and_a_manual_choice_stays_until_it_changes(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    session: Any = FakeSession(lambda method, **params: [])
+    studio = Studio(workspace, Started(workspace), session, session)
+    own = tmp_path / "validation.jsonl"
+    own.write_text('{"prompt": "a", "completion": "b"}\n')
+    runs = {}
+    for name, data in {
+        "films": {"train_file": "recommender"},
+        "own": {"train_file": str(own), "validation_file": str(own)},
+    }.items():
+        run = workspace.create_run(name, to_yaml(parse({"data": data})), {})
+        write(run.adapter, files())
+        done = [RunStarted(1.0, 1, "cpu", ""), Finished(2.0, "done")]
+        run.events.write_text("".join(map(to_line, done)), encoding="utf-8")
+        runs[name] = run.id
+
+    def chosen(*requested: str) -> list[Any]:
+        return [update["value"] for update in map(dict_of, tab.fill(studio, *requested)[:2])]
+
+    assert chosen(runs["films"]) == [[runs["films"]], "recommender"]
+    rest = tab.fill(studio)[2:]
+    tab.keep(studio, [runs["films"]], "pirate", *rest)
+    assert chosen() == [[runs["films"]], "pirate"]
+    assert chosen(runs["films"]) == [[runs["films"]], "pirate"]
+    assert dict_of(tab.follow(studio, [runs["own"]], "pirate", *rest))["value"] == str(own)
+    assert chosen() == [[runs["own"]], str(own)]
+    tab.keep(studio, [runs["own"]], "pirate", *rest)
+    assert "value" not in dict_of(tab.follow(studio, [runs["own"], runs["films"]], "pirate", *rest))
+    assert chosen(runs["films"]) == [[runs["films"]], "recommender"]
+
+
+def dict_of(update: Any) -> dict[str, Any]:
+    """The properties that an update of a component sets."""
+    return update if isinstance(update, dict) else update.constructor_args

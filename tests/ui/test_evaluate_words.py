@@ -1,9 +1,13 @@
 """Evaluations in words: list, progress, metrics, confusion."""
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from lora_studio.jobs.events import RunState
-from lora_studio.ui.evaluate.results import confusions, head, headline, listing, metrics_table, results, value
+from lora_studio.ui.evaluate.results import confusions, head, headline, listing, metrics_table, results
+from lora_studio.ui.evaluate.verdict import Sentence, elsewhere, value, verdict
 
 from .evaluated import HOSTILE, SUMMARY, request
 
@@ -75,5 +79,72 @@ def test_a_confusion_matrix_has_a_line_for_each_expected_label() -> None:
 
 
 def test_numbers_of_a_part_say_so() -> None:
-    assert "numbers of 30 of 40 rows" in results({**SUMMARY, "of_rows": 40})
-    assert "config.json" not in results(SUMMARY)
+    assert "Results of 30 of 40 rows" in results({**SUMMARY, "of_rows": 40})
+    assert "Results of" not in results(SUMMARY)
+
+
+def metric(base: float, adapter: float, words: str, p: float | None, **more: Any) -> dict[str, Any]:
+    bounds = {"low": adapter - base - 0.1, "high": adapter - base + 0.1}
+    difference = {"value": adapter - base, **bounds, "p": p, "test": "a test"}
+    difference |= {"more_than_chance": "not" not in words and words != "the same", "words": words}
+    values = {"base": {"value": base}, "adapter": {"value": adapter}, "difference": difference}
+    return {"title": "Exact match", "about": "", "unit": "share", "rows": 24, **values, **more}
+
+
+def summary(*metrics: dict[str, Any], titles: tuple[str, ...] = ("Base", "pirate")) -> dict[str, Any]:
+    names = ("base", "adapter", "adapter2")
+    columns = [{"name": name, "title": title} for name, title in zip(names, titles, strict=False)]
+    return {"columns": columns, "metrics": {str(number): item for number, item in enumerate(metrics)}}
+
+
+@pytest.mark.parametrize(
+    ("measured", "kind", "words"),
+    [
+        (
+            metric(0.0, 1.0, "better, significant (p < 0.001)", 1e-7),
+            "good",
+            "Better than the base: exact match 0 % → 100 %, n = 24, p < 0.001",
+        ),
+        (metric(0.567, 0.567, "the same", 1.0), "", "No better than the base: exact match 56.7 % both, n = 24"),
+        (
+            metric(0.5, 0.625, "better, but not significant (p = 0.250)", 0.25),
+            "",
+            "Not significantly better than the base: exact match 50 % → 62.5 %, n = 24, p = 0.250",
+        ),
+        (
+            metric(0.5, 0.25, "worse, significant", None),
+            "bad",
+            "Worse than the base: exact match 50 % → 25 %, n = 24, 95 % CI of the difference −35 to −15 points",
+        ),
+        (
+            metric(0.5, 0.4, "worse, but not significant (p = 0.5)", 0.5),
+            "",
+            "No better than the base: exact match 50 % → 40 %, n = 24, p = 0.500",
+        ),
+    ],
+)
+def test_one_sentence_says_whether_the_adapter_is_better(measured: dict[str, Any], kind: str, words: str) -> None:
+    assert verdict(summary(measured)) == [Sentence(kind, words)]
+    shown = head(replace(GOING_ON, state="done", finished=120.0), request(), {**SUMMARY, **summary(measured)})
+    assert f'<p class="job-verdict {kind}">{words.replace("<", "&lt;")}' in shown
+
+
+def test_each_adapter_has_a_sentence_of_its_own_and_the_first_column_need_not_be_the_base() -> None:
+    measured = metric(0.1, 0.9, "better, significant (p < 0.001)", 1e-4)
+    worse = metric(0.1, 0.0, "worse, but not significant (p = 0.500)", 0.5)
+    both = {**measured, "adapter2": {"value": 0.0}, "difference2": worse["difference"]}
+    one, two = verdict(summary(both, titles=("Base", "pirate", "polite")))
+    assert one.words.startswith("pirate is better than the base: exact match 10 % → 90 %")
+    assert two.words.startswith("polite is no better than the base: exact match 10 % → 0 %")
+    without = summary({**measured, "adapter2": measured["adapter"]})
+    without["columns"] = [{"name": "adapter", "title": "pirate"}]
+    assert verdict(without)[0].words == "pirate: exact match 90 %, n = 24. No base to compare with."
+    without["columns"] += [{"name": "adapter2", "title": "polite"}]
+    assert verdict(without)[0].words.startswith("Polite is better than pirate: exact match 90 % both")
+
+
+def test_a_difference_in_another_metric_is_named_where_the_first_one_shows_none() -> None:
+    same = metric(0.0, 0.0, "the same", 1.0)
+    perplexity = metric(20.0, 5.0, "better, significant", None, title="Perplexity", unit="plain")
+    assert elsewhere(summary(same, perplexity)) == "Other metrics: perplexity is better (20 → 5)."
+    assert elsewhere(summary(metric(0.0, 1.0, "better, significant", 0.0), perplexity)) == ""

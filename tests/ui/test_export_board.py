@@ -96,7 +96,7 @@ def test_the_size_follows_what_is_typed(board: ExportBoard, run: str) -> None:
 def test_a_form_that_takes_more_room_on_the_way_than_it_leaves_says_both() -> None:
     sizes = dict.fromkeys(TARGETS, 5_000_000_000)
     shown = cards_markup("zip", sizes, sizes | {"gguf": 37_000_000_000}, 10**11)
-    assert shown.count("about 5.0 GB; 37 GB of disk while it is made") == 1
+    assert shown.count("about 5.0 GB, needs 37 GB of disk") == 1
     assert shown.count("about 5.0 GB") == len(TARGETS)
 
 
@@ -120,9 +120,9 @@ def test_one_that_lacks_what_was_asked_for_is_not_called_finished(
     folder = finished(workspace, run)
     folder.complete.write_text(json.dumps({**folder.read_result(), "missing": f"{HOSTILE}.gguf"}), encoding="utf-8")
     seen = board.look(ExportView(run, export=folder.id), time.time())
-    assert "Made in part after" in seen["head"]
-    assert ".gguf was not made." in seen["head"]
-    assert "Made in part" in seen["list"]
+    assert "Incomplete after" in seen["head"]
+    assert ".gguf is made from the 12 B of this export." in seen["head"]
+    assert "Incomplete" in seen["list"]
     assert "Finished" not in seen["head"] + seen["list"]
     assert "<b>$" not in seen["head"]
 
@@ -134,13 +134,13 @@ def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(wor
     folder = finished(workspace, run)
     view = ExportView(run, export=folder.id)
     assert (
-        f"On this machine: {folder.result}"
+        f'<p class="id">{folder.result}'
         in ExportBoard(workspace, Supervisor(workspace)).look(view, time.time())["head"]
     )
     visited = workspace.with_policy(Visitor)
     seen = "".join(ExportBoard(visited, Supervisor(visited)).look(view, time.time()).values())
     assert str(workspace.root) not in seen
-    assert "<pre>cd . &amp;&amp; python &#x27;a b" in seen
+    assert '<pre tabindex="0">cd . &amp;&amp; python &#x27;a b' in seen
     assert seen.count('data-act="download"') == 3
 
 
@@ -164,7 +164,7 @@ def test_results_are_downloaded_one_by_one_or_as_a_zip(workspace: Workspace, boa
     with zipfile.ZipFile(download(workspace, folder, result, "all")) as archive:
         assert [Path(name).name for name in archive.namelist()] == ["a.txt", "c.txt"]
     (folder.result / "a.txt").unlink()
-    with pytest.raises(StudioError, match="not there any more"):
+    with pytest.raises(StudioError, match="no longer exists"):
         download(workspace, folder, result, "0")
 
 

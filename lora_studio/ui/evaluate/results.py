@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import EvaluationRequest, evaluation, request_of
 from lora_studio.files import JsonObject
@@ -16,28 +17,26 @@ from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
+from lora_studio.ui.evaluate.verdict import difference_name, elsewhere, significance, value, verdict
 from lora_studio.ui.html import bubbles, count, empty, notice, pager, progress, render, shorten
 from lora_studio.ui.studio import stat_of
 from lora_studio.ui.words import figure
-from lora_studio.workspace import Workspace, shipped_data
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 PHASES = {
     "start": "Starting",
-    "data": "Reading the test file",
-    "model": "Loading base and adapters",
-    "download": "Downloading the base model",
+    "data": "Reading test data",
+    "model": "Loading models",
+    "download": "Downloading base model",
     "answer": "Answering",
-    "measure": "Measuring the answers",
+    "measure": "Scoring answers",
 }
 
 
 def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: Mapping[str, str]) -> str:
     """The earlier evaluations to choose from; `headlines` say what each came to."""
     if not states:
-        return empty(
-            "No evaluation yet",
-            "Choose an adapter and a test file above and press Evaluate: the file's answers stay hidden.",
-        )
+        return empty("No evaluation yet", "Press Evaluate to compare the adapter with its base on the test data.")
 
     def about(state: RunState) -> tuple[str, str]:
         status = run_words.STATES[state.state]
@@ -56,19 +55,18 @@ def headline(summary: Mapping[str, Any]) -> str:
     return f"{metric['title']} {values}"
 
 
-def head(state: RunState, request: EvaluationRequest, *, owned: bool = False) -> str:
-    """What is evaluated, how far it is, and what can be done with it. Where the file lies is for the owner alone."""
-    columns = ", ".join(column.title for column in request.columns)
+def head(
+    state: RunState, request: EvaluationRequest, summary: Mapping[str, Any] | None = None, *, owned: bool = False
+) -> str:
+    """The result in one sentence, or how far it is, and what can be done. Only the owner sees where the file is."""
     file = request.data if request.data.startswith("hub:") else Path(request.data).name
     where = request.data if owned else None
-    act = (
-        ("stop", "", job_views.stop_label(state))
-        if not state.final
-        else ("resume", "", "Resume")
-        if state.state != "done"
-        else None
-    )
-    return render("evaluate.head", state, _progress(state), f"{columns} on {file}", where, act, _notes(state))
+    act = None
+    if state.state != "done":
+        act = ("resume", "", "Resume") if state.final else ("stop", "", job_views.stop_label(state))
+    sentences = verdict(summary) if summary else []
+    also = elsewhere(summary) if summary else ""
+    return render("evaluate.head", state, _progress(state), file, where, act, _notes(state), sentences, also)
 
 
 def _progress(state: RunState) -> str:
@@ -92,51 +90,38 @@ def _notes(state: RunState) -> list[tuple[str, str, str]]:
     return notes
 
 
-def value(number: float | None, unit: str, *, signed: bool = False) -> str:
-    """A metric's value: 95 % for a share, four digits for others. Shares differ by points: 2 % more of 50 % are 51."""
-    if number is None:
-        return "–"
-    sign = "+" if signed and number > 0 else "−" if number < 0 else ""
-    if unit == "share":
-        return f"{sign}{100 * abs(number):.1f}".removesuffix(".0") + (" points" if signed else " %")
-    return f"{sign}{run_words.figure(abs(number))}"
-
-
 def results(summary: Mapping[str, Any]) -> str:
     """Metrics, where columns disagree, and confusion, of a summary."""
     part: tuple[str, ...] = ()
     if summary["rows"] < summary["of_rows"]:
-        words = f"These are the numbers of {summary['rows']:,} of {count(summary['of_rows'], 'row')}."
-        part = (words, "The longest rows are answered first: the rest may be easier or harder.")
+        words = f"Results of {summary['rows']:,} of {count(summary['of_rows'], 'row')}."
+        part = (words, "The longest rows are answered first. The rest may be easier or harder.")
     files = (
-        ("download", "predictions", "Download all answers (JSONL)"),
-        ("download", "summary", "Download the metrics (JSON)"),
+        ("download", "predictions", "Download answers (JSONL)"),
+        ("download", "summary", "Download metrics (JSON)"),
     )
-    rows, why = count(summary["rows"], "row"), summary["task"]["why"]
-    return render("evaluate.results", part, rows, why, metrics_table(summary), files, confusions(summary))
+    why = summary["task"]["why"]
+    return render("evaluate.results", part, why, metrics_table(summary), files, confusions(summary))
 
 
 def metrics_table(summary: Mapping[str, Any]) -> str:
     """Base, adapters and the difference with its verdict, a row a metric."""
     columns = summary["columns"]
     base, *adapters = (str(column["title"]) for column in columns)
-    against = [f"{title} against {base}" for title in adapters] if len(adapters) > 1 else ["Difference"] * len(adapters)
-    differences = [
-        ("difference" + ("" if number == 1 else str(number)), name) for number, name in enumerate(against, 1)
-    ]
-    verdicts = [title for name in against for title in (name, "More than chance?")]
+    against = [f"{title} − {base}" for title in adapters] if len(adapters) > 1 else ["Difference"] * len(adapters)
+    differences = [(difference_name(number), name) for number, name in enumerate(against, 1)]
+    heads = [title for name in against for title in (name, "Verdict")]
     rows = []
     for metric in summary["metrics"].values():
-        unit, apart_cells = metric["unit"], []
+        unit, compared = metric["unit"], []
         for name, title in differences:
             difference = metric[name]
-            certain = difference["more_than_chance"] and difference["words"] != "the same"
-            kind = "" if not certain else "good" if difference["words"].startswith("better") else "bad"
-            verdict = difference["words"][:1].upper() + difference["words"][1:]
-            apart_cells.append((_measured(difference, unit, title, signed=True), kind, difference["test"], verdict))
+            words = difference["words"][:1].upper() + difference["words"][1:]
+            cell = _measured(difference, unit, title, signed=True)
+            compared.append((cell, significance(difference), difference["test"], words))
         measured = [_measured(metric[column["name"]], unit, column["title"]) for column in columns]
-        rows.append((metric, measured, apart_cells))
-    return render("evaluate.metrics", ("Metric", base, *adapters, *verdicts), rows)
+        rows.append((metric, measured, compared))
+    return render("evaluate.metrics", ("Metric", base, *adapters, *heads), rows)
 
 
 def _measured(measurement: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> tuple[str, str, str]:
@@ -188,11 +173,11 @@ FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
 }
 """Of a filter its words for two columns and for one ("" where it takes two), and which rows it leaves."""
 ORDERS = {
-    "row": "in the file's order",
-    "worst": "worst answers first",
-    "best": "best answers first",
-    "gained": "what the adapter gained most first",
-    "lost": "what the adapter lost most first",
+    "row": "File order",
+    "worst": "Lowest score first",
+    "best": "Highest score first",
+    "gained": "Largest gain first",
+    "lost": "Largest loss first",
 }
 
 
@@ -259,14 +244,14 @@ def _text(row: Row, columns: Sequence[str]) -> str:
 def table(rows: Sequence[Row], titles: Mapping[str, str], choice: RowChoice) -> str:
     """The rows of the page asked for, with what filters, orders and turns pages. `titles` are the columns'."""
     if not rows:
-        return empty("No row is answered yet", "Rows appear here batch by batch.")
+        return empty("No answers yet", "Answers appear here batch by batch.")
     columns = list(titles)
     matches = chosen_rows(rows, columns, choice)
     page = min(choice.page, max(0, (len(matches) - 1) // ROWS))
     page_rows = matches[page * ROWS : (page + 1) * ROWS]
-    about = ("Asked", "Expected") if rows[0]["prompt"] else ("Read",)
+    about = ("Prompt", "Expected") if rows[0]["prompt"] else ("Text",)
     if not page_rows:
-        return controls(rows, titles, choice) + empty("No such row", "Choose another filter, or empty the search.")
+        return controls(rows, titles, choice) + empty("No matching rows", "Choose another filter or clear the search.")
     markup = render("evaluate.table", ("Row", *about, *titles.values()), [_row(row, titles) for row in page_rows])
     return controls(rows, titles, choice) + markup + pager(len(matches), len(rows), page, ROWS, "row")
 
@@ -309,14 +294,14 @@ def _read(row: Row, titles: Mapping[str, str]) -> str:
 
 def _surprise(answer: Mapping[str, Any]) -> str:
     if not answer["expected_tokens"]:
-        return "not measured"
+        return "not scored"
     return f"perplexity {figure(math.exp(min(answer['loss'] / answer['expected_tokens'], 700.0)))}"
 
 
 def _answer(answer: Mapping[str, Any], title: str) -> tuple[str, bool, str, str]:
     """The column's title, whether its answer is right, the answer, and a note."""
     notes = [] if answer["right"] or not 0 < answer["score"] < 1 else [f"score {answer['score']:.2f}"]
-    notes += ["cut at the longest answer"] if answer["finish"] == "length" else []
+    notes += ["truncated at max new tokens"] if answer["finish"] == "length" else []
     return title, answer["right"], answer["answer"], ", ".join(notes)
 
 
@@ -380,12 +365,10 @@ class EvaluationBoard:
         summary = self.summary(folder)
         titles = {column.name: column.title for column in request.columns}
         rows = self.rows(folder)
-        waiting = (
-            "" if state.final else empty("The numbers come when all rows are answered", "The answers so far are below.")
-        )
+        waiting = "" if state.final else empty("Metrics appear after the last answer", "Answers so far are below.")
         title = '<h3 class="part">Answers</h3>'
         return {
-            "head": head(state, request, owned=self.workspace.policy.is_admin),
+            "head": head(state, request, summary, owned=self.workspace.policy.is_admin),
             "results": results(summary) if summary else waiting,
             "rows": title + table(rows, titles, view.rows) if rows or not state.final else "",
         }
@@ -395,29 +378,48 @@ class EvaluationBoard:
         return job_views.opening(self.workspace, self.jobs.jobs(EVALUATE), LOOKED_AT)
 
 
-def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
-    """Held-out files that come with the studio, and uploads, as (label, value)."""
-    shipped = [(f"{data.title}: held-out questions (built in)", name) for name, data in shipped_data().items()]
+def data_choices(workspace: Workspace, adapters: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Held-out data that come with the studio, and uploads, as (label, value); those of the adapter go first."""
+    shipped = [(f"{data.title}: held-out rows (built-in)", name) for name, data in shipped_data().items()]
     return shipped + [(path.name, str(path)) for path in workspace.uploads()]
 
 
+def default_data(workspace: Workspace, adapter: str) -> str:
+    """What an adapter is tested with unless a person chooses otherwise: rows that its training did not use.
+
+    That is the run's validation file, or the held-out rows of a built-in data set. "" where there is neither.
+    """
+    run = RunFolder(workspace.runs_folder / adapter.partition("/")[0])
+    try:
+        data = load_config(run.config).data
+    except StudioError:  # an adapter from elsewhere
+        return ""
+    for name in (data.validation_file, data.train_file):
+        if name and (name in shipped_data() or (name == data.validation_file and _there(workspace, name))):
+            return name
+    return ""
+
+
 def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], requested: Sequence[str] = ()) -> JsonObject:
-    """The form of the last evaluation, as far as it is still there; adapters that are requested now replace its own."""
+    """The form of the last evaluation, as far as it is still there; adapters that are requested now replace its own.
+
+    The data that were chosen stay until the first adapter is another one.
+    """
     draft = workspace.read_draft(FORM)
     saved: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
     available = [value for _, value in adapters]
+    before = saved.get("adapters") or []
     first = [
         next((value for value in available if value == run or value.startswith(f"{run}/")), "") for run in requested
     ]
-    wished = list(filter(None, first)) or saved.get("adapters", [])
-    selected = [value for value in wished if value in available]
-    data = str(saved.get("data") or "pirate")
-    names = [value for _, value in data_choices(workspace)]
-    return {
-        **saved,
-        "adapters": selected or available[:1],
-        "data": data if data in names or _there(workspace, data) else "pirate",
-    }
+    wished = list(filter(None, first)) or before
+    selected = [value for value in wished if value in available] or available[:1]
+    data = str(saved.get("data") or "")
+    names = [value for _, value in data_choices(workspace, selected)]
+    if selected[:1] != before[:1] or not (data in names or _there(workspace, data)):
+        own = default_data(workspace, selected[0]) if selected else ""
+        data = own or (data if data in names or _there(workspace, data) else "pirate")
+    return {**saved, "adapters": selected, "data": data}
 
 
 def _there(workspace: Workspace, name: str) -> bool:
@@ -434,5 +436,5 @@ def file_of(workspace: Workspace, name: str, which: str) -> Path:
     folder = evaluation(workspace, name)
     path = folder.predictions if which == "predictions" else folder.complete
     if not path.is_file():
-        raise StudioError(f"There is no {path.name} yet.", "It is written as rows are answered and measured.")
+        raise StudioError(f"There is no {path.name} yet.", "It is written while rows are answered and scored.")
     return path

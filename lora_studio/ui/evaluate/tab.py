@@ -30,26 +30,26 @@ from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.data.choice import SETTINGS, is_there
 from lora_studio.ui.evaluate import results as board
-from lora_studio.ui.evaluate.results import PARTS, EvaluationBoard, EvaluationView
+from lora_studio.ui.evaluate.results import PARTS, EvaluationBoard, EvaluationView, default_data
 from lora_studio.ui.studio import QUIET, Shared, Studio, Wish
 
 ABOUT = (
-    "lm-evaluation-harness asks the public benchmarks that papers report. It is a package of its own (pip install "
-    "lm_eval) and fetches its questions from the Hugging Face Hub."
+    "Runs public benchmarks such as HellaSwag with lm-evaluation-harness (`pip install lm_eval`). Their questions are "
+    "downloaded from the Hugging Face Hub."
 )
 
 
 def build_harness(studio: Studio, adapters: gr.Dropdown) -> None:
-    """A fold with the command; buttons to run it where the package is installed."""
+    """A fold with the command, and buttons to run it if the package is installed."""
     installed = benchmarks.installed()
-    with gr.Accordion("Public benchmarks (lm-evaluation-harness)", open=False, elem_id="harness"):
+    with gr.Accordion("Public benchmarks", open=False, elem_id="harness"):
         gr.HTML(html.hint(ABOUT))
-        tasks = gr.Textbox(benchmarks.TASKS, label="Tasks", info="Names of lm_eval's tasks, with commas between them.")
+        tasks = gr.Textbox(benchmarks.TASKS, label="Tasks", info="lm_eval task names, separated by commas.")
         command = gr.HTML()
         if installed:
             with gr.Row(elem_classes="actions"):
-                start = gr.Button("Run the benchmarks", scale=0, min_width=180)
-                stop = gr.Button("Stop them", scale=0, min_width=120)
+                start = gr.Button("Run benchmarks", scale=0, min_width=160)
+                stop = gr.Button("Stop benchmarks", scale=0, min_width=160)
             log = gr.HTML()
     inputs = [adapters, tasks]
 
@@ -84,9 +84,9 @@ def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str 
     """The command's words for the first adapter that is chosen. Raises `StudioError` where there is none."""
     check_length("The list of tasks", tasks, LINE)
     if not studio.workspace.policy.is_admin:
-        raise StudioError("Public benchmarks are the owner's to run.", "They fetch from the Hub and run for hours.")
+        raise StudioError("Only the owner can run public benchmarks.", "They download data and can run for hours.")
     if not names:
-        raise StudioError("No adapter is chosen.", "Choose one above: its command appears here.")
+        raise StudioError("No adapter selected.", "Select one above to see its command.")
     folder = adapter_folder(studio.workspace, names[0])
     card = read_card(folder)
     return benchmarks.command(
@@ -113,7 +113,7 @@ def progress(studio: Studio) -> str:
     if newest is None:
         return ""
     if newest.state == "queued":
-        return f"{newest.title}: waiting for its turn, as another job holds the device."
+        return f"{newest.title}: queued, another job uses the device."
     end = "\nDone." if newest.state == "done" else "\n" + " ".join(ending_words(newest)) if newest.final else ""
     return studio.supervisor.log(newest.id, 40) + end
 
@@ -123,27 +123,32 @@ def _shown(words: str) -> str:
 
 
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
-READING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
+MAPPING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
 FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
 
-
 FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False}
-
-
-"""What the settings of an evaluation are at first."""
+"""The default settings of an evaluation."""
 FIELDS = ("adapters", "data", *FIRST)
-CLICKS = theme.on_load("evaluation", questions={"delete": "Delete this evaluation with all its answers?"})
-BESIDE_A_RUN = html.notice("A run is training on the same device: both are slower until one of them is done.")
+CLICKS = theme.on_load("evaluation", questions={"delete": "Delete this evaluation and its answers?"})
+BESIDE_A_RUN = html.notice("A run trains on the same device. Both are slower until one finishes.")
 
 
 def build(studio: Studio, shared: Shared) -> None:
-    """Draws the tab and wires it."""
+    """Draws the tab and wires it: form and list on the left, the result on the right."""
     watching = EvaluationBoard(studio.workspace, studio.supervisor)
-    form, start = _draw_form()
+    parts = {}
+    no_adapter = job_views.build_no_adapter(shared, "evaluate")
+    with gr.Row(elem_classes="job-layout"):
+        with gr.Column(elem_classes="job-form", min_width=0) as place:
+            form, start = _draw_form()
+            message = gr.HTML(elem_id="evaluation-said")
+        with gr.Column(elem_classes="job-main", min_width=0):
+            for name in PARTS[1:]:
+                parts[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}")
+            downloaded = job_views.place(studio.workspace)
+        with gr.Column(elem_classes="job-rail", min_width=0):
+            parts["list"] = gr.HTML(js_on_load=CLICKS, elem_id="evaluation-list")
     build_harness(studio, form[0])
-    message = gr.HTML(elem_id="evaluation-said")
-    parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}") for name in PARTS}
-    downloaded = job_views.place(studio.workspace)
     view, warned = gr.State(EvaluationView()), gr.State("")
 
     def begin(now: EvaluationView, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
@@ -158,7 +163,9 @@ def build(studio: Studio, shared: Shared) -> None:
 
     def opening(request: Wish) -> list[Any]:
         view = _look_at(studio, request.job) if request.job else EvaluationView(watching.opening())
-        return [*fill(studio, *filter(None, (request.adapter, *request.others))), view]
+        values = fill(studio, *filter(None, (request.adapter, *request.others)))
+        empty = not adapter_choices(studio.workspace, studio.supervisor.runs())
+        return [*values, view, gr.Column(visible=not empty), gr.Column(visible=empty)]
 
     start.click(begin, [view, warned, *form], [view, warned, message], **QUIET)
     job_views.wire(
@@ -167,39 +174,35 @@ def build(studio: Studio, shared: Shared) -> None:
         watching.look,
         wish=shared.wish,
         opening=opening,
-        opened=[*form, view],
+        opened=[*form, view, place, no_adapter],
         act=act,
         messages=[message, downloaded],
         busy=studio.supervisor.busy,
     )
-    gr.on([part.input for part in form], lambda *values: keep(studio, *values), form, None, **QUIET)
+    form[0].input(lambda *values: follow(studio, *values), form, form[1], **QUIET)
+    gr.on([part.input for part in form[1:]], lambda *values: keep(studio, *values), form, None, **QUIET)
 
 
 def _draw_form() -> tuple[list[Any], gr.Button]:
     """The fields in the order of `FIELDS`, and the start button."""
-    with gr.Row(equal_height=True, elem_classes="ls-pager"):
-        adapters = gr.Dropdown(
-            [],
-            label="Adapters",
-            multiselect=True,
-            max_choices=MAX_ADAPTERS,
-            info="One to three runs or checkpoints of one base.",
-            scale=4,
-            min_width=280,
-            elem_id="evaluate-adapters",
-        )
-        data = gr.Dropdown(
-            [],
-            label="Test data",
-            allow_custom_value=True,
-            info="Questions with answers that training did not see; a path can be typed.",
-            scale=4,
-            min_width=280,
-            elem_id="evaluate-data",
-        )
-        start = gr.Button("Evaluate", variant="primary", scale=0, min_width=120, elem_id="evaluate-start")
+    adapters = gr.Dropdown(
+        [],
+        label="Adapters",
+        multiselect=True,
+        max_choices=MAX_ADAPTERS,
+        info="Up to three runs or checkpoints of one base.",
+        elem_id="evaluate-adapters",
+    )
+    data = gr.Dropdown(
+        [],
+        label="Test data",
+        allow_custom_value=True,
+        info="Rows that training did not use. You can enter a path.",
+        elem_id="evaluate-data",
+    )
+    start = gr.Button("Evaluate", variant="primary", elem_id="evaluate-start")
     with gr.Accordion("Settings", open=False), gr.Column(elem_classes="grid"):
-        base = gr.Checkbox(True, label="The base answers too", info="Needed to see what the adapter changed.")
+        base = gr.Checkbox(True, label="Include base model", info="Shows what the adapter changed.")
         numbers = [
             gr.Number(field.default, label=field.title, info=field.description, precision=0, minimum=1)
             for field in Measuring.model_fields.values()
@@ -207,23 +210,25 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
         longest = gr.Number(LONGEST.default, label=LONGEST.title, info=LONGEST.description, precision=0, minimum=1)
         labels = gr.Textbox(
             label=LABELS.title,
-            info="Such as Yes, No; empty takes the run's own, or finds them in the expected answers.",
+            info="Such as Yes, No. Empty: the run's labels, or detected.",
             max_lines=1,
         )
-        reading = gr.Textbox(
-            label=READING.title,
-            info="Which column is what; empty reads it as the run's file, if it has those columns, or recognises it.",
+        mapping = gr.Textbox(
+            label=MAPPING.title,
+            info="Empty: the run's mapping, or detected.",
             placeholder='{"user": "q", "assistant": "a"}',
             max_lines=1,
         )
         encoding = gr.Textbox(
             label=ENCODING.title,
-            info="Of a text file that is not UTF-8; empty takes the run's, or finds it by the letters.",
+            info="For text that is not UTF-8. Empty: the run's, or detected.",
             placeholder="gb18030",
             max_lines=1,
         )
-        at_once = gr.Checkbox(False, label="Begin beside what works", info=job_views.BESIDE, elem_id="evaluate-beside")
-    return [adapters, data, base, *numbers, longest, labels, reading, encoding, at_once], start
+        at_once = gr.Checkbox(
+            False, label=job_views.ALONGSIDE, info=job_views.ABOUT_ALONGSIDE, elem_id="evaluate-beside"
+        )
+    return [adapters, data, base, *numbers, longest, labels, mapping, encoding, at_once], start
 
 
 def fill(studio: Studio, *requested: str) -> list[Any]:
@@ -235,9 +240,23 @@ def fill(studio: Studio, *requested: str) -> list[Any]:
             studio.workspace.write_draft(board.FORM, saved)
     first = [
         gr.Dropdown(choices=adapters, value=saved["adapters"]),
-        gr.Dropdown(choices=board.data_choices(studio.workspace), value=saved["data"]),
+        gr.Dropdown(choices=board.data_choices(studio.workspace, saved["adapters"]), value=saved["data"]),
     ]
     return first + [saved.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number that is not said shows as 0
+
+
+def follow(studio: Studio, *values: Any) -> Any:
+    """The test data of the first adapter when that one changes; else the data that was chosen stays."""
+    form = dict(zip(FIELDS, values, strict=True))
+    adapters = form["adapters"] or []
+    before = board.remembered(studio.workspace, adapter_choices(studio.workspace, studio.supervisor.runs()))
+    update = gr.skip()
+    if adapters and adapters[:1] != before["adapters"][:1]:
+        form["data"] = default_data(studio.workspace, adapters[0]) or form["data"]
+        choices = board.data_choices(studio.workspace, adapters)
+        update = gr.Dropdown(choices=choices, value=form["data"])
+    studio.workspace.write_draft(board.FORM, form)
+    return update
 
 
 def keep(studio: Studio, *values: Any) -> None:
@@ -270,10 +289,10 @@ def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
     verdict = evaluating.memory_for(request)
     if verdict.fits:
         return ""
-    fewer = "take fewer rows at once, " if button == "Evaluate" else ""
+    smaller = "lower the batch size, " if button == "Evaluate" else ""
     return html.notice(
         arbiter.shortage(verdict, studio.engine.run),
-        f"It may fail or slow everything down. Wait, {fewer}or press {button} again to start anyway.",
+        f"It may fail or slow down other jobs. Wait, {smaller}or press {button} again to start anyway.",
         "warning",
     )
 
@@ -281,11 +300,11 @@ def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
 def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
     """What the form says. Raises `StudioError` for what can't be evaluated."""
     if not values["adapters"]:
-        raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")
+        raise StudioError("No adapter selected.", "Select one. You can evaluate a run from its first checkpoint on.")
     data = str(values["data"] or "").strip()
     studio.workspace.policy.check_path(data)
     if not is_there(data, studio.workspace):
-        raise StudioError(f"There is no test data {data!r}.", "Choose a file from the list, or type a file's path.")
+        raise StudioError(f"Test data {data!r} does not exist.", "Choose a file from the list or enter a path.")
     return make_request(
         studio.workspace,
         values["adapters"],

@@ -5,12 +5,13 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_studio.config.settings import described
 from lora_studio.errors import StudioError
+from lora_studio.export.readiness import Plan, readiness
 from lora_studio.export.request import PHASES, checked, request_of, target_of
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
@@ -18,20 +19,30 @@ from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EXPORT, ExportFolder
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.adapters import adapter_folder
+from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
-from lora_studio.ui.html import Html, empty, escape, notice, progress, render, size
-from lora_studio.workspace import Workspace
+from lora_studio.ui.html import Html, count, empty, escape, notice, progress, render, size
+from lora_studio.workspace import RunFolder, Workspace
 
-IN_PART = "Made in part"
+INCOMPLETE = "Incomplete"
 TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
 """What the result of an export has to hold to be shown."""
 WHOLE_BYTES = 500_000_000
+BUTTONS = {
+    "zip": "Export adapter zip",
+    "merged": "Export merged model",
+    "ollama": "Export Ollama model",
+    "gguf": "Export GGUF file",
+    "hub": "Publish to the Hub",
+    "vllm": "Export for vLLM",
+    "script": "Export training script",
+    "config": "Export config",
+}
 
 
 def cards_markup(selected: str, sizes: Mapping[str, int | None], rooms: Mapping[str, int | None], free: int) -> str:
-    """The forms, each with what it is for, how large it will be, and what it takes on the way where that is more."""
+    """The targets, each with its use, its size, and the disk space that making it takes if that is more."""
     forms = [
         (target, target.name == selected, _large(sizes[target.name], rooms[target.name])) for target in TARGETS.values()
     ]
@@ -39,28 +50,29 @@ def cards_markup(selected: str, sizes: Mapping[str, int | None], rooms: Mapping[
 
 
 def _large(octets: int | None, room: int | None) -> str:
-    words = f"about {size(octets)}" if octets else "size known when the base is here"
-    return f"{words}; {size(room)} of disk while it is made" if octets and room and room > octets else words
+    words = f"about {size(octets)}" if octets else "size unknown"
+    return f"{words}, needs {size(room)} of disk" if octets and room and room > octets else words
 
 
 def form_markup(target: Target, values: Mapping[str, Any]) -> str:
-    """The settings of a form and the button that starts; `values` are those that were typed before."""
+    """The settings of a target and the button that starts; `values` are those that were typed before."""
     fields = [(setting, values.get(setting.path, setting.default)) for setting in described(target.settings)]
-    at_once = job_views.BESIDE if target.whole_model else ""
-    return render("export.form", target, fields, values.get("trial", True), at_once, bool(values.get("beside")))
+    alongside = (job_views.ALONGSIDE, job_views.ABOUT_ALONGSIDE) if target.whole_model else ()
+    checks = values.get("trial", True), bool(values.get("beside"))
+    return render("export.form", target, fields, *checks, alongside, BUTTONS[target.name])
 
 
 def listing(states: Sequence[RunState], looked_at: str, now: float, results: Mapping[str, Mapping[str, Any]]) -> str:
     """The earlier exports to choose from; `results` are what came out of those that ended well."""
     if not states:
-        return empty("No export yet", "Choose an adapter and a form above, and press the button below it.")
+        return empty("No export yet", "Choose a target and export the adapter. Results are listed here.")
 
     def about(state: RunState) -> tuple[str, str]:
         result = results.get(state.id) or {}
-        status = IN_PART if result.get("missing") else run_words.STATES[state.state]
+        status = INCOMPLETE if result.get("missing") else run_words.STATES[state.state]
         return status, size(int(result["bytes"])) if result.get("bytes") else ""
 
-    return render("export.listing", job_views.listing(states, looked_at, now, "export", about))
+    return job_views.listing(states, looked_at, now, "export", about)
 
 
 def head_markup(state: RunState, result: Mapping[str, Any], root: str = "") -> str:
@@ -78,12 +90,12 @@ def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
         return render("export.head", state, _progress(state), state.warnings, stop=job_views.stop_label(state))
     words = ""
     if state.state == "done" and not result.keys() >= TOLD:
-        damaged = "result.json of this export is damaged: what came out is not known."
-        outcome = notice(damaged, "Make it again.", "error")
+        damaged = "result.json of this export is damaged, so its result is unknown."
+        outcome = notice(damaged, "Export again.", "error")
     elif state.state != "done":
         outcome = notice(*ending_words(state), "error" if state.state == "failed" else "info")
     else:
-        words, outcome = IN_PART if result.get("missing") else "", _outcome(result, places=places)
+        words, outcome = INCOMPLETE if result.get("missing") else "", _outcome(result, places=places)
     return render("export.head", state, job_views.ended(state, words), state.warnings, outcome)
 
 
@@ -100,13 +112,14 @@ def _progress(state: RunState) -> str:
 
 
 def _outcome(result: Mapping[str, Any], *, places: bool) -> Html:
-    """What came out: how it is used, whether it was tried, and the files."""
+    """What was made and its size, the next command, whether it was tested, and the files."""
     link, files = str(result["link"]), result["files"]
     whole = ""
     if len(files) > 1 and result["bytes"] <= WHOLE_BYTES:
         whole = f"Download all as a zip ({size(result['bytes'])})"
     return render(
         "export.outcome",
+        made(result),
         {"missing": "", **result},
         link if link.startswith(("https://", "http://")) else "",
         [(file["name"], size(file["bytes"])) for file in files],
@@ -115,17 +128,30 @@ def _outcome(result: Mapping[str, Any], *, places: bool) -> Html:
     )
 
 
+def made(result: Mapping[str, Any]) -> str:
+    """What was made, in one sentence: Merged model: 12 files, 2.4 GB."""
+    known = result.get("target") in TARGETS
+    title = TARGETS[str(result["target"])].title if known else "Export"
+    if missing := result.get("missing"):
+        return f"One more step: {missing} is made from the {size(result['bytes'])} of this export."
+    files = result["files"]
+    number = f"{count(len(files), 'file')}, " if len(files) != 1 else ""
+    if result["link"]:
+        return f"Published: {number}{size(result['bytes'])}."
+    return f"{title} is ready: {number}{size(result['bytes'])}."
+
+
 FORM, LOOKED_AT = "export", "export-looked-at"
-PARTS = ("cards", "form", "head", "list")
+PARTS = ("ready", "cards", "form", "head", "list")
 STEP = 10**8
-"""Free disk is told in steps of 100 MB, so that it does not change all the time."""
+"""Free disk is shown in steps of 100 MB, so that it does not change all the time."""
 Values = tuple[tuple[str, Any], ...]
 """Settings by name, as a state of the page can hold them: it has to be hashable."""
 
 
 @dataclass(frozen=True)
 class ExportView:
-    """What is chosen: the adapter, the form, the values that its fields were painted with, the export looked at."""
+    """What is chosen: adapter, target, the values that its fields were painted with, and the export looked at."""
 
     adapter: str = ""
     target: str = "zip"
@@ -139,7 +165,7 @@ class ExportBoard:
     def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
         self.workspace, self.jobs = workspace, jobs
         self._results: dict[str, JsonObject] = {}
-        self._sizes: dict[str, Sizes] = {}
+        self._sizes: dict[str, tuple[Sizes, RunFolder | None]] = {}
 
     def look(self, view: ExportView, now: float) -> dict[str, str]:
         """The markup of every part."""
@@ -147,15 +173,29 @@ class ExportBoard:
         results = {state.id: self.result(state) for state in states}
         state = next((candidate for candidate in states if candidate.id == view.export), None)
         listed = listing(states, view.export, now, results)
-        cards, form, head = "", "", ""
+        ready, cards, form, head = "", "", "", ""
         if view.adapter:
             free = shutil.disk_usage(self.workspace.root).free
-            cards = cards_markup(view.target, *self.sizes(view), free // STEP * STEP or free)
             form = form_markup(target_of(view.target), dict(view.values))
+            typed_now = replace(view, values=values_of(self.workspace, view.target) or view.values)
+            cards = cards_markup(view.target, *self.sizes(typed_now), free // STEP * STEP or free)
+            ready = self.ready(typed_now, free)
         if state is not None:
             root = "" if self.workspace.policy.is_admin else str(self.workspace.root)
             head = head_markup(state, results[state.id], root)
-        return {"cards": cards, "form": form, "head": head, "list": listed}
+        return {"ready": ready, "cards": cards, "form": form, "head": head, "list": listed}
+
+    def ready(self, view: ExportView, free: int) -> str:
+        """What the chosen export still needs, in one sentence."""
+        target = target_of(view.target)
+        try:
+            card = read_card(adapter_folder(self.workspace, view.adapter))
+            settings = checked(target, typed(view.target, dict(view.values)))
+        except StudioError as error:
+            return render("export.ready", "error", error.message)
+        sizes, run = self._measured(view.adapter)
+        state = readiness(Plan(target, settings, sizes, card.base, run is not None, free // STEP * STEP or free))
+        return render("export.ready", state.kind, state.words)
 
     def result(self, state: RunState) -> JsonObject:
         """What came out of an export; empty where nothing did (yet)."""
@@ -165,17 +205,21 @@ class ExportBoard:
             self._results[state.id] = ExportFolder(self.workspace.exports_folder / state.id).read_result()
         return self._results[state.id]
 
+    def _measured(self, adapter: str) -> tuple[Sizes, RunFolder | None]:
+        """What the sizes follow from, and the run that trained the adapter. Raises `StudioError` if it is gone."""
+        if adapter not in self._sizes:
+            folder = adapter_folder(self.workspace, adapter)
+            run = next((run for run in self.workspace.runs() if run.path in folder.parents), None)
+            self._sizes[adapter] = sizes_of(folder, run), run
+        return self._sizes[adapter]
+
     def sizes(self, view: ExportView) -> tuple[dict[str, int | None], dict[str, int | None]]:
-        """How large each form of the chosen adapter will be, and what making it takes; the chosen one with the settings
-        typed for it."""
-        if view.adapter not in self._sizes:
-            try:
-                folder = adapter_folder(self.workspace, view.adapter)
-            except StudioError:  # deleted meanwhile
-                return dict.fromkeys(TARGETS), dict.fromkeys(TARGETS)
-            inside = [run for run in self.workspace.runs() if run.path in folder.parents]
-            self._sizes[view.adapter] = sizes_of(folder, inside[0] if inside else None)
-        measured = self._sizes[view.adapter]
+        """The size of each target for the chosen adapter, and the disk space to make it; the chosen target with the
+        settings typed for it."""
+        try:
+            measured, _ = self._measured(view.adapter)
+        except StudioError:  # deleted meanwhile
+            return dict.fromkeys(TARGETS), dict.fromkeys(TARGETS)
         sizes, rooms = {}, {}
         for name, target in TARGETS.items():
             try:
@@ -238,7 +282,7 @@ def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, An
     names = [str(file["name"]) for file in files]
     paths = {name: place if place.is_file() else place / name for name in names}
     if not all(path.is_file() for path in paths.values()):
-        raise StudioError("The result is not there any more.", "It was moved or deleted: make it again.")
+        raise StudioError("The result no longer exists.", "It was moved or deleted. Export again.")
     if which == "all":
         title = f"{request_of(folder).adapter_title}-{request_of(folder).target}"
         target = job_views.new_file(workspace, f"{title}.zip")

@@ -16,29 +16,30 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate import request as evaluating
 from lora_studio.export import request as exporting
 from lora_studio.export.request import folders, make_request, needs_device
-from lora_studio.ui import html, job_views, theme
+from lora_studio.ui import job_views, theme
 from lora_studio.ui.export import results as board
 from lora_studio.ui.export.results import PARTS, ExportBoard, ExportView
 from lora_studio.ui.studio import QUIET, Shared, Studio, Wish
 
-CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export with its result?"})
-NOTHING = (
-    "There is no adapter yet",
-    "Train one on the Train tab: its first checkpoint can be exported while the run goes on.",
-)
+CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export and its files?"})
 
 
 def build(studio: Studio, shared: Shared) -> None:
-    """Draws the tab and wires it."""
+    """Draws the tab and wires it: adapter and list on the left, target and result on the right."""
     watching = ExportBoard(studio.workspace, studio.supervisor)
-    adapter = gr.Dropdown(
-        [], label="Adapter", info="A finished run, or one of its checkpoints.", elem_id="export-adapter"
-    )
-    nothing = gr.HTML(html.empty(*NOTHING), visible=False)
-    parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[:2]}
-    message = gr.HTML(elem_id="export-said")
-    parts |= {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[2:]}
-    downloaded = job_views.place(studio.workspace)
+    parts = {}
+    no_adapter = job_views.build_no_adapter(shared, "export")
+    with gr.Row(elem_classes="job-layout"):
+        with gr.Column(elem_classes="job-form", min_width=0) as place:
+            adapter = gr.Dropdown([], label="Adapter", info="A run or a checkpoint.", elem_id="export-adapter")
+        with gr.Column(elem_classes="job-main", min_width=0):
+            for name in PARTS[:3]:
+                parts[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}")
+            message = gr.HTML(elem_id="export-said")
+            parts["head"] = gr.HTML(js_on_load=CLICKS, elem_id="export-head")
+            downloaded = job_views.place(studio.workspace)
+        with gr.Column(elem_classes="job-rail", min_width=0):
+            parts["list"] = gr.HTML(js_on_load=CLICKS, elem_id="export-list")
     view = gr.State(ExportView())
 
     def opening(request: Wish) -> list[Any]:
@@ -48,8 +49,8 @@ def build(studio: Studio, shared: Shared) -> None:
             with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
                 board.keep(studio.workspace, now)
         has_adapters = bool(choices)
-        dropdown = gr.Dropdown(choices=choices, value=now.adapter or None, visible=has_adapters)
-        return [dropdown, now, gr.HTML(visible=not has_adapters)]
+        dropdown = gr.Dropdown(choices=choices, value=now.adapter or None)
+        return [dropdown, now, gr.Column(visible=has_adapters), gr.Column(visible=not has_adapters)]
 
     def change(value: str | None, now: ExportView) -> ExportView:
         changed = replace(now, adapter=value or "")
@@ -67,7 +68,7 @@ def build(studio: Studio, shared: Shared) -> None:
         watching.look,
         wish=shared.wish,
         opening=opening,
-        opened=[adapter, view, nothing],
+        opened=[adapter, view, place, no_adapter],
         act=act,
         messages=[message, downloaded],
         busy=studio.supervisor.busy,
@@ -83,7 +84,7 @@ def after_click(
         case "choose":
             now = replace(now, target=value, values=board.values_of(studio.workspace, value))
             board.keep(studio.workspace, now)
-        case "keep":  # the page shows already what was typed
+        case "keep":  # the fields show already what was typed; size and readiness follow from what is kept
             board.keep(studio.workspace, replace(now, target=value), values)
             return gr.skip(), gr.skip(), gr.skip()
         case "start":  # what the button says, also where another card was clicked a moment ago
