@@ -50,10 +50,11 @@ def test_an_evaluation_shows_where_base_and_adapter_disagree_and_survives_a_relo
         page.get_by_label("Max new tokens", exact=True).fill("6")
         page.locator("#evaluate-start").click()
         head = page.locator("#evaluation-head")
-        expect(head).to_contain_text("Noise on Film recommender", timeout=PATIENCE)
+        expect(head).to_contain_text("Noise and base on Film recommender", timeout=PATIENCE)
         expect(head).to_contain_text("Finished", timeout=PATIENCE)
+        expect(head.locator(".job-verdict")).to_contain_text(f"n = {ROWS}", timeout=PATIENCE)
         results = page.locator("#evaluation-results")
-        row = results.locator("tr", has_text="An answer without a label")
+        row = results.locator("tr", has_text="Accuracy")
         expect(row).to_contain_text("significant", timeout=PATIENCE)
         expect(results.get_by_label("Confusion matrix of Noise")).to_be_visible()
 
@@ -77,7 +78,7 @@ def test_an_evaluation_shows_where_base_and_adapter_disagree_and_survives_a_relo
         expect(head).to_contain_text("Finished", timeout=PATIENCE)
         expect(rows.locator("tbody tr")).to_have_count(ROWS, timeout=PATIENCE)
         with page.expect_download() as download:
-            page.get_by_role("button", name="Download all answers").click()
+            page.get_by_role("button", name="Download answers").click()
         assert download.value.path().read_bytes() == folder.predictions.read_bytes()
         assert fits(page, 390)
 

@@ -147,7 +147,9 @@ def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
 
 def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("adapter", metavar="RUN", help=ADAPTER)
-    evaluate.add_argument("data", metavar="DATA", help="file of prompts with answers, or a built-in dataset")
+    evaluate.add_argument(
+        "data", metavar="DATA", help="test file, built-in dataset, or `validation` for the run's validation rows"
+    )
     evaluate.add_argument("--compare", action="store_true", help="answer with the base model too")
     evaluate.add_argument(
         "--beside", action="append", metavar="RUN", help="another adapter of the same base (at most twice)"

@@ -34,6 +34,8 @@ from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_da
 
 MAX_ADAPTERS = 3
 BASE, ADAPTER = "base", "adapter"
+VALIDATION = "validation"
+"""The name of the data that a run was validated with: its validation file, or the rows that were split off."""
 NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
 
 
@@ -61,7 +63,8 @@ class EvaluationRequest:
     """What is to be evaluated. The base stands first among the columns, where it is one of them.
 
     `mapping` says which column of the file is what, None recognises it; where `mapping_from` is `OF_RUN`, it counts for
-    files that have the columns. `encoding` is that of a text file that is not UTF-8, None finds it.
+    files that have the columns. `encoding` is that of a text file that is not UTF-8, None finds it. With a `split`, the
+    settings by which a run divided its rows, only its validation rows are answered.
     """
 
     title: str
@@ -74,6 +77,7 @@ class EvaluationRequest:
     mapping: JsonObject | None = None
     mapping_from: str = ""
     encoding: str | None = None
+    split: JsonObject | None = None
 
     def to_dict(self) -> JsonObject:
         """As the folder keeps it."""
@@ -88,6 +92,7 @@ class EvaluationRequest:
             "mapping": self.mapping,
             "mapping_from": self.mapping_from,
             "encoding": self.encoding,
+            "split": self.split,
         }
 
     @classmethod
@@ -103,6 +108,7 @@ class EvaluationRequest:
             values.get("mapping"),  # absent from what an older studio began
             values.get("mapping_from", ""),
             values.get("encoding"),
+            values.get("split"),
         )
 
     @property
@@ -140,9 +146,10 @@ def make_request(
         raise StudioError(
             f"{len(names)} adapters are selected.", f"Choose one to {MAX_ADAPTERS}: they answer together with the base."
         )
-    workspace.policy.check_path(data)
     columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
     own = _config_of(workspace, columns[0])
+    source = _source(columns[0], own, data)
+    workspace.policy.check_path(source.name)
     label_names, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were given"
     if not label_names:
         label_names, origin = own.evaluation.label_names, "they are those of the training (evaluation.labels)"
@@ -150,12 +157,9 @@ def make_request(
     reading, reading_from = columns_of_file.mapping, NAMED
     if not reading:
         reading, reading_from = own.data.mapping, OF_RUN
-    path = Path(data).expanduser()
-    shipped = shipped_data().get(data)
-    where = str(shipped.heldout) if shipped else str(path.resolve()) if os.path.exists(path) else data
     return EvaluationRequest(
-        title=f"{_listed(columns, compare)} on {shipped.title if shipped else path.name}",
-        data=where,
+        title=f"{_listed(columns, compare)} on {source.title}",
+        data=source.place,
         columns=tuple([EvaluatedColumn(BASE, "Base")] * compare + columns),
         labels=label_names,
         labels_from=origin if label_names else "",
@@ -164,7 +168,43 @@ def make_request(
         mapping=reading or None,
         mapping_from=reading_from if reading else "",
         encoding=columns_of_file.encoding or own.data.encoding,
+        split=source.split,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Test data: the name as given, what people call it, where it is, and how its validation rows were split off."""
+
+    name: str
+    title: str
+    place: str
+    split: JsonObject | None = None
+
+
+def _source(column: EvaluatedColumn, own: Config, data: str) -> _Source:
+    """What a name of test data means. Raises `StudioError` if the run has no validation rows."""
+    path, shipped = Path(data).expanduser(), shipped_data().get(data)
+    if shipped:
+        return _Source(data, shipped.title, str(shipped.heldout))
+    if data != VALIDATION or os.path.exists(path):
+        return _Source(data, path.name, str(path.resolve()) if os.path.exists(path) else data)
+    if not has_validation_rows(column.run, own):
+        raise StudioError(
+            f"{column.title} has no validation rows: its run has no validation file and no validation split.",
+            "Choose a test file.",
+        )
+    rules = ("validation_fraction", "split_seed", "max_samples", "max_eval_samples")
+    split = {name: getattr(own.data, name) for name in rules} | {"goal": own.training.goal}
+    name = own.data.validation_file or own.data.train_file
+    train = shipped_data()[name].train if name in shipped_data() else Path(name).expanduser()
+    place = str(train.resolve()) if os.path.exists(train) else name
+    return _Source(name, f"validation rows of {Path(name).name}", place, None if own.data.validation_file else split)
+
+
+def has_validation_rows(run: str, config: Config) -> bool:
+    """Whether an adapter's run was validated with rows that it did not train on; `run` is "" for none."""
+    return bool(run) and bool(config.data.validation_file or config.data.validation_fraction > 0)
 
 
 def _listed(columns: Sequence[EvaluatedColumn], compare: bool) -> str:

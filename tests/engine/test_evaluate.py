@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.config.parsing import parse
+from lora_studio.data.dataset import prepare
 from lora_studio.engine.evaluate.answer import (
     MARKED_BAD,
     NO_QUESTION,
@@ -52,6 +53,28 @@ def test_each_column_gets_its_own_system_prompt_and_template(base: Path, data_fi
     assert "!" not in texts[0]
     assert texts[1].startswith("<|im_start|>!system")
     assert tokenizer.chat_template == own
+
+
+def test_the_validation_rows_of_a_split_are_those_that_training_was_validated_with(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    words = [f"{name} {number}" for name in ("red", "blue", "green") for number in range(14)]
+    rows = [{"prompt": f"Say {word}.", "completion": f"{word}!"} for word in [*words, *words[:9]]]  # some twice
+    lines = [json.dumps(row) for row in rows]
+    lines[5] = json.dumps({"prompt": "", "completion": ""})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rules = {"validation_fraction": 0.3, "split_seed": 7, "max_samples": 20, "max_eval_samples": 8}
+    trained = prepare(str(path), tokenizer, goal="answers", max_length=64, system_prompt="Be loud.", **rules)
+    validated = {trained.validation[at].row for at in range(len(trained.validation))}
+    assert len(validated) == 8
+    voices = {"base": PLAIN, "adapter": Voice(None, "Be loud.", None)}
+    file = read_asked_file(str(path), tokenizer, voices, split={**rules, "goal": "answers"})
+    assert {row.row for row in file.rows} == validated
+    assert [row.row for row in file.rows] == sorted(validated)
+    assert all(row.reference == rows[row.row - 1]["completion"] for row in file.rows)
+    assert all(example and example.trained_tokens for row in file.rows for example in row.examples.values())
+    assert file.left_out == {}
+    assert len(read_asked_file(str(path), tokenizer, voices).rows) == len(rows) - 1
 
 
 def test_rows_without_a_question_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import (
     NAMED,
     OF_RUN,
+    VALIDATION,
     EvaluationRequest,
     create,
     evaluation,
@@ -54,6 +55,26 @@ def test_a_shipped_sets_name_stands_for_its_held_out_file(workspace: Workspace, 
     request = make_request(workspace, [run], "recommender")
     assert request.data == str(shipped_data()["recommender"].heldout)
     assert request.title == "Films and base on Film recommender"
+
+
+def test_validation_stands_for_the_rows_that_a_run_was_validated_with(workspace: Workspace, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    rules = {"validation_fraction": 0.25, "split_seed": 3, "max_samples": 9}
+
+    def asked(**data: Any) -> EvaluationRequest:
+        run = made_run(workspace, {"data": {"train_file": str(own), **data}})
+        return make_request(workspace, [run], VALIDATION)
+
+    request = asked(**rules)
+    assert (request.data, request.title) == (str(own), "Films and base on validation rows of own.jsonl")
+    assert request.split == {**rules, "max_eval_samples": None, "goal": "answers"}
+    assert EvaluationRequest.from_dict(request.to_dict()) == request
+    whole = asked(train_file="pirate", validation_file=str(own))
+    assert (whole.data, whole.split) == (str(own), None)
+    assert asked(train_file="pirate").data == str(shipped_data()["pirate"].train)
+    with pytest.raises(StudioError, match="no validation rows"):
+        asked(validation_fraction=0.0)
 
 
 def test_labels_are_those_named_else_those_of_the_run(workspace: Workspace, run: str) -> None:

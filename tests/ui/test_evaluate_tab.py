@@ -106,12 +106,13 @@ def test_test_data_follow_the_adapter_and_a_manual_choice_stays_until_it_changes
 ) -> None:
     session: Any = FakeSession(lambda method, **params: [])
     studio = Studio(workspace, Started(workspace), session, session)
-    own = tmp_path / "validation.jsonl"
+    own = tmp_path / "own.jsonl"
     own.write_text('{"prompt": "a", "completion": "b"}\n')
     runs = {}
     for name, data in {
         "films": {"train_file": "recommender"},
-        "own": {"train_file": str(own), "validation_file": str(own)},
+        "own": {"train_file": str(own)},
+        "whole": {"train_file": str(own), "validation_fraction": 0.0},
     }.items():
         run = workspace.create_run(name, to_yaml(parse({"data": data})), {})
         write(run.adapter, files())
@@ -127,11 +128,12 @@ def test_test_data_follow_the_adapter_and_a_manual_choice_stays_until_it_changes
     tab.keep(studio, [runs["films"]], "pirate", *rest)
     assert chosen() == [[runs["films"]], "pirate"]
     assert chosen(runs["films"]) == [[runs["films"]], "pirate"]
-    assert dict_of(tab.follow(studio, [runs["own"]], "pirate", *rest))["value"] == str(own)
-    assert chosen() == [[runs["own"]], str(own)]
+    assert dict_of(tab.follow(studio, [runs["own"]], "pirate", *rest))["value"] == "validation"
+    assert chosen() == [[runs["own"]], "validation"]
     tab.keep(studio, [runs["own"]], "pirate", *rest)
     assert "value" not in dict_of(tab.follow(studio, [runs["own"], runs["films"]], "pirate", *rest))
     assert chosen(runs["films"]) == [[runs["films"]], "recommender"]
+    assert chosen(runs["whole"]) == [[runs["whole"]], "recommender"]  # nothing is held out: the choice stays
 
 
 def dict_of(update: Any) -> dict[str, Any]:

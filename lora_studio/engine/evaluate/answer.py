@@ -7,17 +7,19 @@ format that can be trained on can be evaluated.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Generation
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.mapping import MappingValues
+from lora_studio.data.messages import Conversation
 from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
@@ -101,13 +103,15 @@ def read_asked_file(
     *,
     mapping: MappingValues | None = None,
     encoding: str | None = None,
+    split: Mapping[str, Any] | None = None,
     most: int | None = None,
     longest: int | None = None,
     cache_folder: Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> AskedFile:
     """The first `most` rows of a file that every column can answer. `longest` is the model's context length in tokens;
-    `mapping` is the column mapping and `encoding` the text encoding; None detects them.
+    `mapping` is the column mapping and `encoding` the text encoding; None detects them. With a `split`, the settings by
+    which a run divided the file, these are its validation rows.
 
     Raises `StudioError` if no row is left.
     """
@@ -119,12 +123,11 @@ def read_asked_file(
         prepared = prepare(
             data,
             its,
-            goal="any",
             mapping=mapping,
             encoding=encoding,
             cache_folder=cache_folder,
             on_progress=on_progress,
-            validation_fraction=0.0,
+            **(split or {"goal": "any", "validation_fraction": 0.0}),
             system_prompt=voice.system_prompt,
             enable_thinking=voice.enable_thinking,
             max_length=NO_LIMIT,
@@ -132,9 +135,9 @@ def read_asked_file(
         )
         its.chat_template = own
         if prepared.format.name in READ:
-            read[voice] = prepared, _readings(prepared, its), _cut(_examples(prepared), longest)
+            read[voice] = prepared, _readings(_rows(prepared), its), _cut(_examples(prepared), longest)
         else:
-            read[voice] = prepared, _questions(prepared), _examples(prepared)
+            read[voice] = prepared, _questions(_rows(prepared)), _examples(prepared)
     prepared, questions, _ = read[next(iter(voices.values()))]
     shared = [row for row in questions if all(row in own for _, own, _ in read.values())]
     rows = [
@@ -147,9 +150,9 @@ def read_asked_file(
     ]
     fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
     left_out = {
-        "the row is invalid": len(prepared.bad_rows),
-        MARKED_BAD: prepared.part.marked_bad,
-        NO_QUESTION: len(prepared.conversations) - len(shared),
+        "the row is invalid": 0 if split else len(prepared.bad_rows),
+        MARKED_BAD: 0 if split else prepared.part.marked_bad,
+        NO_QUESTION: sum(1 for _ in _rows(prepared)) - len(shared),
         TOO_LONG: len(rows) - len(fitting),
     }
     if not fitting:
@@ -160,24 +163,32 @@ def read_asked_file(
     return AskedFile(fitting, {reason: count for reason, count in left_out.items() if count}, prepared)
 
 
-def _questions(prepared: Prepared) -> dict[int, Question]:
-    numbered = ((chat.row, question) for chat in prepared.conversations for question in question_of(chat))
+def _rows(prepared: Prepared) -> Iterable[Conversation]:
+    """The rows that are evaluated, in the file's order: all of them, or the validation rows of a split."""
+    if not prepared.settings.validation_fraction:
+        return prepared.conversations
+    positions = np.asarray(prepared.part.rows.position)[prepared.selected[1]]
+    return prepared.conversations.at(np.sort(positions))
+
+
+def _questions(rows: Iterable[Conversation]) -> dict[int, Question]:
+    numbered = ((chat.row, question) for chat in rows for question in question_of(chat))
     return {row: question for row, question in numbered if question.reference.strip()}
 
 
-def _readings(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> dict[int, Question]:
+def _readings(rows: Iterable[Conversation], tokenizer: PreTrainedTokenizerBase) -> dict[int, Question]:
     """Each row's text, for rows without a question."""
     return {
         chat.row: Question(
             [], chat.text if chat.text is not None else str(tokenizer.decode(list(chat.input_ids or ())))
         )
-        for chat in prepared.conversations
+        for chat in rows
     }
 
 
 def _examples(prepared: Prepared) -> dict[int, Example]:
     """Each row's tokens with its last answer as the trained part; duplicate rows share an example."""
-    answers = prepared.train.answers
+    answers = (prepared.validation if prepared.settings.validation_fraction else prepared.train).answers
     return {answers[at].row: answers[at] for at in range(len(answers))}
 
 

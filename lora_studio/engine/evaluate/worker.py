@@ -151,6 +151,7 @@ def _read(
         voices,
         mapping=mapping,
         encoding=request.encoding,
+        split=request.split,
         most=request.measuring.max_samples,
         longest=longest_text(card.base, card.revision, folders),
         cache_folder=folder.cache,

@@ -1,5 +1,6 @@
 """What the Evaluate tab shows: list, progress, metrics, confusion matrix and answered rows. No gradio."""
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.config.parsing import load_config
+from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import EvaluationRequest, evaluation, request_of
+from lora_studio.evaluate.request import VALIDATION, EvaluationRequest, evaluation, has_validation_rows, request_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
@@ -380,24 +382,34 @@ class EvaluationBoard:
 
 def data_choices(workspace: Workspace, adapters: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Held-out data that come with the studio, and uploads, as (label, value); those of the adapter go first."""
+    own = [("Validation rows of the run", VALIDATION)] if adapters and _validated(workspace, adapters[0]) else []
     shipped = [(f"{data.title}: held-out rows (built-in)", name) for name, data in shipped_data().items()]
-    return shipped + [(path.name, str(path)) for path in workspace.uploads()]
+    return own + shipped + [(path.name, str(path)) for path in workspace.uploads()]
 
 
 def default_data(workspace: Workspace, adapter: str) -> str:
     """What an adapter is tested with unless a person chooses otherwise: rows that its training did not use.
 
-    That is the run's validation file, or the held-out rows of a built-in data set. "" where there is neither.
+    These are the held-out rows of a built-in data set, else the run's validation rows. "" where there is neither.
     """
-    run = RunFolder(workspace.runs_folder / adapter.partition("/")[0])
-    try:
-        data = load_config(run.config).data
-    except StudioError:  # an adapter from elsewhere
-        return ""
-    for name in (data.validation_file, data.train_file):
-        if name and (name in shipped_data() or (name == data.validation_file and _there(workspace, name))):
-            return name
-    return ""
+    config = _config_of(workspace, adapter)
+    if config and not config.data.validation_file and config.data.train_file in shipped_data():
+        return config.data.train_file
+    return VALIDATION if _validated(workspace, adapter) else ""
+
+
+def _validated(workspace: Workspace, adapter: str) -> bool:
+    config = _config_of(workspace, adapter)
+    return config is not None and has_validation_rows(adapter, config)
+
+
+def _config_of(workspace: Workspace, adapter: str) -> Config | None:
+    """The settings of an adapter's run; None for one from elsewhere."""
+    run = workspace.runs_folder / adapter.partition("/")[0]
+    with contextlib.suppress(StudioError):
+        if run.parent == workspace.runs_folder and run.is_dir():
+            return load_config(RunFolder(run).config)
+    return None
 
 
 def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], requested: Sequence[str] = ()) -> JsonObject:

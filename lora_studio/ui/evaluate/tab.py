@@ -17,6 +17,7 @@ from lora_studio.evaluate import request as benchmarks
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import (
     MAX_ADAPTERS,
+    VALIDATION,
     EvaluationRequest,
     Measuring,
     evaluation,
@@ -302,8 +303,9 @@ def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
     if not values["adapters"]:
         raise StudioError("No adapter selected.", "Select one. You can evaluate a run from its first checkpoint on.")
     data = str(values["data"] or "").strip()
-    studio.workspace.policy.check_path(data)
-    if not is_there(data, studio.workspace):
+    if data != VALIDATION:
+        studio.workspace.policy.check_path(data)
+    if data != VALIDATION and not is_there(data, studio.workspace):
         raise StudioError(f"Test data {data!r} does not exist.", "Choose a file from the list or enter a path.")
     return make_request(
         studio.workspace,
