@@ -16,7 +16,7 @@ WIDE: ViewportSize = {"width": 1440, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 CONTRAST = "color-contrast"
 # All rules on a wide screen; what else can differ: colours in the dark, and what scrolls or is cut off on a phone.
-LOOKS = (
+LOOKS: tuple[tuple[str, ViewportSize, bool, dict[str, object]], ...] = (
     ("wide", WIDE, False, {}),
     ("dark", WIDE, True, {"runOnly": [CONTRAST]}),
     ("phone", PHONE, False, {"rules": {CONTRAST: {"enabled": False}}}),
