@@ -1,7 +1,7 @@
 """Accounts, sessions and addresses: who may log in, who is logged in, and where a request comes from.
 
 Passwords are compared in constant time, and no child process inherits them. Sessions and counts of attempts live in
-memory, so a restart of the server ends every session. A Space logs in by OpenID Connect (Authlib).
+memory, so a restart of the server ends every session.
 """
 
 import hashlib
@@ -18,13 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from starlette.middleware import Middleware
-from starlette.middleware.sessions import SessionMiddleware
-from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
-
 from lora_studio.errors import StudioError
-from lora_studio.models.hub import API_KEY, PASSWORD, USERS, HubApp
+from lora_studio.models.hub import API_KEY, PASSWORD, USERS
 
 USERS_FILE = "LORA_STUDIO_USERS_FILE"
 OWNER = "owner"
@@ -323,58 +318,3 @@ class Attempts:
     def _forget_one(self, now: float) -> None:
         """Drops the entry with the shortest wait, so that made-up names cannot displace an entry under attack."""
         del self._failures[min(self._failures, key=lambda key: self._failures[key].last + self._failures[key].wait)]
-
-
-MINUTES = 10
-
-
-class HubLogin:
-    """Both halves of a login with the Hub: the redirect to it and the callback from it."""
-
-    def __init__(self, app: HubApp) -> None:
-        # A third of a second and 11 MB that only a server with this login pays for.
-        from authlib.integrations.starlette_client import OAuth
-
-        self._app = app
-        self._oauth = OAuth()
-        self._oauth.register(
-            "hub",
-            client_id=app.client_id,
-            client_secret=app.client_secret,
-            client_kwargs={"scope": "openid profile", "code_challenge_method": "S256"},
-            server_metadata_url=f"{app.provider}/.well-known/openid-configuration",
-        )
-
-    @property
-    def owner(self) -> str:
-        """The Hub account that owns the studio."""
-        return self._app.owner
-
-    def middleware(self) -> Middleware:
-        """The middleware that holds the state of a login in progress; it wraps `AuthMiddleware`."""
-        https = self._app.address.startswith("https:")
-        return Middleware(
-            SessionMiddleware,
-            secret_key=self._app.client_secret,
-            session_cookie="lora-studio-login",
-            max_age=60 * MINUTES,
-            same_site="none" if https else "lax",  # a Space is shown in a frame of another site
-            https_only=https,
-        )
-
-    async def away(self, request: Request) -> Response:
-        """Redirects to the Hub, which authenticates the user and sends them back."""
-        answer: RedirectResponse = await self._oauth.hub.authorize_redirect(request, self._app.callback)
-        return answer
-
-    async def back(self, request: Request) -> str:
-        """The account name from the Hub's callback. Raises `StudioError` if the Hub does not confirm the login."""
-        from authlib.integrations.starlette_client import OAuthError
-
-        try:
-            token = await self._oauth.hub.authorize_access_token(request)
-        except OAuthError as error:
-            raise StudioError(f"Hugging Face login failed: {error.description or error.error}", "Try again.") from None
-        finally:
-            request.session.clear()
-        return str(token["userinfo"]["preferred_username"])

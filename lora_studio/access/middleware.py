@@ -2,7 +2,7 @@
 
 Without logins, requests from this machine's own pages are admitted. With logins, the middleware asks for name and
 password, sets an HttpOnly cookie, and passes the user on as `scope["user"]`. Programs may send a key instead. On a
-public demonstration, guests are admitted and told apart.
+public demonstration, guests are admitted and told apart. A Space logs in by OpenID Connect (Authlib).
 """
 
 import asyncio
@@ -15,9 +15,11 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
@@ -26,10 +28,8 @@ from lora_studio.access.accounts import API_KEY, Attempts, Sessions, client_pref
 from lora_studio.access.requests import Pages
 from lora_studio.access.serving import Serving
 from lora_studio.errors import ApiError, StudioError
+from lora_studio.models.hub import HubApp
 from lora_studio.units import escape
-
-if TYPE_CHECKING:
-    from lora_studio.access.accounts import HubLogin
 
 _log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
@@ -43,6 +43,7 @@ WITH_FILES = "/gradio_api/upload"
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
+LOGIN_MINUTES = 10  # for a login at the Hub
 LOGIN_PAGE = Template((Path(__file__).parent / "login.html").read_text(encoding="utf-8"))
 PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
 """The visitor on whose behalf the current request of a program is made."""
@@ -67,6 +68,58 @@ class LargeRequests:
         self._places += Counter()  # forgets those that have none
 
 
+class HubLogin:
+    """Both halves of a login with the Hub: the redirect to it and the callback from it."""
+
+    def __init__(self, app: HubApp) -> None:
+        # A third of a second and 11 MB that only a server with this login pays for.
+        from authlib.integrations.starlette_client import OAuth
+
+        self._app = app
+        self._oauth = OAuth()
+        self._oauth.register(
+            "hub",
+            client_id=app.client_id,
+            client_secret=app.client_secret,
+            client_kwargs={"scope": "openid profile", "code_challenge_method": "S256"},
+            server_metadata_url=f"{app.provider}/.well-known/openid-configuration",
+        )
+
+    @property
+    def owner(self) -> str:
+        """The Hub account that owns the studio."""
+        return self._app.owner
+
+    def middleware(self) -> Middleware:
+        """The middleware that holds the state of a login in progress; it wraps `AuthMiddleware`."""
+        https = self._app.address.startswith("https:")
+        return Middleware(
+            SessionMiddleware,
+            secret_key=self._app.client_secret,
+            session_cookie="lora-studio-login",
+            max_age=60 * LOGIN_MINUTES,
+            same_site="none" if https else "lax",  # a Space is shown in a frame of another site
+            https_only=https,
+        )
+
+    async def away(self, request: Request) -> Response:
+        """Redirects to the Hub, which authenticates the user and sends them back."""
+        answer: RedirectResponse = await self._oauth.hub.authorize_redirect(request, self._app.callback)
+        return answer
+
+    async def back(self, request: Request) -> str:
+        """The account name from the Hub's callback. Raises `StudioError` if the Hub does not confirm the login."""
+        from authlib.integrations.starlette_client import OAuthError
+
+        try:
+            token = await self._oauth.hub.authorize_access_token(request)
+        except OAuthError as error:
+            raise StudioError(f"Hugging Face login failed: {error.description or error.error}", "Try again.") from None
+        finally:
+            request.session.clear()
+        return str(token["userinfo"]["preferred_username"])
+
+
 class AuthMiddleware:
     """ASGI middleware that authenticates each request to the server."""
 
@@ -76,7 +129,7 @@ class AuthMiddleware:
         serving: Serving,
         sessions: Sessions,
         attempts: Attempts,
-        hub: "HubLogin | None" = None,
+        hub: HubLogin | None = None,
         pages: Pages | None = None,
     ) -> None:
         self._app, self._serving, self._hub = app, serving, hub
@@ -216,7 +269,7 @@ class AuthMiddleware:
         request.scope[USER] = user or self._by_address(request)
         return None
 
-    async def _from_hub(self, hub: "HubLogin", request: Request) -> Response:
+    async def _from_hub(self, hub: HubLogin, request: Request) -> Response:
         """Starts a session for the user that the Hub confirms: the owner, or a named guest."""
         try:
             name = await hub.back(request)

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio.access import requests as connections
-from lora_studio.access.accounts import Attempts, HubLogin, Sessions
+from lora_studio.access.accounts import Attempts, Sessions
 from lora_studio.access.guests import ABOUT, Guests, hub_name, origin
-from lora_studio.access.middleware import PROGRAM_OF, USER, AuthMiddleware, OriginMiddleware
+from lora_studio.access.middleware import PROGRAM_OF, USER, AuthMiddleware, HubLogin, OriginMiddleware
 from lora_studio.access.policy import Users
 from lora_studio.access.requests import CLEARED_SECONDS, Pages, VisitorFiles, remove_abandoned
 from lora_studio.access.services import session, users_of

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from lora_studio.access.accounts import Attempts, HubLogin, Sessions
+from lora_studio.access.accounts import Attempts, Sessions
 from lora_studio.access.guests import origin
-from lora_studio.access.middleware import USER, AuthMiddleware
+from lora_studio.access.middleware import USER, AuthMiddleware, HubLogin
 from lora_studio.access.serving import Serving
 from lora_studio.models.hub import HubApp
 
