@@ -176,7 +176,7 @@ def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str],
             }
         )
         return
-    print(best.reason)
+    print(f"{'No winner' if best.place is None else 'Winner'}: {best.reason}")
     head = ("", *(run.title for run, _ in overviews))
     print(table(head, [(item.name, *(_with_unit(value, item.unit) for value in item.values)) for item in outcome]))
     print()

@@ -71,7 +71,7 @@ def verdict(run: RunState, diagnoses: Sequence[Diagnosis], comparison: Mapping[s
         return Verdict(kind, "error", _ending(run), helps, resume=kind == "crashed")
     if decisive is not None:
         tone: Tone = "error" if decisive.severity == "error" else "warning"
-        return Verdict(OF_DIAGNOSIS[decisive.name], tone, f"{decisive.finding} {decisive.cause}", decisive)
+        return Verdict(OF_DIAGNOSIS[decisive.name], tone, decisive.finding, decisive)
     if run.state == "stopped":
         asked = run.reason in (None, Reason.STOPPED)
         return Verdict("stopped", "warning", _stopped(run) if asked else _ending(run) or _stopped(run), resume=True)
@@ -134,13 +134,13 @@ class Winner:
 def winner(runs: Sequence[tuple[Overview, RunState]], configs: Sequence[Config]) -> Winner:
     """The run with the lowest validation loss, provided that all were measured on the same tokens."""
     if not _comparable([state for _, state in runs], configs):
-        return Winner(None, "No winner: the validation losses are of different rows, models or methods.")
+        return Winner(None, "The validation losses are of different rows, models or methods.")
     losses = [overview.best_loss for overview, _ in runs]
     if any(loss is None or not math.isfinite(loss) for loss in losses):
-        return Winner(None, "No winner: not every run has a validation loss.")
+        return Winner(None, "Not every run has a validation loss.")
     ordered = sorted(loss for loss in losses if loss is not None)
     if len(ordered) > 1 and ordered[0] == ordered[1]:
-        return Winner(None, f"No winner: the lowest validation loss is {ordered[0]:.4g} twice.")
+        return Winner(None, f"The lowest validation loss is {ordered[0]:.4g} twice.")
     place = losses.index(ordered[0])
     return Winner(place, f"{runs[place][0].title} has the lowest validation loss: {ordered[0]:.4g}.")
 

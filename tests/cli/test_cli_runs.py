@@ -74,7 +74,7 @@ def test_runs_are_compared_by_what_differs(workspace: Workspace, say: Say) -> No
     assert found["settings"][0]["values"] == [4, 8]
     assert {"name": "steps", "unit": "count", "values": [4, 4]} in found["results"]
     assert found["winner"] is None
-    assert "No winner: the lowest validation loss is 0.25 twice." in out
+    assert "No winner: The lowest validation loss is 0.25 twice." in out
 
 
 def test_measurements_come_as_csv(workspace: Workspace, say: Say) -> None:

@@ -228,9 +228,8 @@ def test_the_winner_of_a_comparison_is_marked_and_the_settings_that_differ_come_
     )
     shown = look(studio, small.id, choice=TableChoice(ticked=(small.id, large.id), comparing=True))
     compared = shown.compare["compare"][1]
-    assert list(compared)[:2] == ["words", "settings"]
-    assert "★ Winner" in compared["words"]
-    assert "large has the lowest validation loss: 1.25." in compared["words"]
+    assert list(compared)[:3] == ["words", "winner", "settings"]
+    assert "<b>Winner</b> large has the lowest validation loss: 1.25." in compared["winner"]
     assert '<th scope="col" class="won">★ large</th>' in compared["settings"]
     assert '<td class="won">1.25</td>' in compared["results"]
     assert '<td class="won">1.5</td>' not in compared["results"]

@@ -16,7 +16,7 @@ from lora_studio.ui.form import in_words
 from lora_studio.ui.runs.table import TableChoice
 from lora_studio.ui.studio import QUIET, Components, Shared, Studio, ViewValues, Wish
 
-MAX_COMPARED = 8
+MAX_COMPARED, MAX_NAME = 8, 32
 
 
 def build_compare(studio: Studio, shared: Shared, choice: gr.State) -> Components:
@@ -28,12 +28,13 @@ def build_compare(studio: Studio, shared: Shared, choice: gr.State) -> Component
             chat = gr.Button(
                 "Chat with these", variant="primary", size="md", scale=0, min_width=0, elem_id="compare-chat"
             )
+    line = gr.HTML(elem_id="compare-winner")
     settings = gr.HTML(elem_id="compare-settings")
     chart = charts.curves_chart("compare-chart", "Curves of the compared runs in one chart")
     outcomes = gr.HTML(elem_id="compare-results")
     for tab, button in (("chat", chat), ("evaluate", evaluate)):
         button.click(partial(open_ticked, tab), choice, [shared.wish, shared.tabs], **QUIET)
-    parts: Components = {"words": head, "settings": settings, "chart": chart, "results": outcomes}
+    parts: Components = {"words": head, "winner": line, "settings": settings, "chart": chart, "results": outcomes}
     return parts
 
 
@@ -60,20 +61,24 @@ def view_compare(studio: Studio, runs: Sequence[RunState], ticked: int, style: S
         settings = settings_table(differences(configs), names, best.place)
     except StudioError as error:
         best, settings = Winner(None, ""), html.problem(error)
-    omitted = f" The first {MAX_COMPARED} of {ticked} are shown." if ticked > MAX_COMPARED else ""
+    omitted = f"The first {MAX_COMPARED} of {ticked} are shown." if ticked > MAX_COMPARED else ""
     return {
-        "words": html.render(
-            "runs.compared", html.count(len(runs), "run"), best.place is not None, best.reason + omitted
-        ),
+        "words": html.render("runs.compared", html.count(len(runs), "run"), omitted),
+        "winner": _winner_line(best) if best.reason else None,
         "settings": settings,
         "chart": studio.curves.draw(dict(zip(names, runs, strict=True)), style),
         "results": results_table(results(overviews), names, best.place),
     }
 
 
+def _winner_line(best: Winner) -> str:
+    tone, icon, title = ("idle", "–", "No winner") if best.place is None else ("good", "★", "Winner")
+    return html.render("runs.verdict", tone, icon, title, best.reason, None)
+
+
 def named(runs: Sequence[RunState]) -> list[str]:
-    """The runs' names; those that share a name are told apart by the end of their id."""
-    titles = [words.name_of(run) for run in runs]
+    """The runs' names, not longer than a legend has room for; equal ones are told apart by the end of their id."""
+    titles = [html.shorten(words.name_of(run), MAX_NAME) for run in runs]
     return [
         f"{title} ({run.id[-4:]})" if titles.count(title) > 1 else title
         for title, run in zip(titles, runs, strict=True)

@@ -171,10 +171,17 @@ def _second_line(row: Row, now: float) -> tuple[str, str]:
         row.by,
         f"lr {in_words(RATE, row.rate)}" if row.rate is not None else "",
         f"{'val loss' if run.eval_loss is not None else 'loss'} {loss}" if loss != "–" else "",
-        _state_words(row) if run.state != "done" else "",
+        _progress(row),
         "damaged" if run.damaged else "",
     ]
     return " · ".join(filter(None, parts)), run_words.ago(run.created, now)
+
+
+def _progress(row: Row) -> str:
+    """How far a run is; how it ended if not as planned."""
+    if row.run.state == "running":
+        return f"{100 * run_words.share_done(row.state):.0f} %"
+    return "" if row.run.state == "done" else _state_words(row)
 
 
 RATE = "training.learning_rate"
@@ -330,7 +337,7 @@ def build(studio: Studio, shared: Shared) -> tuple[Components, gr.State]:
     with gr.Row(elem_classes="runs-top"):
         search = gr.Textbox(
             label="Search runs",
-            placeholder="Name, model, data, tag or note",
+            placeholder="Name, data, tag, note",
             elem_id="run-search",
             min_width=120,
             max_lines=1,

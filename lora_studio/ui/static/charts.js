@@ -64,7 +64,10 @@ studio.charts = (() => {
       const tone = tones(box);
       const width = box.clientWidth;
       const columns = width < 460 ? 1 : width < 820 ? 2 : 3;
-      const top = width < 460 ? 52 : 30;
+      const legend = data.panels.flatMap((panel) => (panel.main ? panel.lines.filter(({kind}) => kind !== 'pale') : []));
+      const needed = legend.reduce((sum, {name}) => sum + 56 + 7 * name.length, 120); // with room for the caption
+      const lines = Math.ceil(needed / Math.max(width - 64, 1));
+      const top = lines > 1 ? 36 + 20 * lines : 30; // a legend of several lines stands above the caption
       const rows = Math.ceil(data.panels.filter((panel) => !panel.main).length / columns);
       const height = top + MAIN + rows * (GAP + SMALL) + BOTTOM;
       const inner = height - top - BOTTOM;
@@ -81,7 +84,7 @@ studio.charts = (() => {
         hoverlabel: {bgcolor: tone('--block-background-fill'), font: {color: tone('--body-text-color')}},
         font: {family: tone('--font'), color: tone('--body-text-color'), size: 12},
         annotations,
-        legend: {orientation: 'h', x: 1, xanchor: 'right', y: 1, yanchor: 'bottom'},
+        legend: {orientation: 'h', x: 1, xanchor: 'right', y: 1 + (lines > 1 ? 18 / inner : 0), yanchor: 'bottom'},
       };
       const caption = (text, x, y, xanchor = 'left') => ({
         text,
