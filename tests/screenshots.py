@@ -64,7 +64,7 @@ def train(browser: Browser, url: str) -> None:
 
 
 def look_at_data(page: Page) -> None:
-    page.get_by_role("button", name="Look at this data", exact=True).click()
+    page.get_by_role("button", name="Analyze dataset", exact=True).click()
     expect(page.locator(".ls-tok.ls-t").first).to_be_visible(timeout=PATIENCE)
 
 

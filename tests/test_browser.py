@@ -193,7 +193,7 @@ def test_the_main_job_from_upload_to_two_different_answers(
     expect(page.locator("#lengths .bars .point").first).to_be_visible(timeout=PATIENCE)
     expect(page.locator(".ls-tok.ls-t").first).to_be_visible(timeout=PATIENCE)
 
-    page.get_by_role("button", name="Train on this", exact=True).click()
+    page.get_by_role("button", name="Use for training", exact=True).click()
     expect(page.locator("#set-data-train_file input")).to_have_value("my-pirates.jsonl", timeout=PATIENCE)
     rate = page.locator("#set-training-learning_rate input")
     rate.fill("fast")

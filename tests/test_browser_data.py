@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from tests.serving import HOSTILE, PATIENCE, Server, fits, open_tab, visited
 pytestmark = pytest.mark.slow
 CHART = "document.querySelector('#lengths .chart')"
 CUT_PLACES = f"""() => {{
-  const used = [...document.querySelectorAll('#tab-data button')].find(one => /as the longest row/.test(one.innerText));
+  const buttons = [...document.querySelectorAll('#tab-data button')];
+  const used = buttons.find(node => /^Use [0-9,]+ token/.test(node.innerText));
   return [{CHART}.layout.annotations.at(-1).text, used ? used.innerText : '', {CHART}.getAttribute('aria-label')]
-    .map(words => (words.match(/(?:truncated at |Use |At )([0-9]+)/) || ['', ''])[1]);
+    .map(words => (words.match(/(?:max length |Use |At )([0-9]+)/) || ['', ''])[1]);
 }}"""
 DROP = """(zone, [name, content]) => {
   const data = new DataTransfer();
@@ -35,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
     with visited(browser, server.url) as opened:
-        expect(opened.get_by_role("button", name="Look at this data")).to_be_visible(timeout=PATIENCE)
+        expect(opened.get_by_role("button", name="Analyze dataset")).to_be_visible(timeout=PATIENCE)
         yield opened
 
 
@@ -64,7 +66,7 @@ def choose(page: Page, dropdown: str, option: str) -> None:
 
 
 def type_source(page: Page, name: str) -> None:
-    box = page.locator("#tab-data").get_by_label("Data", exact=True)
+    box = page.locator("#tab-data").get_by_label("Dataset", exact=True)
     box.click()
     box.fill(name)
     box.press("Enter")
@@ -77,15 +79,15 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     tab = page.locator("#tab-data")
     zone = tab.locator("button:has(input[type=file])").first
     zone.evaluate(DROP, ["evil <b>.jsonl", "\n".join(rows)])
-    expect(tab.get_by_text("2 rows can't be used")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("2 invalid rows are skipped")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-words").first).to_contain_text("question is the user turn, answer the assistant turn")
     expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{HOSTILE} 0?")
     trained = tab.locator(".ls-tokens .ls-tok.ls-t").all_inner_texts()
     assert "".join(trained).replace("↵", "") == "word·<|im_end|>"
     expect(tab.locator(".ls-tokens .ls-tok.ls-s").first).to_have_text("<|im_start|>")
 
-    cut = tab.get_by_label("range slider for Cut line (tokens)")
-    expect(tab.get_by_text("nothing is cut.")).to_contain_text(f"At {int(cut.input_value()):,} tokens")
+    cut = tab.get_by_label("range slider for Max length (tokens)")
+    expect(tab.get_by_text("nothing is cut")).to_contain_text(f"At {int(cut.input_value()):,} tokens")
     drawn = page.evaluate_handle(CHART)
     box = tab.locator("#lengths .nsewdrag").bounding_box()
     assert box
@@ -98,33 +100,33 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     for _ in range(10):
         page.keyboard.press("ArrowLeft")
     expect(tab.get_by_text("are cut,")).to_contain_text("trained token", timeout=PATIENCE)
-    use = tab.get_by_role("button", name="as the longest row")
+    use = tab.get_by_role("button", name=re.compile("^Use [0-9,]+ token"))
     length = at_rest(page)
     assert page.evaluate(f"{CHART}.layout.xaxis.range") == closer
     assert drawn.evaluate(f"chart => chart === {CHART}")
     use.click()
-    expect(tab.get_by_label("Max length (tokens)")).to_have_value(length, timeout=PATIENCE)
+    expect(tab.get_by_label("Max length (tokens)", exact=True).first).to_have_value(length, timeout=PATIENCE)
     expect(use).to_be_hidden(timeout=PATIENCE)
 
     tab.get_by_role("button", name="Next", exact=True).click()
-    expect(tab.locator(".ls-where")).to_contain_text("Conversation 2 of 58 (row 2 of the file)", timeout=PATIENCE)
-    tab.get_by_role("spinbutton", name="Conversation").fill("58")
-    tab.get_by_role("spinbutton", name="Conversation").press("Enter")
+    expect(tab.locator(".ls-where")).to_contain_text("Example 2 of 58 (row 2 of the file)", timeout=PATIENCE)
+    tab.get_by_role("spinbutton", name="Example").fill("58")
+    tab.get_by_role("spinbutton", name="Example").press("Enter")
     expect(tab.locator(".ls-tokens .ls-tok.ls-x").first).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-legend .ls-x")).to_have_text("cut off")
     expect(tab.get_by_text("what is kept")).to_be_visible()
     with page.expect_download() as saved:
-        tab.get_by_role("button", name="Download all bad rows").click()
+        tab.get_by_role("button", name="Download invalid rows").click()
     bad = [json.loads(line) for line in Path(saved.value.path()).read_text(encoding="utf-8").splitlines()]
     assert [row["row"] for row in bad] == [4, 8]
 
-    train = tab.get_by_role("button", name="Train on this")
+    train = tab.get_by_role("button", name="Use for training")
     page.locator("#bad-rows").get_by_label("stop").click()
-    expect(tab.get_by_text("bad rows are to stop the work")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("data.bad_rows is set to stop")).to_be_visible(timeout=PATIENCE)
     expect(train).to_be_disabled()
     page.reload()
-    expect(tab.get_by_text("bad rows are to stop the work")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_label("Max length (tokens)")).to_have_value(length)
+    expect(tab.get_by_text("data.bad_rows is set to stop")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_label("Max length (tokens)", exact=True).first).to_have_value(length)
     assert fits(page, 390)
     page.locator("#bad-rows").get_by_label("skip").click()
     train.click()
@@ -144,14 +146,14 @@ def test_a_file_that_nobody_can_read_is_a_sentence_and_read_as_a_person_says(pag
     upload(page, tmp_path / "desk.jsonl")
     expect(tab.get_by_text("a message has an unknown role")).to_be_visible(timeout=PATIENCE)
     expect(tab.get_by_text("empty.csv is empty")).to_be_hidden()
-    expect(tab.get_by_role("button", name="Train on this")).to_be_hidden()
+    expect(tab.get_by_role("button", name="Use for training")).to_be_hidden()
     choose(page, "#reading-role-user", "customer")
     choose(page, "#reading-role-assistant", "agent")
     expect(page.locator("#reading-tried .ls-bubble.ls-assistant").first).to_contain_text("0 is here.", timeout=PATIENCE)
-    tab.get_by_role("button", name="Use this reading").click()
-    expect(tab.get_by_text("Every row of the file can be used.")).to_be_visible(timeout=PATIENCE)
+    tab.get_by_role("button", name="Apply mapping").click()
+    expect(tab.get_by_text("No invalid rows.")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-reading .ls-bubble.ls-assistant .ls-said").last).to_have_text("0 is here.")
-    tab.get_by_label("Data", exact=True).click()
+    tab.get_by_label("Dataset", exact=True).click()
     page.get_by_role("option", name="Machine manual (built in)").click()
     expect(tab.locator(".ls-reading .ls-bubble.ls-assistant .ls-said").last).not_to_have_text(
         "0 is here.", timeout=PATIENCE
@@ -166,28 +168,28 @@ def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(pa
     tab = page.locator("#tab-data")
     expect(tab.get_by_text("The rows contain answers and preference pairs")).to_be_visible(timeout=PATIENCE)
     tab.get_by_label("“chosen” the better answer").click()
-    expect(tab.get_by_text("Pairs of a better and a worse answer")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("Preference pairs for DPO")).to_be_visible(timeout=PATIENCE)
     tab.get_by_label("“output” the assistant's").click()
     expect(tab.locator(".ls-words").first).to_contain_text("output the assistant's", timeout=PATIENCE)
 
-    tab.get_by_text("Correct the reading").click()
+    tab.get_by_text("Fix column mapping").click()
     choose(page, "#reading-assistant", "chosen")
-    tab.get_by_label("User's turn from several columns").fill("Say {question}")
+    tab.get_by_label("User prompt from several columns").fill("Say {question}")
     page.keyboard.press("Tab")
     expect(page.locator("#reading-tried .ls-bubble.ls-user").first).to_contain_text("Say 0?", timeout=PATIENCE)
-    tab.get_by_role("button", name="Use this reading").click()
+    tab.get_by_role("button", name="Apply mapping").click()
     expect(tab.locator(".ls-reading .ls-bubble.ls-user .ls-said").last).to_have_text("Say 0?", timeout=PATIENCE)
     assert "".join(tab.locator(".ls-tokens .ls-tok.ls-t").all_inner_texts()).replace("·", " ") == "good 0<|im_end|>"
     assert fits(page, 390)
 
     page.reload()
-    expect(tab.locator(".ls-words").first).to_contain_text("Read as you said", timeout=PATIENCE)
-    tab.get_by_role("button", name="Train on this").click()
+    expect(tab.locator(".ls-result").first).to_contain_text("Your column mapping", timeout=PATIENCE)
+    tab.get_by_role("button", name="Use for training").click()
     page.locator("#tab-train").get_by_text("Config file (YAML)").click()
     expect(page.locator("#form-yaml")).to_contain_text("user_template: Say {question}", timeout=PATIENCE)
     open_tab(page, "Data")
-    tab.get_by_text("Correct the reading").click()
-    tab.get_by_role("button", name="Back to what was recognised").click()
+    tab.get_by_text("Fix column mapping").click()
+    tab.get_by_role("button", name="Reset to detected mapping").click()
     expect(tab.locator(".ls-words").first).to_contain_text("output the assistant's", timeout=PATIENCE)
 
 
@@ -223,24 +225,24 @@ def many_questions(path: Path, rows: int) -> Path:
 def test_the_reading_of_a_large_file_can_be_stopped_after_the_first_look(page: Page, tmp_path: Path) -> None:
     tab = page.locator("#tab-data")
     type_source(page, str(many_questions(tmp_path / "endless.jsonl", 400_000)))
-    expect(tab.get_by_text("First look: ")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("Preview: ")).to_be_visible(timeout=PATIENCE)
     tab.get_by_role("button", name="Stop", exact=True).click()
-    expect(tab.get_by_text("Stopped. The file is still chosen.")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_role("button", name="Look at this data")).to_be_enabled()
+    expect(tab.get_by_text("Stopped. The dataset is still chosen.")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_role("button", name="Analyze dataset")).to_be_enabled()
 
 
 def test_a_large_file_is_first_looked_at_then_whole_while_the_page_answers(page: Page, tmp_path: Path) -> None:
     tab = page.locator("#tab-data")
     type_source(page, str(many_questions(tmp_path / "large.jsonl", 100_000)))
-    expect(tab.get_by_text("First look: ")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("Preview: ")).to_be_visible(timeout=PATIENCE)
     open_tab(page, "Train")
     expect(page.locator("#start")).to_be_visible()
     open_tab(page, "Data")
     whole = tab.locator(".ls-where", has_text="of 100,000")
-    expect(tab.get_by_text("rows a second").or_(whole)).to_be_visible()
+    expect(tab.get_by_text("rows/s").or_(whole)).to_be_visible()
     expect(whole).to_be_visible(timeout=4 * PATIENCE)
-    expect(tab.get_by_text("First look: ")).to_be_hidden()
-    expect(tab.get_by_text("An epoch has")).to_be_visible()
+    expect(tab.get_by_text("Preview: ")).to_be_hidden()
+    expect(tab.get_by_text("Epoch: ")).to_be_attached()
 
 
 def test_a_folder_is_typed_and_what_the_train_tab_lacked_is_known_then(page: Page, tmp_path: Path) -> None:
@@ -252,13 +254,13 @@ def test_a_folder_is_typed_and_what_the_train_tab_lacked_is_known_then(page: Pag
     type_source(page, str(tmp_path / "parts"))
     expect(tab.get_by_text("Data files read from the folder: a.jsonl, b.jsonl.")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-findings")).to_contain_text("1 row repeats an earlier row")
-    rows = tab.get_by_text(" to train on, ").inner_text().split()[0]
-    tab.get_by_role("button", name="Train on this").click()
+    rows = str(tab.locator(".ls-result span").first.get_attribute("title")).split()[0]
+    tab.get_by_role("button", name="Use for training").click()
     expect(page.locator("#plan")).to_contain_text(f"Training rows{rows}", timeout=PATIENCE)
     open_tab(page, "Data")
-    tab.get_by_text("Prepared data on this disk").click()
-    tab.get_by_role("button", name="Clear", exact=True).click()
-    expect(tab.get_by_text("Nothing is kept at the moment.")).to_be_visible(timeout=PATIENCE)
+    tab.get_by_role("button", name="Cache", exact=True).click()
+    tab.get_by_role("button", name="Clear cache", exact=True).click()
+    expect(tab.get_by_text("The cache is empty.")).to_be_visible(timeout=PATIENCE)
 
 
 def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_path: Path) -> None:
@@ -276,8 +278,8 @@ def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_p
     assert tab.locator("script, a[href*='e.vil']").count() == 0
 
     page.once("dialog", lambda asked: asked.accept())
-    tab.get_by_text("Prepared data on this disk").click()
+    tab.get_by_role("button", name="Uploaded files", exact=True).click()
     tab.get_by_role("button", name="Delete names.csv", exact=True).click()
-    expect(tab.get_by_text("names.csv is deleted.")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("names.csv was deleted.")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-words")).to_be_hidden()
-    expect(tab.get_by_label("Data", exact=True)).to_have_value("Pirate persona (built in)")
+    expect(tab.get_by_label("Dataset", exact=True)).to_have_value("Pirate persona (built in)")

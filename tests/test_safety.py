@@ -162,7 +162,7 @@ def test_a_file_is_looked_at_by_whoever_uploaded_it(world: World) -> None:
     sent = bert.upload("more.jsonl", row.encode())["path"]
     for visitor, found in ((bert, 200), (carl, 403)):
         assert visitor.http.get(f"/gradio_api/file={sent}").status_code == found
-    look = bert.triggered("click", value="Look at this data")[0]
+    look = bert.triggered("click", value="Analyze dataset")[0]
     asked = bert.shown(look)
     for visitor, name, seen in ((bert, str(file), True), (carl, str(file), False), (carl, "/etc/passwd", False)):
         said = json.dumps(visitor.fire(look, [name, *asked[1:]]))

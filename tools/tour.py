@@ -111,7 +111,7 @@ def analyze(page: Page, film: Film, folder: Path) -> None:
 
 def train(page: Page, film: Film, folder: Path) -> None:
     """The Train tab as the data were handed over, and the run until its end."""
-    page.get_by_role("button", name=re.compile("Use for training|Train on this")).first.click()
+    page.get_by_role("button", name=re.compile("Use for training")).first.click()
     start = page.locator("#start")
     expect(start).to_be_enabled()
     page.wait_for_timeout(3000)

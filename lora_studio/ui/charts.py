@@ -120,10 +120,10 @@ def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
         "over": [low > cut for low, _, _ in bars],
         "range": [first - 0.5 - pad, last + 0.5 + pad],
         "marks": [_mark(name, result["tokens"][key]) for key, name in PERCENTILES],
-        "cut": {"at": cut + 0.5, "label": f"{arrows[0]}truncated at {html.number(cut)}{arrows[1]}"},
+        "cut": {"at": cut + 0.5, "label": f"{arrows[0]}max length {html.number(cut)}{arrows[1]}"},
         "words": f"Rows by number of tokens, {html.number(first)} to {html.number(int(result['tokens']['max']))}. "
         + "; ".join(f"{name} have at most {html.number(result['tokens'][key])}" for key, name in PERCENTILES)
-        + f". The limit is at {html.count(cut, 'token')}. {report.cut_words(result, cut)}",
+        + f". {report.cut_words(result, cut)}.",
     }
 
 

@@ -26,7 +26,7 @@ def test_a_visitor_deletes_an_upload_of_their_own_and_nobody_elses(visit: Visit,
             delete_upload(visit.by("bert"), name)
     assert 'aria-label="Delete bert.jsonl"' in uploads(visit.by("bert"))
     delete_upload(visit.by("bert"), str(files["bert"]))
-    assert "Nothing that you uploaded is kept." in uploads(visit.by("bert"))
+    assert "No uploaded files." in uploads(visit.by("bert"))
     assert list(files["bert"].parent.iterdir()) == []
     delete_upload(visit.by("anna"), str(files["carl"]))
     assert not files["carl"].exists()

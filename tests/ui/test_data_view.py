@@ -25,6 +25,7 @@ def result() -> dict[str, Any]:
         "bad_rows": 3,
         "bad_row_list": [{"row": 7, "reason": "the answer is empty", "field": "answer", "found": "<script>"}],
         "bad_rows_by_reason": {"the answer is empty": 3},
+        "suggested": {"max_length": 30, "reason": "No row is longer than 30 tokens."},
         "tokens": {"min": 6, "mean": 14.5, "p50": 12, "p90": 28, "p95": 29, "p99": 30, "max": 30},
         "max_length": 1024,
         "truncated_rows": 0,
@@ -72,25 +73,30 @@ def preview() -> dict[str, Any]:
     }
 
 
-def test_the_cut_line_gives_exact_numbers_in_one_sentence(result: dict[str, Any]) -> None:
-    said = report.cut_sentence(result, 8)
-    assert "At 8 tokens: 10 rows (100 %) are cut, 40 trained tokens (40 %) lost, 2 rows left out." in said
+def test_the_limit_and_the_suggestion_stand_in_one_sentence_with_exact_numbers(result: dict[str, Any]) -> None:
+    said = report.limit_sentence(result, 8)
+    assert "At 8 tokens 10 rows (100 %) are cut, 40 trained tokens (40 %) lost, 2 rows dropped; suggested: " in said
+    assert "suggested: 30 tokens (fits every row).</span>" in said
+    assert "suggested: 24 tokens (95 % of rows have at most 29).</span>" in report.limit_sentence(
+        {**result, "suggested": {"max_length": 24, "reason": ""}}, 8
+    )
     assert "ls-warning" in said
 
 
 def test_between_two_counted_lengths_the_nearest_one_is_named(result: dict[str, Any]) -> None:
-    assert "At 16 tokens: 4 rows (40 %) are cut, 12 trained tokens (12 %) lost" in report.cut_sentence(result, 19)
+    assert "At 16 tokens 4 rows (40 %) are cut, 12 trained tokens (12 %) lost" in report.limit_sentence(result, 19)
 
 
 def test_a_limit_beyond_every_row_says_that_nothing_is_cut(result: dict[str, Any]) -> None:
-    said = report.cut_sentence(result, 1024)
-    assert "At 1,024 tokens: nothing is cut. The longest row has 30 tokens; 1,024 are allowed now." in said
+    said = report.limit_sentence(result, 1024)
+    assert "At 1,024 tokens nothing is cut; suggested" in said
+    assert "At 30 tokens nothing is cut (max length is 1,024 now)" in report.limit_sentence(result, 30)
     assert "ls-good" in said
 
 
 def test_lost_tokens_are_a_share_of_all_that_could_be_trained(result: dict[str, Any]) -> None:
     cut = {**result, "trained_tokens": 88, "lost_trained_tokens": 12}
-    assert "12 trained tokens (12 %) lost" in report.cut_sentence(cut, 16)
+    assert "12 trained tokens (12 %) lost" in report.limit_sentence(cut, 16)
 
 
 def test_the_cut_line_moves_between_the_shortest_and_the_longest_row(result: dict[str, Any]) -> None:
@@ -104,19 +110,36 @@ def test_from_the_longest_row_on_the_line_stands_at_the_longest_row(result: dict
 def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(result: dict[str, Any]) -> None:
     said = report.summary(result)
     assert "<code>question</code> is the user turn, <code>&lt;b&gt;</code>" in said
-    assert "Read as <code>UTF-8</code>." in said
-    assert "9 to train on, 1 kept back" in said
-    assert "14.5 a row on average<" in said
-    assert "14.5 a row on average, before the cut<" in report.summary({**result, "truncated_rows": 2})
-    assert "<span>bad rows</span>" in said
-    assert "<span>bad row</span>" in report.summary({**result, "bad_rows": 1})
+    notes = report.notes(result)
+    assert "Read as <code>UTF-8</code>." in notes
+    assert "The model&#x27;s own template." in notes
+    assert report.notes({**result, "assumptions": [], "template_origin": ""}) == ""
+
+
+def test_the_result_is_one_line_of_format_rows_tokens_and_trained_share(result: dict[str, Any]) -> None:
+    line = report.summary(result).partition('<p class="ls-words">')[0]
+    assert " ".join(re.sub("<[^>]*>", " ", line).split()) == (
+        "Prompt and completion 10 valid rows 3 invalid rows 145 tokens 69 % trained"
+    )
+    assert "9 training rows, 1 validation rows" in line
+    assert "14.5 per row on average&#34;" in line or '14.5 per row on average"' in line
+    assert "14.5 per row on average, before truncation" in report.summary({**result, "truncated_rows": 2})
+    assert "</b> invalid row<" in report.summary({**result, "bad_rows": 1})
+
+
+def test_figures_of_other_settings_are_outdated_and_the_settings_are_named() -> None:
+    titles = {"model.name": "Base model", "data.max_length": "Max length (tokens)", "data.train_file": "Dataset"}
+    analyzed = {"model.name": "demo", "data.max_length": 64, "data.train_file": "pirate"}
+    assert report.outdated(analyzed, {**analyzed, "data.bad_rows": "stop"}, titles) == ""
+    changed = report.outdated(analyzed, {**analyzed, "model.name": "other", "data.max_length": 32}, titles)
+    assert "Outdated: Base model and Max length (tokens) changed since this analysis." in changed
 
 
 def test_bad_rows_are_counted_by_reason_and_the_first_are_listed(result: dict[str, Any]) -> None:
-    assert "3 rows can&#x27;t be used" in report.bad_rows_line(result, stop=False)
+    assert "3 invalid rows are skipped." in report.bad_rows_line(result, stop=False)
     table = report.bad_rows_table(result)
     assert "&lt;script&gt;" in table
-    assert "The first 1; the file to download has all." in table
+    assert "The first 1; the download has all." in table
     assert ">Row<" in table
     assert ">File<" not in table
     several = {**result, "bad_row_list": [{**result["bad_row_list"][0], "file": "b.csv"}], "bad_rows": 1}
@@ -125,15 +148,13 @@ def test_bad_rows_are_counted_by_reason_and_the_first_are_listed(result: dict[st
 
 
 def test_a_file_without_faults_says_so(result: dict[str, Any]) -> None:
-    assert "Every row of the file can be used." in report.bad_rows_line(
-        {**result, "bad_rows": 0, "refusal": None}, stop=True
-    )
+    assert "No invalid rows." in report.bad_rows_line({**result, "bad_rows": 0, "refusal": None}, stop=True)
     assert report.bad_rows_table({**result, "bad_row_list": []}) == ""
 
 
 def test_rows_marked_bad_can_be_read_and_count_where_all_rows_are_shown(result: dict[str, Any]) -> None:
     marked = {**result, "bad_rows": 0, "refusal": None, "usable_rows": 1, "marked_bad_rows": 1}
-    assert "Every row of the file can be read." in report.bad_rows_line(marked, stop=False)
+    assert "No invalid rows." in report.bad_rows_line(marked, stop=False)
     two = {**marked, "table": {"columns": ["row", "a"], "rows": [[1, "x"], [2, "y"]]}}
     assert "All rows" in report.rows_table(two)
     assert "The first 2 rows of the file" in report.rows_table({**two, "marked_bad_rows": 2})
@@ -160,7 +181,7 @@ def test_trained_and_special_tokens_are_marked_and_carry_their_ids(preview: dict
 
 
 def test_a_row_that_does_not_end_its_turn_is_a_warning(preview: dict[str, Any]) -> None:
-    assert "learns when to stop" in report.token_line(preview)
+    assert "learns to stop" in report.token_line(preview)
     line = report.token_line({**preview, "ends_with_eos": False})
     assert "not taught to stop" in line
 
@@ -175,19 +196,19 @@ def test_tokens_that_are_cut_off_stand_struck_through_in_their_place_and_are_nam
     assert "1 token before and 1 after what is kept are cut off" in drawn
     assert "1 of them would have been trained" in drawn
     assert 'title="id 8, cut off, would have been trained' in drawn
-    assert "cut off</b> the model never sees this" in report.LEGEND
+    assert "cut off</b>" in report.LEGEND
 
 
 def test_a_row_that_is_left_out_says_so_and_why(preview: dict[str, Any]) -> None:
     line = report.token_line({**preview, "kept_tokens": 0, "trained_tokens": 0, "left_out": "too long"})
-    assert "Left out: all 6 tokens of this row." in line
+    assert "Dropped: no token of this row is trained (6 tokens)." in line
     assert "Too long." in line
 
 
 def test_the_place_of_a_row_says_what_becomes_of_it_and_which_part_is_shown(preview: dict[str, Any]) -> None:
-    assert "Conversation 3 of 9 (row 4 of the file), trained on</p>" in report.position(preview, 2, 9)
+    assert "Example 3 of 9 (row 4 of the file), training row</p>" in report.position(preview, 2, 9)
     long = {**preview, "split": "validation", "windows": 4, "window": 1}
-    assert "kept back to measure on; part 2 of 4" in report.position(long, 2, 9)
+    assert "validation row; part 2 of 4" in report.position(long, 2, 9)
 
 
 def test_a_conversation_shows_bubbles_and_the_row_as_it_stands_in_the_file(preview: dict[str, Any]) -> None:

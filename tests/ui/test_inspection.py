@@ -150,9 +150,9 @@ def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[A
 
 def test_looking_shows_progress_then_everything_that_was_found(act: AnalysisHandlers) -> None:
     updates = list(act.look(*chosen()))
-    assert "Making tokens: 1 of 3" in str(updates[1][act.view.status])
-    assert "Plain text." in updates[-1][act.view.summary]
-    assert "Conversation 1 of 3 (row 3 of the file)" in updates[-1][act.view.pager.position]
+    assert "Tokenizing: 1 of 3" in str(updates[1][act.view.status])
+    assert "Plain text" in updates[-1][act.view.summary]
+    assert "Example 1 of 3 (row 3 of the file)" in updates[-1][act.view.pager.position]
     assert updates[-1][act.view.result] == {name: value for name, value in RESULT.items() if name != "kind"}
     method, params = act.studio.inspector.asked[0]
     assert (method, params["train_file"], params["model"], params["system_prompt"]) == (
@@ -197,7 +197,7 @@ def test_a_failure_is_a_sentence_and_keeps_the_choice(act: AnalysisHandlers) -> 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("data.train_file", " ", "No data is chosen"),
+        ("data.train_file", " ", "No dataset is chosen"),
         ("model.name", " ", "No model is named"),
         ("data.max_length", None, "can&#x27;t be None"),
         ("data.max_length", 3, "Give 8 to 1,048,576 tokens"),
@@ -272,8 +272,8 @@ def test_an_upload_is_copied_chosen_and_offered(act: AnalysisHandlers, tmp_path:
 
 def test_the_cut_line_moves_without_asking_the_inspector(act: AnalysisHandlers) -> None:
     updates = act.move_cut(RESULT, 10)
-    assert "At 8 tokens: 1 row" in updates[act.view.sentence]
-    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "truncated at 8"}
+    assert "At 8 tokens 1 row" in updates[act.view.sentence]
+    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "max length 8"}
     assert act.use_cut(RESULT, 10) == 8
     assert act.studio.inspector.asked == []
     assert act.move_cut(None, 10) == {act.view.status: gr.skip()}
@@ -283,9 +283,9 @@ def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(ac
     curve = [*RESULT["cut_curve"], {"max_length": 30, "rows": 0, "lost_trained_tokens": 0, "dropped_rows": 0}]
     shown = act.show({**RESULT, "cut_curve": curve}, dict(zip(PATHS, chosen(), strict=True)))
     assert (shown[act.view.cut].value, shown[act.view.cut].maximum) == (30, 30)
-    assert "At 30 tokens: nothing is cut." in shown[act.view.sentence]
-    assert "1,024 are allowed now" in shown[act.view.sentence]
-    assert shown[act.view.histogram]["cut"]["label"] == "truncated at 30"
+    assert "At 30 tokens nothing is cut" in shown[act.view.sentence]
+    assert "max length is 1,024 now" in shown[act.view.sentence]
+    assert shown[act.view.histogram]["cut"]["label"] == "max length 30"
     assert shown[act.view.use].visible is False
     assert act.settle_cut({**RESULT, "cut_curve": curve}, 12) == 8
 
@@ -295,7 +295,7 @@ def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act:
     first = list(act.look(*chosen()))[-1]
     assert first[pager.windows].visible is False
     second = act.pages.later(RESULT, 1, 0)
-    assert "row 11 of the file), trained on; part 2 of 3" in second[pager.position]
+    assert "row 11 of the file), training row; part 2 of 3" in second[pager.position]
     assert (second[pager.window], second[pager.windows].visible) == (1, True)
     last = act.pages.later(RESULT, 1, 1)
     assert (last[pager.later].interactive, last[pager.earlier].interactive) == (False, True)
@@ -317,7 +317,7 @@ def test_a_slow_page_is_not_sent_every_step_and_a_stop_does_not_wait_for_those_l
     next(looking)
     act.stop()
     (last,) = looking
-    assert "Stopped. The file is still chosen." in last[act.view.status].value
+    assert "Stopped. The dataset is still chosen." in last[act.view.status].value
 
 
 def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: AnalysisHandlers) -> None:
@@ -334,11 +334,11 @@ def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: 
     values = chosen(**{"data.bad_rows": "stop"})
     updates = act.choose_bad_rows(result, *values)
     assert "Mend it." in updates[act.view.bad_line]
-    assert updates[act.view.train].interactive is False
+    assert updates[act.controls.train].interactive is False
     assert "left out and" not in updates[act.view.bad_line]
     assert act.studio.inspector.asked == []
     assert act.view.summary in act.repaint()
-    assert act.choose_bad_rows(result, *chosen())[act.view.train].interactive is True
+    assert act.choose_bad_rows(result, *chosen())[act.controls.train].interactive is True
     list(act.look(*values))
     assert act.studio.inspector.asked[0][1]["bad_rows"] == "skip"
     assert act.hand_over(*values)[0][1]["data.bad_rows"] == "stop"
@@ -366,7 +366,7 @@ def test_a_reload_shows_the_last_choice_and_what_was_found(act: AnalysisHandlers
     list(act.look(*chosen(**{"data.max_length": 512})))
     updates = act.repaint()
     assert updates[act.controls.max_length] == 512
-    assert "Plain text." in updates[act.view.summary]
+    assert "Plain text" in updates[act.view.summary]
 
 
 def test_a_choice_changed_after_looking_hides_what_no_longer_fits(act: AnalysisHandlers) -> None:
@@ -429,10 +429,10 @@ def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: AnalysisHa
     progress = {"kind": "progress", "phase": "sample", "done": 2, "total": 0, "sample": sample}
     act.studio.inspector.script = lambda method, **params: [progress, RESULT]
     _, first, whole = list(act.look(*chosen()))
-    assert "First look: 2 rows" in first[act.view.summary]
+    assert "Preview: the first 2 rows" in first[act.view.summary]
     assert first[act.view.pager.next].interactive is False
     assert act.pages.forward(sample, 0) == {}
-    assert "First look" not in whole[act.view.summary]
+    assert "Preview" not in whole[act.view.summary]
     assert whole[act.view.pager.next].interactive is True
 
 
@@ -440,7 +440,7 @@ def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act:
     form = act.view.reading
     shown = list(act.look(*chosen()))[-1]
     assert "Learn from <code>a</code>" in shown[form.question].value
-    assert (shown[form.choice].value, shown[form.choice].visible) == (0, True)
+    assert (shown[form.choice].value, shown[form.asking].visible) == (0, True)
     assert shown[form.choice].choices == [("“q” asks, “a” answers.", 0), ("“q” asks, “b” answers.", 1)]
     taken = list(act.take_reading(RESULT, 1, *chosen()))[-1]
     assert taken[act.controls.mapping] == {"user": "q", "assistant": "b"}
@@ -503,7 +503,7 @@ def test_another_file_is_read_as_it_is_recognised(act: AnalysisHandlers) -> None
 
 def test_the_suggested_length_is_taken_with_a_click(act: AnalysisHandlers) -> None:
     shown = list(act.look(*chosen()))[-1]
-    assert shown[act.view.take].value == "Take the suggestion: 64 tokens"
+    assert shown[act.view.take].value == "Use suggested: 64 tokens"
     assert act.take_suggestion(RESULT) == 64
 
 
@@ -511,8 +511,8 @@ def test_the_cache_is_measured_and_cleared(act: AnalysisHandlers) -> None:
     folder = act.studio.workspace.cache_folder
     folder.mkdir(parents=True)
     (folder / "rows.bin").write_bytes(bytes(2500))
-    assert "2.5 kB of prepared rows" in act.measure_disk()[act.view.cache]
-    assert "Nothing is kept" in act.clear_cache()[act.view.cache]
+    assert "2.5 kB of tokenized rows" in act.measure_disk()[act.view.cache]
+    assert "cache is empty" in act.clear_cache()[act.view.cache]
     assert not folder.exists()
 
 
@@ -544,3 +544,23 @@ def test_leaving_a_list_without_a_choice_reads_nothing_and_another_choice_does(a
     list(act.analyze_other(*chosen(**{"data.train_file": "technical"})))
     list(act.measure_other(*chosen(**{"data.train_file": "technical", "data.validation_file": "alpaca"})))
     assert len(act.studio.inspector.asked) == before + 2
+
+
+def test_another_model_marks_the_figures_as_outdated_and_analyzing_leads_again(act: AnalysisHandlers) -> None:
+    shown = list(act.look(*chosen()))[-1]
+    c, v = act.controls, act.view
+    assert (shown[c.look].variant, shown[c.train].variant, shown[c.train].visible) == ("secondary", "primary", True)
+    analyzed = shown[v.analyzed]
+    changed = act.compare(analyzed, *chosen(**{"model.name": "other"}))
+    assert "Outdated: Base model changed since this analysis." in changed[v.outdated]
+    assert (changed[c.look].variant, changed[c.train].variant) == ("primary", "secondary")
+    same = act.compare(analyzed, *chosen(**{"data.bad_rows": "stop"}))
+    assert (same[v.outdated], same[c.look].variant, same[c.train].variant) == ("", "secondary", "primary")
+    assert act.compare(None, *chosen()) == {v.status: gr.skip()}
+
+
+def test_the_limit_dragged_in_the_chart_moves_the_slider_to_a_counted_length(act: AnalysisHandlers) -> None:
+    moved = act.drag_cut(RESULT, gr.EventData(None, {"act": "limit", "value": 11}))
+    assert (moved[act.view.cut], moved[act.view.histogram]["cut"]["label"]) == (8, "max length 8")
+    assert act.drag_cut(RESULT, gr.EventData(None, {"act": "limit", "value": 9000}))[act.view.cut] == 8
+    assert act.drag_cut(None, gr.EventData(None, {"value": 11})) == {act.view.status: gr.skip()}

@@ -30,21 +30,21 @@ def test_bars_say_their_lengths_and_rows_and_those_beyond_the_cut_are_marked(res
     assert drawn["labels"][0] == "6 to 11 tokens: 5 rows"
     assert (drawn["x"][0], drawn["width"][0]) == (8.5, 6)
     assert drawn["over"] == [False, False, True, True]
-    assert drawn["cut"] == {"at": 17.5, "label": "truncated at 17"}
+    assert drawn["cut"] == {"at": 17.5, "label": "max length 17"}
     assert json.dumps(drawn)
 
 
 def test_who_can_not_see_the_chart_is_told_the_same(result: dict[str, Any]) -> None:
     words = lengths(result, 17)["words"]
     assert "6 to 30. 50 % have at most 12; 95 % have at most 29" in words
-    assert "The limit is at 17 tokens. At 17 tokens: 4 rows (40 %) are cut, 12 trained tokens" in words
+    assert "At 17 tokens 4 rows (40 %) are cut, 12 trained tokens" in words
 
 
 def test_a_cut_outside_the_drawn_lengths_points_to_where_it_is(result: dict[str, Any]) -> None:
     long = {**result, "histogram": {"edges": [600, 601], "counts": [3]}}
-    assert lengths(long, 8)["cut"]["label"] == "← truncated at 8"
+    assert lengths(long, 8)["cut"]["label"] == "← max length 8"
     assert lengths(long, 8)["labels"] == ["600 tokens: 3 rows"]
-    assert lengths(long, 1024)["cut"]["label"] == "truncated at 1,024 →"
+    assert lengths(long, 1024)["cut"]["label"] == "max length 1,024 →"
 
 
 def test_a_closer_look_stays_while_the_line_moves_and_ends_with_other_data(result: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lora_studio.ui.data.mapping_form import ReadingForm
 @pytest.fixture
 def form() -> ReadingForm:
     with gr.Blocks():
-        return mapping_form.draw()
+        return mapping_form.draw(lambda: None)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_form_starts_with_the_reading_in_use(form: ReadingForm, result: dict
         ("late", "late"),
         ("mark", "mark"),
     ]
-    assert filled[form.choice].visible is False
+    assert filled[form.asking].visible is False
     assert filled[form.undo].visible is False
 
 
@@ -101,11 +101,11 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
     found = {"words": "`q` asks.", "rows": rows, "failed": 2, "of": 50, "first_failure": [bad], "marked_bad": 0}
     drawn = mapping_form.trial(TriedReading(**found))
     assert "&lt;i&gt;" in drawn
-    assert "The worse answer" in drawn
-    assert "2 of the 50 rows looked at" in drawn
+    assert "Rejected" in drawn
+    assert "2 of 50 sampled rows" in drawn
     assert "Row 7: the answer is empty (a)." in drawn
-    assert "marked bad" not in drawn
-    assert "20 of the 50 rows looked at are left out: marked bad." in mapping_form.trial(
+    assert "labelled bad" not in drawn
+    assert "20 of 50 sampled rows are skipped: labelled bad." in mapping_form.trial(
         TriedReading(**{**found, "marked_bad": 20})
     )
     assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in mapping_form.trial(

@@ -1,7 +1,4 @@
-"""What a person chooses on the data tab, what was found of it, and what of both goes to the reader and the train tab.
-
-Choices are settings by their path in the config, kept as a draft. Plain values: the widgets are data_tab.py's.
-"""
+"""The choices of the Data tab as settings by path, kept as a draft; what goes to the reader and the Train tab."""
 
 import threading
 from collections import OrderedDict
@@ -49,6 +46,10 @@ DEFAULTS = {path: setting.default for path, setting in SETTINGS.items()} | {
     MAPPING: None,
     PERCENTILES: "50, 90, 95, 99",
 }
+OUTDATING = {path: SETTINGS[path].title for path in PATHS if path in SETTINGS and path not in (BAD_ROWS, MAPPING)} | {
+    PERCENTILES: "Percentiles"
+}
+"""Settings whose change makes an analysis outdated, with their titles."""
 STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 MAX_VISITORS = 1000  # whose last look is in memory; that of others is read from its draft again
 
@@ -175,14 +176,14 @@ def values_of(widget_values: Sequence[Any]) -> SettingValues:
 def check(values: SettingValues) -> None:
     """Refuses what can't be read before a child is started for it."""
     if not values["data.train_file"]:
-        raise StudioError("No data is chosen.", "Choose a set that comes with the studio, or drop a file.")
+        raise StudioError("No dataset is chosen.", "Choose a built-in dataset, or upload a file.")
     if not values["model.name"]:
         about = SETTINGS["model.name"].description
         raise StudioError("No model is named.", f"Its tokenizer counts the tokens. {about}")
     setting, length = SETTINGS["data.max_length"], values["data.max_length"]
     if length is None or not (setting.minimum or 0) <= length <= (setting.maximum or length):
         raise StudioError(
-            f"The longest row can't be {length}.", f"Give {setting.minimum:,.0f} to {setting.maximum:,.0f} tokens."
+            f"{setting.title} can't be {length}.", f"Give {setting.minimum:,.0f} to {setting.maximum:,.0f} tokens."
         )
     values["data.max_length"] = int(length)
     for path in SPLIT:

@@ -1,9 +1,4 @@
-"""What the data tab's events do: keep an upload, inspect a file, correct its reading, move the cut line.
-
-Reading and tokenizing happen in the inspector, a child process that runs the code that training runs. What was chosen
-and what was found are drafts in the workspace, so that a reload shows them again. Drawing is data_tab.py's, words are
-data_view.py's and data_findings.py's, and pager.py turns the pages.
-"""
+"""What the events of the Data tab do. The inspector, a child process, reads and tokenizes as training does."""
 
 import contextlib
 import time
@@ -26,6 +21,7 @@ from lora_studio.ui.data.choice import (
     CHOICE,
     FOUND,
     MAPPING,
+    OUTDATING,
     PATHS,
     SETTINGS,
     THINKING,
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
     from lora_studio.ui.data.mapping_form import UnreadRows
 
 STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
-KEPT_BACK = ("A share of the training rows", "")
+SPLIT_OFF = ("Split from the training rows", "")
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,10 @@ class DataControls:
     mapping: gr.State
     upload: gr.File
     upload_validation: gr.UploadButton
+    uploads: gr.HTML
     whole: gr.Column
     look: gr.Button
+    train: gr.Button
     stop: gr.Button
 
     def chosen(self) -> list[Any]:
@@ -86,22 +84,23 @@ class DataControls:
 
 @dataclass(frozen=True)
 class DataView:
-    """What is shown of an inspected file. `result` is the inspector's result."""
+    """What is shown of an analyzed file. `result` is the inspector's report, `analyzed` the settings it is of."""
 
     status: gr.HTML
-    body: gr.Column
+    outdated: gr.HTML
     summary: gr.HTML
+    example: gr.Column
+    pager: Pager
+    notes: gr.HTML
     reading: ReadingForm
-    train: gr.Button
+    body: gr.Column
     histogram: gr.HTML
     cut: gr.Slider
     sentence: gr.HTML
-    use: gr.Button
-    suggestion: gr.HTML
     take: gr.Button
-    forecast: gr.HTML
+    use: gr.Button
     percentiles: gr.HTML
-    pager: Pager
+    forecast: gr.HTML
     bad_line: gr.HTML
     bad_rows: gr.HTML
     save_bad: gr.Button
@@ -109,13 +108,13 @@ class DataView:
     hygiene: gr.HTML
     rows: gr.Accordion
     table: gr.HTML
-    uploads: gr.HTML
     cache: gr.HTML
     clear: gr.Button
     result: gr.State
+    analyzed: gr.State
 
     def all(self) -> list[Any]:
-        """Every component, those of the reading's form and of the pager among them."""
+        """Every component, those of the mapping's form and of the pager among them."""
         own = [part for part in vars(self).values() if part not in (self.reading, self.pager)]
         return [*own, *self.reading.all(), *self.pager.all()]
 
@@ -165,9 +164,14 @@ class AnalysisHandlers:
 
     def _nothing(self) -> Updates:
         """Nothing of a file in sight."""
-        v = self.view
-        gone: Updates = {v.body: gr.Column(visible=False), v.summary: "", v.result: None}
-        return gone | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
+        c, v = self.controls, self.view
+        hidden: Updates = {v.example: gr.Column(visible=False), v.body: gr.Column(visible=False)}
+        hidden |= {v.summary: "", v.outdated: "", v.result: None, v.analyzed: None, v.rows: gr.Accordion(visible=False)}
+        return (
+            hidden
+            | mapping_form.hide(v.reading)
+            | {c.look: gr.Button(variant="primary"), c.train: gr.Button(visible=False)}
+        )
 
     def _unchanged(self) -> Updates:
         """Nothing to show: an update without any component is an error to Gradio."""
@@ -184,9 +188,9 @@ class AnalysisHandlers:
         c, offered = self.controls, sources(self.studio.workspace)
         return self.choose() | {
             c.source: gr.Dropdown(choices=offered, value=str(saved)),
-            c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered]),
+            c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
             c.upload: None,
-            self.view.uploads: report.uploads(self.studio.workspace),
+            c.uploads: report.uploads(self.studio.workspace),
         }
 
     def keep_validation(self, path: str) -> Updates:
@@ -198,7 +202,8 @@ class AnalysisHandlers:
         c, offered = self.controls, sources(self.studio.workspace)
         return {
             c.source: gr.Dropdown(choices=offered),
-            c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered], value=str(saved)),
+            c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered], value=str(saved)),
+            c.uploads: report.uploads(self.studio.workspace),
         }
 
     def look(self, *widget_values: Any) -> Iterator[Updates]:
@@ -244,13 +249,13 @@ class AnalysisHandlers:
         maker = workspace.policy.owner_id
         look = self._looks[maker] = Analysis()
         yield {
-            v.status: gr.HTML(html.progress("Starting the reader"), visible=True),
+            v.status: gr.HTML(html.progress("Starting the analysis"), visible=True),
             v.reading.error_box: gr.HTML("", visible=False),
             c.look: gr.Button(interactive=False),
             c.stop: gr.Button(visible=True),
             **({} if correcting is not None else {c.mapping: values[MAPPING]}),
         }
-        idle = {c.look: gr.Button(interactive=True), c.stop: gr.Button(visible=False)}
+        idle: Updates = {c.look: gr.Button(interactive=True), c.stop: gr.Button(visible=False)}
         unread: UnreadRows | None = None
         try:
             check(values)
@@ -261,7 +266,7 @@ class AnalysisHandlers:
             for answer in self.studio.inspector.stream(request_of(values, workspace), beat=True):
                 look.begun = True
                 if look.stopping:
-                    raise StudioError("The look at the data was stopped.")
+                    raise StudioError("The analysis was stopped.")
                 if isinstance(answer, Inspected):
                     content = answer.report
                     continue
@@ -277,9 +282,13 @@ class AnalysisHandlers:
             workspace.write_draft(CHOICE, {"settings": values})
             self.studio.looks.keep(self.studio.workspace, values, result)
             updates = self.show(result, values) | self.measure_disk()
-            yield idle | updates | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
+            idle[c.look] = gr.Button(interactive=True, variant="secondary")
+            yield updates | idle | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
-            yield idle | self._failed(error, correcting, unread, stopped=look.stopping)
+            failed = self._failed(error, correcting, unread, stopped=look.stopping)
+            if c.look in failed:  # nothing is in sight, so that the next step is to analyze
+                idle[c.look] = gr.Button(interactive=True, variant="primary")
+            yield failed | idle
         finally:
             look.begun = False
             if self._looks.get(maker) is look:
@@ -295,7 +304,7 @@ class AnalysisHandlers:
         v = self.view
         before = {} if correcting is None else {v.reading.choice: mapping_form.chosen(correcting)}
         if stopped:
-            return before | {v.status: gr.HTML(html.notice("Stopped. The file is still chosen."), visible=True)}
+            return before | {v.status: gr.HTML(html.notice("Stopped. The dataset is still chosen."), visible=True)}
         message = gr.HTML(mapping_form.problem(error), visible=True)
         if correcting is not None:
             return before | {v.reading.error_box: message, v.status: gr.HTML("", visible=False)}
@@ -318,15 +327,16 @@ class AnalysisHandlers:
         """Everything that is known of a file."""
         v = self.view
         low, high = report.cut_bounds(result)
-        length, suggested = result["max_length"], result["suggested"]["max_length"]
         bad = bool(result["bad_row_list"])
-        place = report.cut_place(result, length)
+        place = report.cut_place(result, result["max_length"])
         return {
+            v.outdated: "",
+            v.example: gr.Column(visible=True),
             v.body: gr.Column(visible=True),
+            v.summary: report.first_look(result) + report.summary(result),
             **self._judge(result, values),
+            v.notes: report.notes(result),
             **mapping_form.fill(v.reading, result, corrected=values[MAPPING] is not None),
-            v.suggestion: report.suggestion(result),
-            v.take: gr.Button(f"Take the suggestion: {html.count(suggested, 'token')}", visible=suggested != length),
             v.forecast: report.forecast(result),
             v.percentiles: report.percentiles(result),
             v.hygiene: report.hygiene(result),
@@ -338,16 +348,28 @@ class AnalysisHandlers:
             v.rows: gr.Accordion(visible=True),
             v.table: report.rows_table(result),
             v.result: result,
+            v.analyzed: dict(values),
             **self.pages.paint(result["examples"][0] if result["examples"] else None, 0, result),
         }
 
     def _judge(self, result: "Description", values: SettingValues) -> Updates:
-        """What depends on whether bad rows are skipped: where they are to stop the work, nothing can be trained."""
-        v, stop = self.view, values[BAD_ROWS] == "stop"
+        """What depends on whether invalid rows are skipped: if they are to stop a run, nothing can be trained."""
+        stop = values[BAD_ROWS] == "stop"
+        able = not (stop and result["refusal"])
         return {
-            v.summary: report.first_look(result) + report.summary(result, stop=stop),
-            v.bad_line: report.bad_rows_line(result, stop=stop),
-            v.train: gr.Button(interactive=not (stop and result["refusal"])),
+            self.view.bad_line: report.bad_rows_line(result, stop=stop),
+            self.controls.train: gr.Button(visible=True, interactive=able, variant="primary"),
+        }
+
+    def compare(self, analyzed: SettingValues | None, *widget_values: Any) -> Updates:
+        """Marks what is in sight as outdated if it is of other settings; the next step is to analyze again then."""
+        if not analyzed:
+            return self._unchanged()
+        warning = report.outdated(analyzed, values_of(widget_values), OUTDATING)
+        return {
+            self.view.outdated: warning,
+            self.controls.look: gr.Button(variant="primary" if warning else "secondary"),
+            self.controls.train: gr.Button(variant="secondary" if warning else "primary"),
         }
 
     def choose_bad_rows(self, result: "Description | None", *widget_values: Any) -> Updates:
@@ -360,27 +382,38 @@ class AnalysisHandlers:
         return self._judge(result, values)
 
     def move_cut(self, result: "Description | None", length: float) -> Updates:
-        """The line and its sentence, from numbers that are already counted."""
+        """The limit and its sentence, from numbers that are already counted."""
         if not result:
             return self._unchanged()
         at, longest, used = report.cut_place(result, length), result["tokens"]["max"], result["max_length"]
-        new = at != used and min(at, used) < longest  # from the longest row on, all lengths are the same
+        suggested = result["suggested"]["max_length"]
+        new = at not in (used, suggested) and min(at, used) < longest  # from the longest row on, all are the same
         return {
             self.view.histogram: charts.lengths(result, at),
-            self.view.sentence: report.cut_sentence(result, at),
-            self.view.use: gr.Button(f"Use {at:,} as the longest row", visible=new),
+            self.view.sentence: report.limit_sentence(result, at),
+            self.view.take: gr.Button(f"Use suggested: {html.count(suggested, 'token')}", visible=suggested != used),
+            self.view.use: gr.Button(f"Use {html.count(at, 'token')}", visible=new),
         }
 
+    def drag_cut(self, result: Any, event: gr.EventData) -> Updates:
+        """The limit was dragged in the chart: the slider follows. `result` is a `Description`, a type that Gradio,
+        which looks for the event among the types, can't read."""
+        if not result:
+            return self._unchanged()
+        low, high = report.cut_bounds(result)
+        at = report.cut_place(result, min(max(float(event.value), low), high))
+        return {self.view.cut: at, **self.move_cut(result, at)}
+
     def settle_cut(self, result: "Description | None", length: float) -> Any:
-        """The slider comes to rest where numbers are counted, so that it says what the sentence says."""
+        """The slider stops where numbers are counted, so that it shows what the sentence says."""
         return report.cut_place(result, length) if result else gr.skip()
 
     def use_cut(self, result: "Description | None", length: float) -> Any:
-        """The cut line's place becomes the longest row."""
+        """The slider's value becomes the max length."""
         return self.settle_cut(result, length)
 
     def take_suggestion(self, result: "Description | None") -> Any:
-        """The length that suits the data becomes the longest row."""
+        """The suggested length becomes the max length."""
         return result["suggested"]["max_length"] if result else gr.skip()
 
     def measure_disk(self) -> Updates:
@@ -389,7 +422,7 @@ class AnalysisHandlers:
         octets = workspace.cache_size()
         clearable = gr.Button(interactive=octets > 0, visible=workspace.policy.is_admin)
         updates = {v.cache: report.cache(octets, owned=workspace.policy.is_admin), v.clear: clearable}
-        return updates | {v.uploads: report.uploads(workspace)}
+        return updates | {self.controls.uploads: report.uploads(workspace)}
 
     def delete_upload(self, event: gr.EventData) -> Updates:
         """The page is as after a reload: without the file, and with what was found where that was of another one."""
@@ -397,8 +430,8 @@ class AnalysisHandlers:
         try:
             delete_upload(self.studio.workspace, str(event.value))
         except StudioError as error:
-            return {self.view.uploads: html.problem(error) + report.uploads(self.studio.workspace)}
-        gone = html.notice(f"{name} is deleted.", kind="good")
+            return {self.controls.uploads: html.problem(error) + report.uploads(self.studio.workspace)}
+        gone = html.notice(f"{name} was deleted.", kind="good")
         return self._nothing() | self.repaint() | {self.view.status: gr.HTML(gone, visible=True)}
 
     def clear_cache(self) -> Updates:
@@ -417,7 +450,7 @@ class AnalysisHandlers:
         """All bad rows into a file, and the link to it."""
         try:
             source = Path(self._look().settings["data.train_file"])
-            target = job_views.new_file(self.studio.workspace, f"{source.stem}-bad-rows.jsonl")
+            target = job_views.new_file(self.studio.workspace, f"{source.stem}-invalid-rows.jsonl")
             self.studio.inspector.call(SaveBadRows(path=str(target), of=self._analysis()))
         except StudioError as error:
             return html.problem(error)
@@ -434,7 +467,7 @@ class AnalysisHandlers:
         updates: Updates = dict(zip(self.controls.chosen(), (values[path] for path in PATHS), strict=True))
         offered = sources(workspace)
         updates[self.controls.source] = gr.Dropdown(choices=offered, value=values["data.train_file"])
-        second = gr.Dropdown(choices=[KEPT_BACK, *offered], value=values["data.validation_file"] or "")
+        second = gr.Dropdown(choices=[SPLIT_OFF, *offered], value=values["data.validation_file"] or "")
         updates[self.controls.validation] = second
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
         updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
@@ -442,13 +475,14 @@ class AnalysisHandlers:
         draft = workspace.read_draft(FOUND)
         if isinstance(draft, dict) and (draft["settings"], draft.get("code")) == (values, code_version()):
             updates |= self.show(draft["result"], values) | {self.view.status: gr.HTML("", visible=False)}
+            updates[self.controls.look] = gr.Button(variant="secondary")
         return updates
 
     def _look(self) -> DataLook:
         """What was found last. Raises `StudioError` where nothing was, as after the visitor's files were deleted."""
         look = self.studio.looks.last(self.studio.workspace)
         if look is None:
-            raise StudioError("Nothing was found of this data yet.", "Press Look at this data.")
+            raise StudioError("This dataset is not analyzed yet.", "Press Analyze dataset.")
         return look
 
     def hand_over(self, *widget_values: Any) -> tuple[Handover, gr.Tabs, gr.Button]:

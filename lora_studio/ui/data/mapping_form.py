@@ -1,11 +1,7 @@
-"""How a file is read, and the form by which a person corrects it: which column plays which part, and who speaks.
-
-The form starts with the reading in use. What it says is a mapping (see data/mapping.py), checked by the reader itself,
-which also shows at each change what it would make of the first rows.
-"""
+"""The form for a file's column mapping: which column plays which part, and what the role names mean."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +18,27 @@ if TYPE_CHECKING:
     from lora_studio.data.preview import UnreadRows
 
 PARTS = {
-    "user": ("User", "What is asked."),
-    "assistant": ("Assistant", "What is answered, and learned."),
-    "system": ("System", "Set before the talk, row by row."),
+    "user": ("User", "The prompt."),
+    "assistant": ("Assistant", "The answer, which is trained."),
+    "system": ("System", "The system prompt of each row."),
     "reasoning": ("Reasoning", "Thoughts before the answer."),
-    "history": ("Earlier turns", "A list of questions and answers before the user's turn."),
+    "history": ("History", "Earlier turns, as a list of prompts and answers."),
     "tools": ("Tools", "The functions that the assistant may call."),
-    "messages": ("Conversation", "A list of turns in one column."),
-    "dialogue": ("Dialogue as text", "Turns in one text, as in “User: … Assistant: …”; leave the others empty."),
-    "chosen": ("Better answer", "For learning by comparison, with a worse one."),
-    "rejected": ("Worse answer", "What the better answer is compared with."),
-    "label": ("Mark", "True where the answer is good; others are left out."),
-    "text": ("Plain text", "The whole row is one text; leave the others empty."),
+    "messages": ("Messages", "A list of turns in one column."),
+    "dialogue": ("Dialogue as text", "Turns in one text: “User: … Assistant: …”; no other columns."),
+    "chosen": ("Chosen", "The preferred answer of a pair."),
+    "rejected": ("Rejected", "The other answer of the pair."),
+    "label": ("Label (good, bad)", "True where the answer is good; others are skipped."),
+    "text": ("Plain text", "The whole row is one text; no other columns."),
 }
 ROLES = {
-    "system": "Names of the system",
-    "user": "Names of the user",
-    "assistant": "Names of the assistant",
-    "tool": "Names of a tool's result",
+    "system": "Roles read as system",
+    "user": "Roles read as user",
+    "assistant": "Roles read as assistant",
+    "tool": "Roles read as tool",
 }
-FORM_HINT = "Change the columns below; what has no column stays empty."
+FORM_HINT = "Change the columns below; leave parts without a column empty."
+TEMPLATE_LABEL = "User prompt from several columns"
 NONE = ""
 
 Result = Mapping[str, Any]
@@ -53,16 +50,17 @@ class ReadingForm:
     `roles` those in the order of `SPEAKERS`. `rows` is what is known of the rows, `tried` what the form makes of them.
     """
 
-    box: gr.Column
+    asking: gr.Column
     question: gr.HTML
     choice: gr.Radio
+    box: gr.Column
+    error_box: gr.HTML
     fold: gr.Accordion
     parts: tuple[gr.Dropdown, ...]
     speakers: gr.Column
     roles: tuple[gr.Dropdown, ...]
     template: gr.Textbox
     tried: gr.HTML
-    error_box: gr.HTML
     use: gr.Button
     undo: gr.Button
     rows: gr.State
@@ -71,22 +69,14 @@ class ReadingForm:
         return [*self.parts, *self.roles, self.template]
 
     def all(self) -> list[Any]:
-        displayed = [
-            self.box,
-            self.question,
-            self.choice,
-            self.fold,
-            self.speakers,
-            *self.fields(),
-            self.tried,
-            self.error_box,
-        ]
-        return [*displayed, self.use, self.undo, self.rows]
+        """Every component, one after another."""
+        components = vars(self).values()
+        return [part for item in components for part in (item if isinstance(item, tuple) else (item,))]
 
 
 def problem(error: StudioError) -> str:
     """What is wrong with a reading, in the words of the form where a config file has names of its own."""
-    labels = {part: label for part, (label, _) in PARTS.items()} | {"user_template": "User's turn from several columns"}
+    labels = {part: label for part, (label, _) in PARTS.items()} | {"user_template": TEMPLATE_LABEL}
     message = re.sub(
         r"(?<!column )(?<!mean )`(\w+)`",
         lambda part: f"“{labels[part[1]]}”" if part[1] in labels else part[0],
@@ -96,31 +86,32 @@ def problem(error: StudioError) -> str:
     return html.problem(StudioError(message, FORM_HINT if error.hint == KNOWN_PARTS else error.hint))
 
 
-def draw() -> ReadingForm:
+def draw(example: Callable[[], None]) -> ReadingForm:
+    """Draws the question, the example between, and the form below it."""
+    with gr.Column(visible=False) as asking:
+        question = gr.HTML()
+        choice = gr.Radio([], label="Format")
+    example()
     with gr.Column(visible=False) as box:
-        question = gr.HTML(visible=False)
-        choice = gr.Radio([], label="Read it as", visible=False)
         error_box = gr.HTML(visible=False)
-        with gr.Accordion("Correct the reading", open=False) as fold:
+        with gr.Accordion("Fix column mapping", open=False) as fold:
             with gr.Column(elem_classes="grid"):
                 parts = tuple(_draw_part(part) for part in PARTS)
-            with gr.Column(visible=False) as speakers:
-                gr.HTML(html.hint("Who speaks: what the names that the turns bear mean."))
-                with gr.Column(elem_classes="grid"):
-                    roles = tuple(_draw_role(role) for role in SPEAKERS)
+            with gr.Column(visible=False) as speakers, gr.Column(elem_classes="grid"):
+                roles = tuple(_draw_role(role) for role in SPEAKERS)
             template = gr.Textbox(
                 lines=2,
-                label="User's turn from several columns",
-                info="Columns in braces, for example {title} and {description}; instead of the user's column.",
+                label=TEMPLATE_LABEL,
+                info="Columns in braces, such as {title} and {description}; replaces the user column.",
                 placeholder="none",
                 elem_id="reading-template",
             )
             tried = gr.HTML(visible=False, elem_id="reading-tried")
             with gr.Row():
-                use = gr.Button("Use this reading", size="md", scale=0, min_width=220)
-                undo = gr.Button("Back to what was recognised", size="md", scale=0, min_width=280, visible=False)
-    buttons = (tried, error_box, use, undo, gr.State(None))
-    return ReadingForm(box, question, choice, fold, parts, speakers, roles, template, *buttons)
+                use = gr.Button("Apply mapping", size="md", scale=0, min_width=160)
+                undo = gr.Button("Reset to detected mapping", size="md", scale=0, min_width=240, visible=False)
+    shown = (asking, question, choice, box, error_box, fold, parts, speakers, roles, template, tried, use, undo)
+    return ReadingForm(*shown, gr.State(None))
 
 
 def _draw_part(part: str) -> gr.Dropdown:
@@ -140,13 +131,12 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
     columns = [("none", NONE), *((name, name) for name in columns_of(result))]
     reading, speakers = result["mapping"], result["speakers"]
     several = result["ambiguous"] and len(result["readings"]) > 1
-    question = html.notice(
-        result["question"] or "The rows can be read in several ways. Which is meant?", kind="warning"
-    )
+    question = html.notice(result["question"] or "Several formats fit these rows. Which one is meant?", kind="warning")
     return {
         form.box: gr.Column(visible=True),
+        form.asking: gr.Column(visible=several),
         form.question: gr.HTML(question if several and not corrected else "", visible=several and not corrected),
-        form.choice: gr.Radio(choices=choices(result), value=chosen(result), visible=several),
+        form.choice: gr.Radio(choices=choices(result), value=chosen(result)),
         form.fold: gr.Accordion(open=True) if unread else gr.skip(),
         **{
             dropdown: gr.Dropdown(choices=columns, value=reading.get(part, NONE))
@@ -167,6 +157,11 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
         form.undo: gr.Button(visible=corrected),
         form.rows: _unread(result),
     }
+
+
+def hide(form: ReadingForm) -> Updates:
+    """Nothing of the form in sight."""
+    return {form.asking: gr.Column(visible=False), form.box: gr.Column(visible=False)}
 
 
 def _unread(result: Result) -> "UnreadRows":
@@ -230,18 +225,18 @@ def roles_from(names_by_role: Sequence[Sequence[str] | None]) -> dict[str, str]:
 
 
 def trial(tried: TriedReading) -> str:
-    """What a reading would make of the first rows, before the whole file is read by it."""
+    """The first rows as a mapping reads them, before the whole file is read with it."""
     words = f'<p class="ls-words">{html.marked(tried.words)}</p>'
     if tried.failed:
         bad = tried.first_failure[0]
         where = f" ({bad['field']})" if bad["field"] else ""
         words += html.notice(
-            f"{tried.failed:,} of the {tried.of:,} rows looked at can't be used like this.",
+            f"{tried.failed:,} of {tried.of:,} sampled rows are invalid with this mapping.",
             f"Row {bad['row']:,}: {bad['reason']}{where}.",
             "warning",
         )
     if tried.marked_bad:
-        words += html.notice(f"{tried.marked_bad:,} of the {tried.of:,} rows looked at are left out: marked bad.")
+        words += html.notice(f"{tried.marked_bad:,} of {tried.of:,} sampled rows are skipped: labelled bad.")
     return words + "".join(map(_trial_row, tried.rows))
 
 

@@ -23,75 +23,86 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, Any]
 FORMATS = {
-    "messages": "Conversations as lists of messages",
-    "sharegpt": "Conversations in ShareGPT form",
-    "alpaca": "Instructions with input and output (Alpaca)",
-    "instruction": "Instructions with answers",
-    "prompt_completion": "Prompts with completions",
+    "messages": "Chat messages",
+    "sharegpt": "ShareGPT conversations",
+    "alpaca": "Alpaca (instruction, input, output)",
+    "instruction": "Instruction and output",
+    "prompt_completion": "Prompt and completion",
     "text": "Plain text",
-    "dialogue": "Dialogues written as one text",
-    "problem": "Problems in several fields",
-    "tokenised": "Rows that are tokens already",
-    "mapped": "Read as you said",
-    "preference": "Pairs of a better and a worse answer",
-    "kto": "Answers marked good or bad",
+    "dialogue": "Dialogues in one text",
+    "problem": "Problems with several fields",
+    "tokenised": "Tokenized rows",
+    "mapped": "Your column mapping",
+    "preference": "Preference pairs",
+    "kto": "Answers labelled good or bad",
 }
-PAIRS = (
-    "Learned by comparison (training.method dpo): the better answer is made likelier than the worse one. Each row is a "
-    "pair; lengths are those of its longer side."
-)
+PAIRS = "Preference pairs for DPO: the chosen answer is made likelier than the rejected one. Lengths: the longer side."
 
 
-def summary(result: Result, *, stop: bool = False) -> str:
-    """The shape in words, what was assumed, and the numbers; `stop` where bad rows are to stop the work."""
+def summary(result: Result) -> str:
+    """The analysis in one line: format, valid rows, invalid rows, tokens, trained share; the reading in words below."""
     shape = FORMATS.get(result["format"], result["format"])
     pairs = PAIRS if result["format"] == "preference" else ""
-    origin, facts = result["template_origin"], _facts(result, stop)
-    return html.render("data.summary", shape, result["words"], result["assumptions"], pairs, origin, facts)
+    return html.render("data.summary", shape, result["words"], pairs, _facts(result))
 
 
-def _facts(result: Result, stop: bool) -> list[tuple[str, str, str]]:
-    usable, bad, tokens = (result[name] for name in ("usable_rows", "bad_rows", "tokens"))
+def notes(result: Result) -> str:
+    """What was assumed of the file, and where the chat template comes from."""
+    lines = [*result["assumptions"], *([result["template_origin"]] if result["template_origin"] else [])]
+    return html.render("data.notes", lines) if lines else ""
+
+
+def _facts(result: Result) -> list[tuple[str, str, str]]:
+    """Value, what it counts, and a remark that is kept in the tooltip."""
+    valid, invalid, tokens = (result[name] for name in ("usable_rows", "bad_rows", "tokens"))
     total, trained = result["total_tokens"], result["trained_tokens"]
-    fate = "listed below; they stop a run" if stop else "left out, listed below"
-    before = ", before the cut" if result["truncated_rows"] or result["dropped_rows"] else ""
-    split = f"{html.number(result['train_rows'])} to train on, {html.number(result['validation_rows'])} kept back"
+    before = ", before truncation" if result["truncated_rows"] or result["dropped_rows"] else ""
+    split = (
+        f"{html.number(result['train_rows'])} training rows, {html.number(result['validation_rows'])} validation rows"
+    )
     return [
-        (html.number(usable), "usable row" if usable == 1 else "usable rows", split),
-        (html.number(bad), "bad row" if bad == 1 else "bad rows", fate if bad else "every row can be read"),
-        (html.number(total), "tokens", f"{html.number(tokens['mean'])} a row on average{before}"),
-        (html.number(trained), "trained tokens", f"{html.percent(trained, total)} of all: the answers"),
-        (html.number(tokens["max"]), "tokens in the longest row", f"half have at most {html.number(tokens['p50'])}"),
+        (html.number(valid), "valid row" if valid == 1 else "valid rows", split),
+        (html.number(invalid), "invalid row" if invalid == 1 else "invalid rows", "listed under Quality"),
+        (html.number(total), "tokens", f"{html.number(tokens['mean'])} per row on average{before}"),
+        (html.percent(trained, total), "trained", f"{html.count(trained, 'trained token')} of {html.number(total)}"),
     ]
 
 
+def outdated(analyzed: Mapping[str, Any], values: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """A warning that names the settings changed since the analysis; nothing where they are the same."""
+    changed = [titles[path] for path in titles if analyzed.get(path) != values[path]]
+    if not changed:
+        return ""
+    names = changed[0] if len(changed) == 1 else f"{', '.join(changed[:-1])} and {changed[-1]}"
+    return html.notice(f"Outdated: {names} changed since this analysis.", "Analyze the dataset again.", "warning")
+
+
 def bad_rows_line(result: Result, *, stop: bool) -> str:
-    """How many rows are bad, by reason; where bad rows are to stop the work, that nothing can be trained."""
+    """How many rows are invalid, by reason; if they are to stop a run, the error that it would give."""
     if stop and result["refusal"]:
         return html.notice(result["refusal"]["message"], result["refusal"]["hint"], "error")
     if not result["bad_rows"]:
-        verb = "read" if result["marked_bad_rows"] else "used"
-        return html.notice(f"Every row of the file can be {verb}.", kind="good")
+        return html.notice("No invalid rows.", kind="good")
     reasons = "; ".join(f"{reason}: {times:,}" for reason, times in result["bad_rows_by_reason"].items())
-    return html.notice(
-        f"{html.count(result['bad_rows'], 'row')} can't be used and will be left out.", reasons, "warning"
-    )
+    verb = "is" if result["bad_rows"] == 1 else "are"
+    return html.notice(f"{html.count(result['bad_rows'], 'invalid row')} {verb} skipped.", reasons, "warning")
 
 
 def bad_rows_table(result: Result) -> str:
-    """The first bad rows with number, reason and what was found."""
+    """The first invalid rows with number, reason and value."""
     bad = result["bad_row_list"]
     if not bad:
         return ""
     names = [name for name in ("file", "row", "reason", "field", "found") if name != "file" or "file" in bad[0]]
     rows = [[row[name] for name in names] for row in bad]
     more = result["bad_rows"] - len(bad)
-    first = html.hint(f"The first {len(bad):,}; the file to download has all.") if more > 0 else ""
-    return first + html.table([name.capitalize() for name in names], rows, "Bad rows")
+    first = html.hint(f"The first {len(bad):,}; the download has all.") if more > 0 else ""
+    columns = ["Value" if name == "found" else name.capitalize() for name in names]
+    return first + html.table(columns, rows, "Invalid rows")
 
 
 def rows_table(result: Result) -> str:
-    """The first rows as they stand in the file."""
+    """The first rows, raw."""
     rows = result["table"]["rows"]
     counts = [result.get(name, 0) for name in ("usable_rows", "bad_rows", "marked_bad_rows")]
     whole = len(rows) >= sum(counts) > 0
@@ -117,37 +128,39 @@ def cut_place(result: Result, length: float) -> int:
     return int(nearest_cut(result["cut_curve"], min(length, high))["max_length"])
 
 
-def cut_sentence(result: Result, length: float) -> str:
-    """What is lost when rows may have that many tokens, in one sentence with exact numbers."""
+def limit_sentence(result: Result, length: float) -> str:
+    """What a max length cuts and which one is suggested, in one sentence with exact numbers."""
     point = nearest_cut(result["cut_curve"], length)
     lossy = point["lost_trained_tokens"] or point["dropped_rows"]
     kind = "warning" if lossy else "info" if point["rows"] else "good"
-    return html.notice(cut_words(result, length), kind=kind)
+    suggested, longest = result["suggested"]["max_length"], result["tokens"]["max"]
+    reason = "fits every row" if suggested >= longest else f"95 % of rows have at most {result['tokens']['p95']:,}"
+    return html.notice(
+        f"{cut_words(result, length)}; suggested: {html.count(suggested, 'token')} ({reason}).", kind=kind
+    )
 
 
 def cut_words(result: Result, length: float) -> str:
+    """What a max length cuts, as the first part of a sentence."""
     point = nearest_cut(result["cut_curve"], length)
     at, rows, lost, out = point["max_length"], point["rows"], point["lost_trained_tokens"], point["dropped_rows"]
     if not rows and not lost and not out:
-        longest, allowed = int(result["tokens"]["max"]), result["max_length"]
-        spare = f"; {allowed:,} are allowed now" if allowed > longest else ""
-        return (
-            f"At {html.count(at, 'token')}: nothing is cut. The longest row has {html.count(longest, 'token')}{spare}."
-        )
+        spare = f" (max length is {result['max_length']:,} now)" if result["max_length"] > at else ""
+        return f"At {html.count(at, 'token')} nothing is cut{spare}"
     trained = result["trained_tokens"] + result["lost_trained_tokens"]
     return (
-        f"At {html.count(at, 'token')}: {html.count(rows, 'row')} ({html.percent(rows, result['rows'])}) "
+        f"At {html.count(at, 'token')} {html.count(rows, 'row')} ({html.percent(rows, result['rows'])}) "
         f"{'is' if rows == 1 else 'are'} cut, {html.count(lost, 'trained token')} "
-        f"({html.percent(lost, trained)}) lost, {html.count(out, 'row')} left out."
+        f"({html.percent(lost, trained)}) lost, {html.count(out, 'row')} dropped"
     )
 
 
 def tokens(preview: Result) -> str:
     """Every token of a row in its place; trained ones marked, special ones framed, those cut off struck through."""
-    sides = [("better", preview), ("worse", preview["rejected"])] if "rejected" in preview else [("", preview)]
+    sides = [("chosen", preview), ("rejected", preview["rejected"])] if "rejected" in preview else [("", preview)]
     sections = [
         (
-            f"{name.capitalize()} answer" if name else "",
+            name.capitalize(),
             f"Tokens of the {name} answer" if name else "Tokens",
             token_line(side),
             html.Html("".join(map(_token, side["tokens"]))),
@@ -161,7 +174,7 @@ def token_line(preview: Result) -> str:
     """How many tokens the row has, how many are trained, what is cut off and where, and whether its end is taught."""
     total, trained, removed = (preview[f"{name}_tokens"] for name in ("kept", "trained", "removed"))
     if preview["left_out"]:
-        words = f"Left out: all {html.count(preview['full_length'], 'token')} of this row. No token of it is trained."
+        words = f"Dropped: no token of this row is trained ({html.count(preview['full_length'], 'token')})."
         return html.notice(words, f"{preview['left_out'].capitalize()}.", "warning")
     words = f"{html.count(total, 'token')}, {trained:,} trained ({html.percent(trained, total)})."
     lost = preview["lost_trained_tokens"]
@@ -169,9 +182,9 @@ def token_line(preview: Result) -> str:
         words += f" {_cut_off(removed, preview['removed_after'])}, because the row is longer than allowed"
         words += f"; {lost:,} of them would have been trained." if lost else "."
     if preview["ends_with_eos"]:
-        return html.notice(words + " The end of the answer is trained: the model learns when to stop.")
+        return html.hint(words + " The end token is trained: the model learns to stop.")
     if preview["examples"] > 1 and preview["window"] < preview["windows"] - 1:
-        return html.notice(words + " The text goes on in the next part.")
+        return html.hint(words + " The text continues in the next part.")
     return html.notice(words, "The row does not end with the end token: the model is not taught to stop.", "warning")
 
 
@@ -184,12 +197,12 @@ def _cut_off(removed: int, after: int) -> str:
 
 
 LEGEND = (
-    '<p class="ls-legend"><span><b class="ls-tok ls-t">trained</b> the model learns to write this</span> '
-    '<span><b class="ls-tok">read</b> only read</span> '
-    '<span><b class="ls-tok ls-s">special</b> a control token of the template</span> '
-    '<span><b class="ls-tok ls-x">cut off</b> the model never sees this</span> '
-    '<span><b class="ls-tok"><i>↵</i></b> a line break</span> '
-    '<label><input type="checkbox" class="ls-ids"> Show each token’s id</label></p>'
+    '<p class="ls-legend"><span><b class="ls-tok ls-t">trained</b></span> '
+    '<span><b class="ls-tok">context only</b></span> '
+    '<span><b class="ls-tok ls-s">special token</b></span> '
+    '<span><b class="ls-tok ls-x">cut off</b></span> '
+    '<span><b class="ls-tok"><i>↵</i></b> line break</span> '
+    '<label><input type="checkbox" class="ls-ids"> Show token IDs</label></p>'
 )
 
 
@@ -203,19 +216,19 @@ def _token(token: Mapping[str, Any]) -> str:
         text = "<i>∅</i>"
     elif raw.isspace() and "\n" not in raw:
         text = f"<i>{'·' * len(raw)}</i>"
-    state = "trained" if token["trained"] else "only read"
+    state = "trained" if token["trained"] else "context only"
     if not token["kept"]:
         state = "cut off" + (", would have been trained" if token["trained"] else "")
     state += "" if raw else ", part of a character beside it"
     return f'<span class="{classes}" data-id="{number}" title="id {number}, {state}">{text}</span>'
 
 
-FATES = {"train": "trained on", "validation": "kept back to measure on", "unused": "not used at these settings"}
+SIDES = {"train": "training row", "validation": "validation row", "unused": "not used with these settings"}
 
 
 def position(preview: Result, index: int, rows: int) -> str:
     """Which row is looked at."""
-    words = f"Conversation {index + 1:,} of {rows:,} (row {preview['row']:,} of the file), {FATES[preview['split']]}"
+    words = f"Example {index + 1:,} of {rows:,} (row {preview['row']:,} of the file), {SIDES[preview['split']]}"
     if preview["windows"] > 1:
         words += f"; part {preview['window'] + 1:,} of {preview['windows']:,}"
     return html.render("data.position", words)
@@ -225,22 +238,22 @@ def conversation(preview: Result) -> str:
     """The row as it was read, and as the file holds it."""
     parts = [("", html.bubbles(preview["messages"]) if preview["messages"] else None)]
     if "rejected" in preview:
-        parts += [("Better answer", html.bubbles(preview["chosen"])), ("Worse answer", html.bubbles(preview["worse"]))]
+        parts += [("Chosen", html.bubbles(preview["chosen"])), ("Rejected", html.bubbles(preview["worse"]))]
     record = json.dumps(preview["record"], ensure_ascii=False, indent=2)
     return html.render("data.conversation", parts, preview.get("text", ""), record)
 
 
 PHASES = {
     "tokenizer": "Loading the tokenizer",
-    "lookup": "Looking for what is kept of this file",
+    "lookup": "Checking the cache",
     "read": "Reading rows",
     "convert": "Converting rows",
-    "encode": "Making tokens",
-    "first": "Looking at the first rows",
-    "split": "Setting rows apart to measure on, and cutting long ones",
-    "measure": "Counting what each length would cut",
-    "check": "Looking for repeated and contradictory rows",
-    "rows": "Looking at the rows",
+    "encode": "Tokenizing",
+    "first": "Analyzing the first rows",
+    "split": "Splitting and truncating",
+    "measure": "Measuring lengths",
+    "check": "Checking quality",
+    "rows": "Reading the first rows",
     "sample": "Reading the whole file",
 }
 GROUPS = 5  # examples of a finding that are named
@@ -251,7 +264,7 @@ def step(progress: Progress) -> str:
     phase, seconds_left = progress.phase, progress.seconds_left
     remarks = []
     if progress.rows_per_second and progress.done:
-        remarks.append(f"{progress.rows_per_second:,.0f} rows a second")
+        remarks.append(f"{progress.rows_per_second:,.0f} rows/s")
     if seconds_left:
         seconds = round(seconds_left)
         remarks.append(f"about {html.duration(seconds) if seconds > 9 else f'{max(1, seconds)} s'} left")
@@ -266,8 +279,8 @@ def first_look(result: Result) -> str:
     if rows is None:
         return ""
     return html.notice(
-        f"First look: {html.count(rows, 'row')} from the start of the file.",
-        "Every number here is of these rows alone, until the whole file is read.",
+        f"Preview: the first {html.count(rows, 'row')} of the file.",
+        "All figures are of these rows until the whole file is read.",
         "warning",
     )
 
@@ -276,13 +289,13 @@ def hygiene(result: Result) -> str:
     """Duplicates, leaks, contradictions and lopsided answers: a line each where there are any."""
     quality = result["hygiene"]
     if quality is None:
-        return html.notice("Duplicates and contradictions are looked for once the whole file is read.")
+        return html.notice("Duplicates and contradictions are checked once the whole file is read.")
     lines = [line for line in (*_repeats(quality), *_leaks(quality), *_unlike(quality), *_specials(quality)) if line]
     body = html.render("data.findings", lines) if lines else html.notice(CLEAN, kind="good")
     return body + _labels(quality["labels"]) + _looked_at(quality)
 
 
-CLEAN = "No duplicates, no row in both parts, no contradictory answers, no special tokens in the texts."
+CLEAN = "No duplicates, no leaks into validation, no contradicting answers, no special tokens in the text."
 Finding = tuple[str, str, str]
 """Title, words and examples."""
 
@@ -307,10 +320,10 @@ def _repeats(quality: Result) -> list[Finding]:
         words = f"{html.count(exact['rows'], 'row')} {verb} an earlier row, in {html.count(exact['groups'], 'group')}."
         lines.append(_finding("Duplicates", words, _groups(exact["examples"])))
     if near["rows"]:
-        verb = "says" if near["rows"] == 1 else "say"
-        among = f" Looked for among {near['sampled']:,} rows." if near["sampled"] else ""
-        words = f"{html.count(near['rows'], 'row')} {verb} almost what an earlier row says.{among}"
-        lines.append(_finding("Near duplicates", words, _groups(near["examples"])))
+        verb = "is nearly the same as" if near["rows"] == 1 else "are nearly the same as"
+        among = f" Checked {near['sampled']:,} rows." if near["sampled"] else ""
+        words = f"{html.count(near['rows'], 'row')} {verb} an earlier row.{among}"
+        lines.append(_finding("Near-duplicates", words, _groups(near["examples"])))
     return lines
 
 
@@ -319,16 +332,14 @@ def _leaks(quality: Result) -> list[Finding]:
     lines = []
     if shared["rows"]:
         verb = "is" if shared["rows"] == 1 else "are"
-        words = (
-            f"{html.count(shared['rows'], 'validation row')} {verb} trained on too: the validation loss will flatter."
-        )
-        lines.append(_finding("In both parts", words, _pairs(shared["examples"])))
+        rows = html.count(shared["rows"], "validation row")
+        words = f"{rows} {verb} also in training: the validation loss looks better than it is."
+        lines.append(_finding("Leaked rows", words, _pairs(shared["examples"])))
     if shared["prompts"]:
-        verb = "asks" if shared["prompts"] == 1 else "ask"
-        words = (
-            f"{html.count(shared['prompts'], 'validation row')} {verb} what a training row asks, answered otherwise."
-        )
-        lines.append(_finding("Same question in both parts", words, _pairs(shared["prompt_examples"])))
+        verb = "has" if shared["prompts"] == 1 else "have"
+        rows = html.count(shared["prompts"], "validation row")
+        words = f"{rows} {verb} the prompt of a training row with another answer."
+        lines.append(_finding("Leaked prompts", words, _pairs(shared["prompt_examples"])))
     return lines
 
 
@@ -340,22 +351,21 @@ def _unlike(quality: Result) -> list[Finding]:
     words = (
         f"{html.count(unlike['prompts'], 'prompt')} {verb} different answers, in {html.count(unlike['rows'], 'row')}."
     )
-    return [_finding("Contradictory answers", words, _groups(unlike["examples"]))]
+    return [_finding("Contradicting answers", words, _groups(unlike["examples"]))]
 
 
 def _specials(quality: Result) -> list[Finding]:
     hidden = quality["special_tokens"]
     if not hidden["rows"]:
         return []
-    verb = "holds" if hidden["rows"] == 1 else "hold"
+    verb = "contains" if hidden["rows"] == 1 else "contain"
     tokens = html.shorten(", ".join(hidden["counts"]), 120)
-    words = f"{html.count(hidden['rows'], 'row')} {verb} {tokens} as text: the model takes them for real ones. "
-    words += (
-        "Take them out of the texts, unless they are meant as such, as an end mark after each document is: inside a "
-        "text they teach the model to stop or change roles there."
+    words = (
+        f"{html.count(hidden['rows'], 'row')} {verb} {tokens} as text, read as the real token. Inside a "
+        "text it teaches the model to stop or change roles there. Remove it unless it is meant, as an end mark is."
     )
     places = [f"row {row:,} ({role}): {token}" for row, role, token in hidden["examples"]]
-    return [_finding("Special tokens in the texts", words, places)]
+    return [_finding("Special tokens in the text", words, places)]
 
 
 def _labels(labels: Result | None) -> str:
@@ -364,7 +374,7 @@ def _labels(labels: Result | None) -> str:
         return ""
     total, (most, times) = sum(labels["counts"].values()), next(iter(labels["counts"].items()))
     words = (
-        f"{html.count(labels['distinct'], 'different answer')}; “{html.shorten(most, 40)}” is given most: "
+        f"{html.count(labels['distinct'], 'distinct answer')}; most frequent: “{html.shorten(most, 40)}”, "
         f"{times:,} times ({html.percent(times, total)})."
     )
     rows = [(answer, f"{count:,}", html.percent(count, total)) for answer, count in labels["counts"].items()]
@@ -375,54 +385,44 @@ def _labels(labels: Result | None) -> str:
 def _looked_at(quality: Result) -> str:
     if quality["looked_at"] >= quality["of_rows"]:
         return ""
-    words = f"Looked at {quality['looked_at']:,} of {quality['of_rows']:,} rows, taken evenly from the whole."
+    words = f"Checked {quality['looked_at']:,} of {quality['of_rows']:,} rows, sampled evenly."
     return html.hint(words)
 
 
-def suggestion(result: Result) -> str:
-    """The longest row that suits the data, and why."""
-    suggested = result["suggested"]
-    words = f"Suggested longest row: {html.count(suggested['max_length'], 'token')}"
-    words += ", the one in use." if suggested["max_length"] == result["max_length"] else "."
-    return html.notice(words, suggested["reason"])
-
-
 def percentiles(result: Result) -> str:
-    """Shortest, mean, every percentile asked for, longest."""
-    names = {"min": "shortest", "mean": "on average", "max": "longest"}
+    """Shortest, mean, every percentile asked for, longest, in tokens; and the reason for the suggested max length."""
+    names = {"min": "shortest", "mean": "mean", "max": "longest"}
     cells = [
         (html.number(value), names[name], "")
         if name in names
-        else (f"≤ {html.number(value)}", f"{name.removeprefix('p')} % of the rows", "")
+        else (f"≤ {html.number(value)}", f"{name.removeprefix('p')} % of rows", "")
         for name, value in result["tokens"].items()
     ]
-    return html.tiles(cells)
+    return html.tiles(cells) + html.hint(f"Suggested max length: {result['suggested']['reason']}")
 
 
 def forecast(result: Result) -> str:
-    """What packing and windows would do to the training rows, and how many steps an epoch has."""
+    """Packs and padding of the training rows, steps per epoch, and windows of long texts."""
     pack, steps = result["packing"], result["steps"]
     lines = []
     compared = result["format"] == "preference"
     if pack["rows"] and not compared:
-        verb = "fits" if pack["rows"] == 1 else "fit"
         lines.append(
-            f"Packing: {html.count(pack['rows'], 'row')} {verb} into {html.count(pack['packs'], 'pack')} of "
-            f"{html.count(pack['max_length'], 'token')}; padding is {_share(pack['padding_packed'])} then. "
-            f"Without packing it is about {_share(pack['padding_alone'])}: a batch is filled up to its longest row."
+            f"Packing: {html.count(pack['rows'], 'row')} in {html.count(pack['packs'], 'pack')} of "
+            f"{html.count(pack['max_length'], 'token')}, {_share(pack['padding_packed'])} padding; "
+            f"without packing about {_share(pack['padding_alone'])}."
         )
     batch, accumulation = steps["per_device_train_batch_size"], steps["gradient_accumulation_steps"]
     rows = html.count(batch * accumulation, "row")
     lines.append(
-        f"An epoch has {html.count(steps['per_epoch'], 'step')} of {rows} ({batch} × {accumulation})"
-        + ("; pairs are not packed." if compared else f"; packed {html.number(steps['per_epoch_packed'])}.")
+        f"Epoch: {html.count(steps['per_epoch'], 'step')} of {rows} ({batch} × {accumulation})"
+        + ("; pairs are not packed." if compared else f"; {html.number(steps['per_epoch_packed'])} packed.")
     )
     if result["split_rows"]:
         verb = "is" if result["split_rows"] == 1 else "are"
         lines.append(
-            f"{html.count(result['split_rows'], 'long text')} {verb} split into windows of at most "
-            f"{html.count(result['max_length'], 'token')}, so that nothing is lost: "
-            f"{html.count(result['windows'], 'example')} in all."
+            f"Windows: {html.count(result['split_rows'], 'long text')} {verb} split into windows of at most "
+            f"{html.count(result['max_length'], 'token')}, {html.count(result['windows'], 'example')} in all."
         )
     return html.render("data.lines", lines)
 
@@ -432,9 +432,9 @@ def _share(share: float) -> str:
 
 
 def uploads(workspace: Workspace) -> str:
-    """The files that were uploaded, each with its size and a way to delete it."""
+    """The uploaded files, each with its size and a button that deletes it."""
     if not (paths := workspace.uploads()):
-        return html.hint("Nothing that you uploaded is kept.")
+        return html.hint("No uploaded files.")
     return html.render("data.uploads", [(path, _size_of(path)) for path in paths])
 
 
@@ -443,13 +443,11 @@ def _size_of(path: Path) -> str:
 
 
 def cache(octets: int, *, owned: bool = True) -> str:
-    """What prepared data takes on the disk; `owned` says that the reader may clear it."""
+    """The size of the tokenized rows on disk; `owned` says that the reader may clear them."""
     if not octets:
-        return html.hint("Nothing is kept at the moment.")
-    words = f"{html.size(octets)} of prepared rows are kept, so that the next start of the same data takes no time."
-    words += (
-        " Clearing them loses no file of yours." if owned else " All visitors share them, and the owner clears them."
-    )
+        return html.hint("The cache is empty.")
+    words = f"{html.size(octets)} of tokenized rows, so that the same data starts at once."
+    words += " Clearing deletes none of your files." if owned else " All visitors share them; the owner clears them."
     return html.hint(words)
 
 
@@ -479,18 +477,18 @@ class Pager:
 def draw() -> Pager:
     with gr.Row(elem_classes="ls-turn"):
         previous = gr.Button("Previous", size="md", scale=0, min_width=90)
-        row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=90)
+        row = gr.Number(1, label="Example", precision=0, minimum=1, scale=0, min_width=90)
         following = gr.Button("Next", size="md", scale=0, min_width=90)
-    position = gr.HTML()
+        position = gr.HTML(elem_classes="ls-place")
     with gr.Row(visible=False, elem_classes="ls-pager") as windows:
         earlier = gr.Button("Previous part", size="sm", scale=0, min_width=160)
         later = gr.Button("Next part", size="sm", scale=0, min_width=160)
     with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
-            conversation = gr.HTML()
         with gr.Column(scale=3, min_width=300, elem_classes="ls-marked"):
             gr.HTML(LEGEND)
             tokens = gr.HTML(js_on_load=theme.on_load("tokens"))
+        with gr.Column(scale=2, min_width=300):
+            conversation = gr.HTML()
     components = (position, previous, row, following, windows, earlier, later, conversation, tokens)
     return Pager(*components, gr.State(0), gr.State(0))
 
@@ -534,7 +532,7 @@ class RowPages:
         idle = result["sampled"] is None  # at a first look the reader is busy with the whole file
         if preview is None:
             return {
-                v.conversation: html.empty("No conversation to show", "Every row is bad or left out."),
+                v.conversation: html.empty("No example to show", "Every row is invalid or dropped."),
                 v.tokens: "",
                 v.windows: gr.Row(visible=False),
             }

@@ -1,7 +1,4 @@
-"""The data tab: choose a file, see what it is, what is trained, what would be cut and what is broken, before training.
-
-Draws and wires; `ui.data.handlers` has what the events do.
-"""
+"""The Data tab: what a file holds, what is trained of it, what would be cut, what is invalid. Draws and wires."""
 
 from typing import Any
 
@@ -11,10 +8,10 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.ui import charts, form, html, job_views, theme
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
-from lora_studio.ui.data.handlers import KEPT_BACK, AnalysisHandlers, DataControls, DataView
+from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataControls, DataView
 from lora_studio.ui.studio import QUIET, EventOptions, Shared, Studio
 
-DELETES = "Delete this file? Runs that are not finished can not be resumed without it."
+DELETES = "Delete this file? Unfinished runs can't be resumed without it."
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -33,28 +30,14 @@ def draw_controls(studio: Studio) -> DataControls:
 
 def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: gr.Column) -> DataControls:
     with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=300):
-            source = gr.Dropdown(
-                offered,
-                value=values["data.train_file"],
-                label="Data",
-                filterable=True,
-                allow_custom_value=True,
-                info="A set that comes with the studio or a file of yours; or type a path, a folder, hub:owner/name.",
-            )
-            upload = gr.File(
-                label="Your own files: JSON, JSONL, CSV, Parquet, Arrow, text",
-                height=236,
-                elem_id="data-upload",
-                type="filepath",
-                file_count="multiple",
-            )
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=1, min_width=300):
+            source, upload, uploads = _draw_source(values, offered)
+        with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(values["model.name"], label="Base model", info="Its tokenizer counts the tokens.")
             with gr.Row():
-                length = _number("data.max_length", values, "Tokens a row may have.")
+                length = _number("data.max_length", values, "Tokens per row.")
                 truncation = _dropdown("data.truncation", values)
-            with gr.Accordion("Prompt style, system prompt, trained part, encoding", open=False):
+            with gr.Accordion("Prompt style, system prompt, loss mask, encoding", open=False):
                 train_on = _dropdown("data.train_on", values)
                 style = _dropdown("data.prompt_style", values)
                 system = gr.Textbox(
@@ -69,36 +52,60 @@ def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: 
                     values[ENCODING] or "",
                     label=SETTINGS[ENCODING].title,
                     info=SETTINGS[ENCODING].description,
-                    placeholder="found by the letters",
+                    placeholder="detected",
                 )
             validation, second, parts, percentiles = _draw_folded(values, offered)
-    with gr.Row():
-        look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220, elem_id="data-look")
+    with gr.Row(elem_classes="data-buttons"):
+        train = gr.Button("Use for training", variant="primary", visible=False, scale=0, min_width=180)
+        look = gr.Button("Analyze dataset", variant="primary", scale=0, min_width=180, elem_id="data-look")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
     read = (style, system, thinking, encoding, validation)
     settings = (source, model, length, truncation, train_on, *read, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
-    return DataControls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
+    buttons = (whole, look, train, stop)
+    return DataControls(*settings, _draw_bad_rows(values), mapping, upload, second, uploads, *buttons)
+
+
+def _draw_source(values: SettingValues, offered: list[tuple[str, str]]) -> tuple[gr.Dropdown, gr.File, gr.HTML]:
+    source = gr.Dropdown(
+        offered,
+        value=values["data.train_file"],
+        label="Dataset",
+        filterable=True,
+        allow_custom_value=True,
+        info="A built-in dataset, an uploaded file, or a path.",
+        elem_id="data-source",
+    )
+    upload = gr.File(
+        label="Upload JSON, JSONL, CSV, Parquet, Arrow, text",
+        height=112,
+        elem_id="data-upload",
+        type="filepath",
+        file_count="multiple",
+    )
+    with gr.Accordion("Uploaded files", open=False, elem_id="data-kept"):
+        uploads = gr.HTML(js_on_load=theme.on_load("clicks", questions={"delete": DELETES}))
+    return source, upload, uploads
 
 
 def _draw_folded(
     values: SettingValues, offered: list[tuple[str, str]]
 ) -> tuple[gr.Dropdown, gr.UploadButton, tuple[gr.Number, gr.Number, gr.Number, gr.Number], gr.Textbox]:
-    """What few need: a second file to measure on or another share, fewer rows, other percentiles."""
-    with gr.Accordion("Validation rows, number of rows, percentiles", open=False):
+    """A validation file or another split, fewer rows, other percentiles."""
+    with gr.Accordion("Validation, max rows, percentiles", open=False):
         validation = gr.Dropdown(
-            [KEPT_BACK, *offered],
+            [SPLIT_OFF, *offered],
             value=values["data.validation_file"] or "",
             label=SETTINGS["data.validation_file"].title,
-            info="A second file to measure on, or a share of the training rows.",
+            info="A second file, or rows split from the training data.",
             filterable=True,
             allow_custom_value=True,
         )
-        second = gr.UploadButton("Upload a validation file…", size="sm")
+        second = gr.UploadButton("Upload validation file…", size="sm")
         with gr.Row():
             fraction, seed, most, measured = (_number(path, values, SETTINGS[path].description) for path in SPLIT)
         percentiles = gr.Textbox(
-            values[PERCENTILES], label="Percentiles", info="Of the tokens a row, from 0 to 100.", max_lines=1
+            values[PERCENTILES], label="Percentiles", info="Of the tokens per row, from 0 to 100.", max_lines=1
         )
     return validation, second, (fraction, seed, most, measured), percentiles
 
@@ -129,7 +136,7 @@ def _dropdown(path: str, values: SettingValues) -> gr.Dropdown:
 
 
 def _draw_bad_rows(values: SettingValues) -> gr.Radio:
-    """Drawn beside the list of bad rows."""
+    """Drawn beside the list of invalid rows."""
     setting = SETTINGS[BAD_ROWS]
     return gr.Radio(
         form.options(setting),
@@ -142,68 +149,59 @@ def _draw_bad_rows(values: SettingValues) -> gr.Radio:
 
 
 def draw_view(studio: Studio, controls: DataControls) -> DataView:
-    status = gr.HTML(
-        html.empty("Nothing looked at yet", "Choose a set or drop a file, then press “Look at this data”.")
-    )
-    summary = gr.HTML()
-    reading = mapping_form.draw()
-    with gr.Column(visible=False) as body:
-        train = gr.Button("Train on this", variant="primary", scale=0, min_width=220)
+    """The components below the choices, in the order of `DataView`."""
+    status = gr.HTML(html.empty("No dataset analyzed yet", "Choose a dataset or upload a file, then analyze it."))
+    outdated = gr.HTML(elem_id="data-outdated")
+    summary = gr.HTML(elem_classes="of-analysis")
+    drawn: list[Any] = []
+
+    def draw_example() -> None:
+        with gr.Column(visible=False, elem_classes="of-analysis") as example:
+            drawn.extend((example, report.draw()))
+        drawn.append(gr.HTML(elem_classes="of-analysis"))
+
+    reading = mapping_form.draw(draw_example)
+    with gr.Column(visible=False, elem_classes="of-analysis") as body:
         lengths = _draw_lengths()
-        gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
-        pages = report.draw()
-        gr.HTML('<h3 class="part">Rows that can’t be used</h3>')
-        controls.bad_rows.render()
-        bad_line = gr.HTML()
-        bad_rows = gr.HTML()
-        save_bad = gr.Button("Download all bad rows (JSONL)", size="sm", scale=0, min_width=240)
-        saved_bad = job_views.place(studio.workspace)
-        gr.HTML('<h3 class="part">Duplicates, leaks and contradictions</h3>')
-        hygiene = gr.HTML()
-    with gr.Accordion("Rows as they stand in the file", open=False, visible=False) as rows:
+        quality = _draw_quality(studio, controls)
+    with gr.Accordion("Raw rows", open=False, visible=False) as rows:
         table = gr.HTML()
-    with gr.Accordion("Your uploads, and prepared data on this disk", open=False, elem_id="data-kept"):
-        uploads = gr.HTML(js_on_load=theme.on_load("clicks", questions={"delete": DELETES}))
+    with gr.Accordion("Cache", open=False, elem_id="data-cache"):
         cache = gr.HTML()
-        clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
-    return DataView(
-        status,
-        body,
-        summary,
-        reading,
-        train,
-        *lengths,
-        pager=pages,
-        bad_line=bad_line,
-        bad_rows=bad_rows,
-        save_bad=save_bad,
-        saved_bad=saved_bad,
-        hygiene=hygiene,
-        rows=rows,
-        table=table,
-        uploads=uploads,
-        cache=cache,
-        clear=clear,
-        result=gr.State(None),
-    )
+        clear = gr.Button("Clear cache", size="sm", scale=0, min_width=120)
+    example, pager, notes = drawn
+    above = (status, outdated, summary, example, pager, notes, reading, body)
+    return DataView(*above, *lengths, *quality, rows, table, cache, clear, gr.State(None), gr.State(None))
 
 
-Lengths = tuple[gr.HTML, gr.Slider, gr.HTML, gr.Button, gr.HTML, gr.Button, gr.HTML, gr.HTML]
+Lengths = tuple[gr.HTML, gr.Slider, gr.HTML, gr.Button, gr.Button, gr.HTML, gr.HTML]
+Quality = tuple[gr.HTML, gr.HTML, gr.Button, gr.HTML, gr.HTML]
 
 
 def _draw_lengths() -> Lengths:
-    """The components in the order of `DataView`: `histogram` to `percentiles`."""
-    gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
-    gr.HTML(html.hint("Drag across a part of the chart to look closer, double-click to see all of it."))
+    """The components in the order of `DataView`: `histogram` to `forecast`."""
+    gr.HTML('<h3 class="part">Row length</h3>')
     histogram = charts.length_chart()
-    cut = gr.Slider(8, 1024, step=1, label="Cut line (tokens)", buttons=[])
+    cut = gr.Slider(8, 1024, step=1, label="Max length (tokens)", buttons=[], elem_id="data-limit")
     sentence = gr.HTML()
-    use = gr.Button("Use as the longest row", size="sm", scale=0, min_width=220)
-    percentiles = gr.HTML()
-    suggestion = gr.HTML()
-    take = gr.Button("Take the suggestion", size="sm", scale=0, min_width=220)
-    forecast = gr.HTML()
-    return histogram, cut, sentence, use, suggestion, take, forecast, percentiles
+    with gr.Row():
+        take = gr.Button("Use suggested", size="sm", scale=0, min_width=200)
+        use = gr.Button("Use", size="sm", scale=0, min_width=140)
+    with gr.Accordion("Percentiles, packing, steps", open=False):
+        percentiles = gr.HTML()
+        forecast = gr.HTML()
+    return histogram, cut, sentence, take, use, percentiles, forecast
+
+
+def _draw_quality(studio: Studio, controls: DataControls) -> Quality:
+    """The components in the order of `DataView`: `bad_line` to `hygiene`."""
+    gr.HTML('<h3 class="part">Quality</h3>')
+    bad_line = gr.HTML()
+    controls.bad_rows.render()
+    bad_rows = gr.HTML()
+    save_bad = gr.Button("Download invalid rows (JSONL)", size="sm", scale=0, min_width=240)
+    saved_bad = job_views.place(studio.workspace)
+    return bad_line, bad_rows, save_bad, saved_bad, gr.HTML()
 
 
 def _wire(act: AnalysisHandlers, shared: Shared) -> None:
@@ -211,33 +209,47 @@ def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     settings, outputs = c.chosen(), [*c.all(), *v.all()]
     inspect: EventOptions = {"concurrency_id": "inspect", "concurrency_limit": 1, **QUIET}
     gr.on(fn=act.repaint, outputs=outputs, **QUIET)
-    gone = [v.status, v.body, v.summary, v.result, v.reading.box, v.rows]
-    uploaded = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **QUIET)
+    uploaded = c.upload.upload(act.keep_upload, c.upload, outputs, **QUIET)
     uploaded.then(None, js=theme.call("showAnalysis"), api_visibility="private")
     uploaded.then(act.look_anew, settings, outputs, **inspect)
-    second = c.upload_validation.upload(
-        act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **QUIET
-    )
+    second = c.upload_validation.upload(act.keep_validation, c.upload_validation, outputs, **QUIET)
     second.then(act.look, settings, outputs, **inspect)
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
-    c.source.input(act.choose_other, c.source, gone, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
+    c.source.input(act.choose_other, c.source, outputs, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
     c.validation.input(act.measure_other, settings, outputs, **inspect)
     gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
     c.stop.click(act.stop, queue=False, **QUIET)
-    cut = [v.histogram, v.sentence, v.use]
-    v.cut.input(act.move_cut, [v.result, v.cut], cut, trigger_mode="always_last", **QUIET)
-    v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **QUIET)
-    v.use.click(act.use_cut, [v.result, v.cut], [c.max_length], **QUIET).then(act.look, settings, outputs, **inspect)
-    accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **QUIET)
-    accepted.then(act.look, settings, outputs, **inspect)
-    c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.summary, v.bad_line, v.train], **QUIET)
+    changes = [field.input for field in settings if field not in (c.source, c.validation, c.bad_rows, c.mapping)]
+    marked = [v.outdated, c.look, c.train, v.status]
+    gr.on(
+        [*changes, v.analyzed.change],
+        act.compare,
+        [v.analyzed, *settings],
+        marked,
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    _wire_limit(act, outputs, inspect)
+    c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.bad_line, c.train, v.status], **QUIET)
     v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **QUIET)
-    v.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **QUIET)
-    v.clear.click(act.clear_cache, None, [v.uploads, v.cache, v.clear], **QUIET)
-    v.uploads.click(act.delete_upload, None, outputs, **QUIET)
+    c.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **QUIET)
+    v.clear.click(act.clear_cache, None, [c.uploads, v.cache, v.clear], **QUIET)
+    c.uploads.click(act.delete_upload, None, outputs, **QUIET)
     _wire_pager(act)
     _wire_reading(act, outputs, inspect)
+
+
+def _wire_limit(act: AnalysisHandlers, outputs: list[Any], inspect: EventOptions) -> None:
+    c, v, settings = act.controls, act.view, act.controls.chosen()
+    moved = [v.histogram, v.sentence, v.take, v.use, v.status]
+    v.cut.input(act.move_cut, [v.result, v.cut], moved, trigger_mode="always_last", **QUIET)
+    v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **QUIET)
+    v.histogram.click(act.drag_cut, v.result, [v.cut, *moved], trigger_mode="always_last", **QUIET)
+    used = v.use.click(act.use_cut, [v.result, v.cut], c.max_length, **QUIET)
+    used.then(act.look, settings, outputs, **inspect)
+    accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **QUIET)
+    accepted.then(act.look, settings, outputs, **inspect)
 
 
 def _wire_pager(act: AnalysisHandlers) -> None:

@@ -148,8 +148,46 @@ studio.charts = (() => {
     });
   }
 
-  // Rows by their number of tokens, percentiles above the bars, and the cut line.
+  // The limit is dragged by its line: it follows the pointer, and the server hears where it was let go.
+  function drag(box, at) {
+    const REACH = 10; // pixels to both sides of the line
+    const axis = () => box._fullLayout?.xaxis;
+    const tokens = (event) => axis().p2d(event.clientX - box.getBoundingClientRect().left - axis()._offset);
+    const line = () => (at.props.value?.cut ? axis()?.d2p(at.props.value.cut.at) + axis()?._offset : NaN);
+    const near = (event) => Math.abs(event.clientX - box.getBoundingClientRect().left - line()) < REACH;
+    let to = null;
+    const move = (event) => {
+      to = Math.max(1, Math.round(tokens(event)));
+      const number = box.layout.shapes.length - 1;
+      window.Plotly.relayout(box, {[`shapes[${number}].x0`]: to + 0.5, [`shapes[${number}].x1`]: to + 0.5});
+    };
+    box.addEventListener('pointermove', (event) => {
+      if (to === null) box.classList.toggle('on-limit', near(event));
+    });
+    box.addEventListener(
+      'pointerdown',
+      (event) => {
+        if (event.button || !near(event)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        to = at.props.value.cut.at - 0.5;
+        const end = () => {
+          removeEventListener('pointermove', move);
+          at.trigger('click', {act: 'limit', value: to});
+          to = null;
+        };
+        addEventListener('pointermove', move);
+        addEventListener('pointerup', end, {once: true});
+      },
+      true,
+    );
+    // Plotly zooms by mouse events of its own
+    box.addEventListener('mousedown', (event) => near(event) && event.stopPropagation(), true);
+  }
+
+  // Rows by their number of tokens, percentiles above the bars, and the limit.
   function lengths(at) {
+    drag(at.element.querySelector('.chart'), at);
     keep(at, (box) => {
       const data = at.props.value;
       if (!data || !data.words) return;
@@ -178,17 +216,17 @@ studio.charts = (() => {
         width: data.width,
         customdata: data.labels,
         hovertemplate: '%{customdata}<extra></extra>',
-        marker: {color: data.over.map((over) => tone(over ? '--ls-lost' : '--busy'))},
+        marker: {color: data.over.map((over) => tone(over ? '--ls-lost' : '--curve-1'))},
       };
       const quiet = {color: tone('--quiet'), width: 1, dash: 'dot'};
       const cut = upright(data.cut.at, {color: tone('--ls-cut'), width: 2});
-      const across = {range: [first, last], title: {text: 'tokens a row', font: {size: 12}}, separatethousands: true};
+      const across = {range: [first, last], title: {text: 'tokens per row', font: {size: 12}}, separatethousands: true};
       const up = {rangemode: 'tozero', fixedrange: true, title: {text: 'rows', font: {size: 12}}, nticks: 5};
       const layout = {
         ...PLAIN,
         uirevision: data.key,
         width,
-        height: 310,
+        height: 260,
         margin: {l: 52, r: 12, t: 72, b: 40},
         bargap: 0,
         showlegend: false,
