@@ -5,7 +5,7 @@ import sys
 
 from lora_studio.access import serving
 from lora_studio.errors import StudioError
-from lora_studio.ui.app import launch
+from lora_studio.ui.serve import launch
 from lora_studio.workspace import Workspace
 
 

@@ -30,6 +30,7 @@ from lora_studio.access.accounts import client_prefix, is_among
 from lora_studio.errors import StudioError
 
 CLEARED_SECONDS = 3600.0
+CLEAR_EVERY = 600  # seconds
 ABANDONED_SECONDS = 900.0  # without a byte more, an upload will not go on
 
 

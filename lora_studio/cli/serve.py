@@ -18,7 +18,7 @@ def serve(workspace: Workspace, args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     how = from_flags(args)
     say("Starting LoRA Studio…")  # importing the page's libraries takes seconds
-    from lora_studio.ui.app import launch
+    from lora_studio.ui.serve import launch
 
     if args.open:
         threading.Thread(target=_open_when_up, args=(how,), daemon=True).start()

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui.app import page, queue
+from lora_studio.ui.app import page
+from lora_studio.ui.serve import queue
 from lora_studio.ui.gradio_patches import STUB_WRITER, write_no_stub
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
