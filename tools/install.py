@@ -50,8 +50,8 @@ def package_count(requirements: Path) -> int:
 def size_words(system: str, machine: str) -> str:
     """About how much is downloaded. For Linux PyPI has the CUDA build of torch, which brings NVIDIA's libraries."""
     if system == "Linux" and machine == "x86_64":
-        return "0.7 GB to download, several GB with the CUDA build of torch that PyPI has for Linux"
-    return "0.7 GB to download"
+        return "0.5 GB to download, several GB with the CUDA build of torch that PyPI has for Linux"
+    return "0.5 GB to download"
 
 
 def install(requirements: Path, log_file: Path) -> int:
