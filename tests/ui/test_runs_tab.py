@@ -162,7 +162,9 @@ def test_a_warning_is_told_once(studio: Studio) -> None:
     run = finished(
         studio.workspace, "warned", Warned(1.0, "The <eos> is missing."), Warned(2.0, "The <eos> is missing.")
     )
-    assert shown_of(studio, run.id)["notices"].count("The &lt;eos&gt; is missing.") == 1
+    shown = shown_of(studio, run.id)
+    assert shown["notices"].count("The &lt;eos&gt; is missing.") == 1
+    assert shown["fold"]["label"] == "Details (1 warning)"
 
 
 def test_nothing_new_means_nothing_to_send(studio: Studio) -> None:

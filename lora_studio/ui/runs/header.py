@@ -346,7 +346,11 @@ def view_numbers(view: RunView) -> ViewValues:
 
 
 def view_details(view: RunView) -> ViewValues:
+    """The fold's label counts what is wrong beside the verdict, for it is folded at first."""
+    beside = [item for item in view.diagnoses if item is not view.verdict.diagnosis]
+    warned = len(set(view.run.warnings)) + len(beside)
     return {
+        "fold": gr.update(label=f"Details ({html.count(warned, 'warning')})" if warned else "Details"),
         "notices": notices(view.run) or None,
         "phases": phases(view.run),
         "more": html.tiles(more_numbers(view.run)),

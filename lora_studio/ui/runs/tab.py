@@ -34,7 +34,7 @@ TOP: dict[str, PageSection] = {
     "chart": PageSection(charts.build_chart, charts.stamp_chart, charts.view_chart),
 }
 DETAILS: dict[str, PageSection] = {
-    "details": PageSection(header.build_details, header.stamp_numbers, header.view_details),
+    "details": PageSection(header.build_details, health.stamp_health, header.view_details),
     "health": PageSection(health.build_health, health.stamp_health, health.view_health),
     "labels": PageSection(details.build_labels, details.stamp_labels, details.view_labels),
 }
@@ -54,8 +54,8 @@ Parts = dict[tuple[str, str], Any]
 def build_sections(studio: Studio, shared: Shared) -> Parts:
     """Draws the page of a run: what is seen first, a fold with the rest, and tabs."""
     parts = _drawn(TOP, studio, shared)
-    with gr.Accordion("Details", open=False, elem_id="run-details"):
-        parts |= _drawn(DETAILS, studio, shared)
+    with gr.Accordion("Details", open=False, elem_id="run-details") as fold:
+        parts |= _drawn(DETAILS, studio, shared) | {("details", "fold"): fold}
     with gr.Tabs(elem_id="run-tabs", overflow_behavior="wrap"):
         for label, section in TABS.items():
             with gr.Tab(label, id=f"run-{label.lower()}", elem_id=f"run-tab-{label.lower()}"):
