@@ -633,3 +633,28 @@ def test_with_token_probabilities_switched_on_each_answer_is_scored(act: Chat) -
     assert "nats/token" in last[act.parts.extra]
     assert act.parts.extra not in act.arrive(WHO)  # it stays while other tabs are looked at
     assert act.pick(WHO, act.talk(WHO).adapters)[act.parts.extra] == ""
+
+
+def test_who_gives_another_visitors_name_sees_and_changes_nothing_of_their_chat(tmp_path: Path) -> None:
+    now, session = ["bert"], FakeSession(script)
+    workspace = Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: now[0])
+    runs = []
+    for now[0] in ("carl", "bert"):
+        runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
+    fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
+    with gr.Blocks():
+        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw())
+    act.arrive(WHO)
+    asking = act.send(WHO, "My secret?", "", *DEFAULTS)
+    for update in asking:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    now[0] = "carl"
+    act.arrive(WHO)
+    act.check_idle(WHO)
+    assert "secret" not in str(click(act, "marks"))
+    act.stop(WHO)
+    now[0] = "bert"
+    with pytest.raises(StudioError, match="still being answered"):
+        act.check_idle(WHO)
+    list(asking)

@@ -76,7 +76,7 @@ class Chat:
     def __init__(self, studio: Studio, parts: Parts) -> None:
         self.studio, self.parts = studio, parts
         self.engine = studio.engine
-        self._answering: dict[str, ChatState] = {}  # the chats that are being answered now
+        self._answering: dict[str, ChatState] = {}  # the chats that are being answered now, by `asker`
 
     # -- who can answer, and what was said
 
@@ -263,7 +263,7 @@ class Chat:
 
     def check_idle(self, who: str) -> None:
         """Raises `StudioError` while a browser's chat is answered: the next question would follow half an answer."""
-        if who in self._answering:
+        if self.asker(who) in self._answering:
             raise StudioError("The last question is still being answered.", "Wait for it, or press Stop and ask again.")
 
     def ask(
@@ -328,12 +328,13 @@ class Chat:
     @contextlib.contextmanager
     def answering(self, who: str, talk: ChatState) -> Iterator[None]:
         """Meanwhile a browser's chat is being answered, and what is switched in it counts at once."""
-        self._answering[who] = talk
+        key = self.asker(who)
+        self._answering[key] = talk
         try:
             yield
         finally:
-            if self._answering.get(who) is talk:
-                del self._answering[who]
+            if self._answering.get(key) is talk:
+                del self._answering[key]
 
     def _carry(
         self, who: str, talk: ChatState, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
@@ -362,7 +363,7 @@ class Chat:
 
     def buttons(self, who: str) -> Updates:
         """Stop in the place of Send while a browser's chat is being answered."""
-        busy = who in self._answering
+        busy = self.asker(who) in self._answering
         return {self.parts.send: gr.Button(visible=not busy), self.parts.stop: gr.Button(visible=busy)}
 
     def failed(self, who: str, columns: Columns, error: StudioError) -> Updates:
@@ -372,7 +373,7 @@ class Chat:
     def stop(self, who: str) -> Updates:
         """Ends the answer; the next question can be asked also where the page that asked the last one is gone."""
         self.engine.stop(self.asker(who))
-        self._answering.pop(who, None)
+        self._answering.pop(self.asker(who), None)
         return self.buttons(who)
 
     # -- clicks in the markup
@@ -459,7 +460,7 @@ class Chat:
 
     def _switched(self, click: Click, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
         """A toggle of the toolbar; what is being answered now is shown by it as well."""
-        p, answering = self.parts, self._answering.get(who)
+        p, answering = self.parts, self._answering.get(self.asker(who))
         if click.act == "marks":
             talk.marks = not talk.marks
             if answering:

@@ -79,10 +79,10 @@ window.studio ??= {};
     studio.clicks({element, trigger}, {here: {edit}, more});
 
     // Enter sends by Gradio's own; here it does with Ctrl as well.
-    document.querySelector('#chat-question')?.addEventListener(
+    chat.addEventListener(
       'keydown',
       (event) => {
-        if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+        if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey) || !event.target.closest('#chat-question')) return;
         event.preventDefault();
         event.stopPropagation();
         document.querySelector('#chat-send')?.click();
