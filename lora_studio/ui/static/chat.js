@@ -14,11 +14,18 @@ window.studio ??= {};
   };
 
   studio.chatTools = ({element, trigger}) => {
+    const chat = element.closest('#chat') ?? element;
     const settings = () => {
-      const open = root.classList.toggle('chat-settings');
-      const drawer = document.querySelector('#chat-drawer');
-      (open ? drawer.querySelector('textarea') : document.querySelector('#chat-tools [data-act=settings]'))?.focus();
+      const open = chat.toggleAttribute('data-settings');
+      chat.querySelector(open ? '#chat-drawer textarea' : '#chat-tools [data-act=settings]')?.focus();
     };
+    // The menu opens below its button, in front of everything.
+    element.addEventListener('click', ({target}) => {
+      const menu = target.matches('[popovertarget]:not([data-act])') && element.querySelector('[popover]');
+      if (!menu) return;
+      const {bottom, right} = target.getBoundingClientRect();
+      menu.style.inset = `${bottom + 4}px ${Math.max(8, root.clientWidth - right)}px auto auto`;
+    });
     studio.clicks({element, trigger}, {here: {settings}, more});
   };
 
