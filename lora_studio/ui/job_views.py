@@ -20,6 +20,9 @@ from lora_studio.ui.studio import QUIET, Shared, Wish
 from lora_studio.workspace import Workspace, safe_name
 
 LISTED = 30
+INCOMPLETE = "Incomplete"
+PARTIAL = "worse"
+"""The colour of a job that ended without all that was asked for."""
 ALONGSIDE = "Run alongside other jobs"
 ABOUT_ALONGSIDE = "Starts now instead of queueing. Jobs share memory and run slower."
 
@@ -48,7 +51,7 @@ def listing(
     for state in states[:LISTED]:
         before, after = about(state)
         words = " · ".join(filter(None, (before, run_words.ago(state.created, now), after)))
-        rows.append((state, state.id == looked_at, words))
+        rows.append((state, state.id == looked_at, words, PARTIAL if before == INCOMPLETE else ""))
     omitted = len(states) - LISTED
     return render("jobs.listing", rows, noun, count(omitted, f"older {noun}") if omitted > 0 else "")
 

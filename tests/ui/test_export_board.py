@@ -121,7 +121,7 @@ def test_one_that_lacks_what_was_asked_for_is_not_called_finished(
     folder.complete.write_text(json.dumps({**folder.read_result(), "missing": f"{HOSTILE}.gguf"}), encoding="utf-8")
     seen = board.look(ExportView(run, export=folder.id), time.time())
     assert "Incomplete after" in seen["head"]
-    assert ".gguf is made from the 12 B of this export." in seen["head"]
+    assert "One more step: convert the merged model (12 B) to " in seen["head"]
     assert "Incomplete" in seen["list"]
     assert "Finished" not in seen["head"] + seen["list"]
     assert "<b>$" not in seen["head"]

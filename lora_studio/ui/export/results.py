@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_studio.config.settings import described
 from lora_studio.errors import StudioError
-from lora_studio.export.readiness import Plan, readiness
+from lora_studio.export.readiness import Plan, is_local_folder, readiness
 from lora_studio.export.request import PHASES, checked, request_of, target_of
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
@@ -23,9 +23,8 @@ from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 from lora_studio.ui.html import Html, count, empty, escape, notice, progress, render, size
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace
 
-INCOMPLETE = "Incomplete"
 TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
 """What the result of an export has to hold to be shown."""
 WHOLE_BYTES = 500_000_000
@@ -54,9 +53,16 @@ def _large(octets: int | None, room: int | None) -> str:
     return f"{words}, needs {size(room)} of disk" if octets and room and room > octets else words
 
 
-def form_markup(target: Target, values: Mapping[str, Any]) -> str:
-    """The settings of a target and the button that starts; `values` are those that were typed before."""
-    fields = [(setting, values.get(setting.path, setting.default)) for setting in described(target.settings)]
+def form_markup(target: Target, values: Mapping[str, Any], hidden: Sequence[str] = ()) -> str:
+    """The settings of a target and the button that starts; `values` are those that were typed before.
+
+    `hidden` are settings that do not apply to the adapter.
+    """
+    fields = [
+        (setting, values.get(setting.path, setting.default))
+        for setting in described(target.settings)
+        if setting.path not in hidden
+    ]
     alongside = (job_views.ALONGSIDE, job_views.ABOUT_ALONGSIDE) if target.whole_model else ()
     checks = values.get("trial", True), bool(values.get("beside"))
     return render("export.form", target, fields, *checks, alongside, BUTTONS[target.name])
@@ -69,7 +75,7 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, results: Map
 
     def about(state: RunState) -> tuple[str, str]:
         result = results.get(state.id) or {}
-        status = INCOMPLETE if result.get("missing") else run_words.STATES[state.state]
+        status = job_views.INCOMPLETE if result.get("missing") else run_words.STATES[state.state]
         return status, size(int(result["bytes"])) if result.get("bytes") else ""
 
     return job_views.listing(states, looked_at, now, "export", about)
@@ -88,15 +94,17 @@ def head_markup(state: RunState, result: Mapping[str, Any], root: str = "") -> s
 def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
     if not state.final:
         return render("export.head", state, _progress(state), state.warnings, stop=job_views.stop_label(state))
-    words = ""
+    words, tone = "", ""
     if state.state == "done" and not result.keys() >= TOLD:
         damaged = "result.json of this export is damaged, so its result is unknown."
         outcome = notice(damaged, "Export again.", "error")
     elif state.state != "done":
         outcome = notice(*ending_words(state), "error" if state.state == "failed" else "info")
     else:
-        words, outcome = INCOMPLETE if result.get("missing") else "", _outcome(result, places=places)
-    return render("export.head", state, job_views.ended(state, words), state.warnings, outcome)
+        if result.get("missing"):
+            words, tone = job_views.INCOMPLETE, job_views.PARTIAL
+        outcome = _outcome(result, places=places)
+    return render("export.head", state, job_views.ended(state, words), state.warnings, outcome, tone=tone)
 
 
 def _progress(state: RunState) -> str:
@@ -133,7 +141,7 @@ def made(result: Mapping[str, Any]) -> str:
     known = result.get("target") in TARGETS
     title = TARGETS[str(result["target"])].title if known else "Export"
     if missing := result.get("missing"):
-        return f"One more step: {missing} is made from the {size(result['bytes'])} of this export."
+        return f"One more step: convert the merged model ({size(result['bytes'])}) to {missing}."
     files = result["files"]
     number = f"{count(len(files), 'file')}, " if len(files) != 1 else ""
     if result["link"]:
@@ -176,7 +184,7 @@ class ExportBoard:
         ready, cards, form, head = "", "", "", ""
         if view.adapter:
             free = shutil.disk_usage(self.workspace.root).free
-            form = form_markup(target_of(view.target), dict(view.values))
+            form = form_markup(target_of(view.target), dict(view.values), self._not_applying(view))
             typed_now = replace(view, values=values_of(self.workspace, view.target) or view.values)
             cards = cards_markup(view.target, *self.sizes(typed_now), free // STEP * STEP or free)
             ready = self.ready(typed_now, free)
@@ -184,6 +192,15 @@ class ExportBoard:
             root = "" if self.workspace.policy.is_admin else str(self.workspace.root)
             head = head_markup(state, results[state.id], root)
         return {"ready": ready, "cards": cards, "form": form, "head": head, "list": listed}
+
+    def _not_applying(self, view: ExportView) -> tuple[str, ...]:
+        """Settings about the name of the base, where it is built in or a name already; those with a value stay."""
+        try:
+            base = read_card(adapter_folder(self.workspace, view.adapter)).base
+        except StudioError:
+            return ()
+        hidden = ("base_name", "keep_local_base") if base == DEMO_MODEL else ("keep_local_base",)
+        return () if is_local_folder(base) else tuple(name for name in hidden if not dict(view.values).get(name))
 
     def ready(self, view: ExportView, free: int) -> str:
         """What the chosen export still needs, in one sentence."""
