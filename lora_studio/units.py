@@ -1,6 +1,7 @@
 """Numbers with their units, and text that is safe to show: for the page, the terminal and reports alike."""
 
 import html
+import math
 import unicodedata
 
 GIB = 1024**3
@@ -27,6 +28,17 @@ def _hidden(char: str) -> bool:
 def number(value: float) -> str:
     """12345.0 as 12,345; a fraction keeps one decimal."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def figure(value: float | None) -> str:
+    """A measured number with four digits: 0.01234, 2.5e-05, 12,345."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return {"nan": "not a number"}.get(str(value), "infinite")
+    if value == 0 or 1e-4 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
 
 
 def percent(part: float, whole: float) -> str:

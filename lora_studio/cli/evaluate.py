@@ -12,6 +12,7 @@ from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import EvaluationRequest, evaluation, evaluations, make_request, request_of
+from lora_studio.evaluate.verdict import elsewhere, verdict
 from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
@@ -134,7 +135,11 @@ def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, s
 
 
 def print_metrics(summary: JsonObject) -> None:
-    """The metrics as a table: each column, and the difference with its verdict."""
+    """The result in one sentence, and the metrics as a table: each column, and the difference with its verdict."""
+    for sentence in verdict(summary):
+        print(sentence.words)
+    if also := elsewhere(summary):
+        print(also)
     print(f"{summary['rows']:,} of {summary['of_rows']:,} rows. {summary['task']['why']}\n")
     names = [column["name"] for column in summary["columns"]]
     differences = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]

@@ -9,7 +9,7 @@ from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.evaluate import request as evaluating
 from lora_studio.export import request as exporting
-from lora_studio.export.request import PHASES, folders, make_request, needs_device, result_bytes
+from lora_studio.export.request import PHASES, folders, make_request, needs_device, readiness_of, result_bytes
 from lora_studio.export.targets import TARGETS, sizes_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
@@ -34,6 +34,8 @@ def export(workspace: Workspace, args: argparse.Namespace) -> int:
         out=args.out,
         trial=not args.no_trial,
     )
+    if (state := readiness_of(workspace, request)).kind == "warning":
+        say(state.words)
     jobs = Supervisor(workspace)
     at_once = args.at_once and needs_device(request)
     if at_once and jobs.busy() is not None:

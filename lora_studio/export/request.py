@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lora_studio.config.fields import Section, plain_words
 from lora_studio.errors import StudioError
-from lora_studio.export.readiness import SPARE_BYTES
+from lora_studio.export.readiness import SPARE_BYTES, Plan, Readiness, readiness
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, JobStarter, damaged_request
@@ -214,6 +214,14 @@ def start(
             "Enter a token with write access in the field Token. It is used once and not stored.",
         )
     return supervisor.submit(EXPORT, partial(create, workspace, request), at_once=at_once, secrets=secrets)
+
+
+def readiness_of(workspace: Workspace, request: ExportRequest) -> Readiness:
+    """What an export still needs before it starts."""
+    target, base = target_of(request.target), read_card(Path(request.folder)).base
+    free = shutil.disk_usage(Path(request.out).parent if request.out else workspace.root).free
+    settings = checked(target, request.settings)
+    return readiness(Plan(target, settings, _sizes(workspace, request), base, bool(request.run), free))
 
 
 def memory_for(request: ExportRequest) -> MemoryVerdict:

@@ -10,6 +10,7 @@ from lora_studio.jobs.ending_words import STATES as STATES
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.summary import pace_of, short
 from lora_studio.ui.html import count, duration, render, size
+from lora_studio.units import figure as figure
 
 PHASES = {
     "start": "starting",
@@ -30,17 +31,6 @@ def clock(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return "–"
     return f"{round(seconds)} s" if seconds < 59.5 else duration(seconds)
-
-
-def figure(value: float | None) -> str:
-    """A measured number with four digits: 0.01234, 2.5e-05, 12,345."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return {"nan": "not a number"}.get(str(value), "infinite")
-    if value == 0 or 1e-4 <= abs(value) < 1e4:
-        return f"{value:.4g}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
 
 
 def ago(then: float, now: float) -> str:

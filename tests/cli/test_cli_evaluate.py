@@ -26,7 +26,7 @@ def test_an_adapter_that_is_not_there_is_wrong_input(say: Say) -> None:
 def test_settings_out_of_bounds_are_wrong_input(say: Say, adapter: str) -> None:
     code, _, told = say("evaluate", adapter, "recommender", "--batch-size", "0")
     assert code == 2
-    assert "Batch size cannot be 0" in told
+    assert "Eval batch size per device cannot be 0" in told
 
 
 def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapter: str, workspace: Workspace) -> None:
@@ -51,19 +51,30 @@ def test_metrics_are_a_table_with_intervals_and_verdicts(capsys: pytest.CaptureF
     def value(number: float) -> dict[str, float | None]:
         return {"value": number, "low": number / 2, "high": None if number > 1 else 1.0}
 
-    apart = {**value(0.25), "words": "better, significant (p = 0.010)"}
-    metric = {"title": "Accuracy", "unit": "share", "base": value(0.5), "adapter": value(0.75), "difference": apart}
+    apart = {**value(0.25), "p": 0.01, "more_than_chance": True, "words": "better, significant (p = 0.010)"}
+    metric = {
+        "title": "Accuracy",
+        "unit": "share",
+        "rows": 8,
+        "base": value(0.5),
+        "adapter": value(0.75),
+        "difference": apart,
+    }
     plain = {"title": "Perplexity", "unit": "plain", "base": {"value": 2.0, "low": None, "high": None}}
-    plain |= {"adapter": plain["base"], "difference": {**value(-0.5), "words": "the same"}}
+    plain |= {
+        "adapter": plain["base"],
+        "difference": {**value(-0.5), "p": None, "more_than_chance": False, "words": "the same"},
+    }
     summary = {
         "rows": 8,
         "of_rows": 9,
         "task": {"why": "They are labels."},
-        "columns": [{"name": "base"}, {"name": "adapter"}],
+        "columns": [{"name": "base", "title": "Base"}, {"name": "adapter", "title": "pirate"}],
         "metrics": {"accuracy": metric, "perplexity": plain},
     }
     print_metrics(json.loads(json.dumps(summary)))
     shown = capsys.readouterr().out
+    assert shown.startswith("Better than the base: accuracy 50 % → 75 %, n = 8, p = 0.010\n")
     assert "8 of 9 rows. They are labels." in shown
     assert "50.0 % [25.0, 100.0]" in shown
     assert "+25.0 points [+12.5, +100.0]" not in shown

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.cli.following import progress_line
-from lora_studio.export import request
+from lora_studio.export import readiness, request
 from lora_studio.export.request import exports, make_request, request_of
 from lora_studio.export.targets import TARGETS
 from lora_studio.jobs.events import RunState
@@ -52,9 +52,11 @@ def test_one_that_was_made_in_part_is_told_so_and_is_no_success(
 ) -> None:
     fake = Path(__file__).parent.parent / "jobs" / "fake_exporter.py"
     monkeypatch.setattr(local, "python_module", lambda name: [sys.executable, str(fake), "part"])
+    monkeypatch.setattr(readiness, "find_llama_cpp", lambda: None)
     code, out, told = say("export", adapter, "--to", "gguf", "--json")
     assert code == 1
     assert json.loads(out)["missing"] == "it.gguf"
+    assert told.startswith("Needs llama.cpp: one more step.")
     assert "Incomplete: it.gguf was not created." in told
 
 

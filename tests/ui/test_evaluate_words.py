@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from lora_studio.evaluate.verdict import Sentence, elsewhere, value, verdict
 from lora_studio.jobs.events import RunState
 from lora_studio.ui.evaluate.results import confusions, head, headline, listing, metrics_table, results
-from lora_studio.ui.evaluate.verdict import Sentence, elsewhere, value, verdict
 
 from .evaluated import HOSTILE, SUMMARY, request
 

@@ -93,6 +93,21 @@ def test_the_size_follows_what_is_typed(board: ExportBoard, run: str) -> None:
     assert board.sizes(ExportView(run, "merged", (("dtype", "nonsense"),)))[0]["merged"] == small
 
 
+def test_settings_about_the_name_of_the_base_stand_only_where_the_base_is_a_local_folder(
+    board: ExportBoard, workspace: Workspace, run: str, tmp_path: Path
+) -> None:
+    assert "base_name" not in board.look(ExportView(run), time.time())["form"]
+    elsewhere = write(tmp_path / "a", files(base_model_name_or_path="Qwen/Qwen3-0.6B"))
+    shown = board.look(ExportView(str(elsewhere)), time.time())["form"]
+    assert ("base_name" in shown, "keep_local_base" in shown) == (True, False)
+    local = write(tmp_path / "b", files(base_model_name_or_path=str(tmp_path)))
+    seen = board.look(ExportView(str(local)), time.time())
+    assert "keep_local_base" in seen["form"]
+    assert "Needs the public name of the base model" in seen["ready"]
+    keep(workspace, ExportView(str(local), "zip"), {"base_name": "O/N"})
+    assert "Ready to export" in board.look(ExportView(str(local)), time.time())["ready"]
+
+
 def test_a_form_that_takes_more_room_on_the_way_than_it_leaves_says_both() -> None:
     sizes = dict.fromkeys(TARGETS, 5_000_000_000)
     shown = cards_markup("zip", sizes, sizes | {"gguf": 37_000_000_000}, 10**11)
@@ -123,6 +138,7 @@ def test_one_that_lacks_what_was_asked_for_is_not_called_finished(
     assert "Incomplete after" in seen["head"]
     assert "One more step: convert the merged model (12 B) to " in seen["head"]
     assert "Incomplete" in seen["list"]
+    assert '<span class="dot worse">' in seen["list"]
     assert "Finished" not in seen["head"] + seen["list"]
     assert "<b>$" not in seen["head"]
 

@@ -1,10 +1,10 @@
-"""What an evaluation found, in one sentence for each adapter. No gradio."""
+"""What an evaluation found, in one sentence for each adapter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.ui.words import figure
+from lora_studio.units import figure
 
 BASE = "base"
 
