@@ -36,6 +36,12 @@ def build_no_adapter(shared: Shared, tab: str) -> gr.Column:
     return place
 
 
+def visibility(has_adapters: bool, has_jobs: bool) -> tuple[gr.Column, gr.Column, gr.Row]:
+    """Which parts of a tab are in sight: the form, what stands in its place, and the layout around form and result."""
+    shown = has_adapters or has_jobs
+    return gr.Column(visible=has_adapters), gr.Column(visible=not has_adapters), gr.Row(visible=shown)
+
+
 def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:
     """The job to look at first: the one looked at last, whose id is the draft of that name, else the newest."""
     last = workspace.read_draft(draft)

@@ -35,10 +35,13 @@ PHASES = {
 }
 
 
+NOTHING = ("No evaluation yet", "Press Evaluate to compare the adapter with its base on the test data.")
+
+
 def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: Mapping[str, str]) -> str:
     """The earlier evaluations to choose from; `headlines` say what each came to."""
     if not states:
-        return empty("No evaluation yet", "Press Evaluate to compare the adapter with its base on the test data.")
+        return ""
 
     def about(state: RunState) -> tuple[str, str]:
         status = run_words.STATES[state.state]
@@ -356,7 +359,8 @@ class EvaluationBoard:
         listed = listing(states, view.evaluation, now, headlines)
         state = next((candidate for candidate in states if candidate.id == view.evaluation), None)
         if state is None:
-            return {"list": listed, "head": "", "results": "", "rows": ""}
+            waiting = "" if states else empty(*NOTHING)
+            return {"list": listed, "head": waiting, "results": "", "rows": ""}
         return {"list": listed, **self._looked_at(state, folders[state.id], view)}
 
     def _looked_at(self, state: RunState, folder: EvaluationFolder, view: EvaluationView) -> dict[str, str]:
