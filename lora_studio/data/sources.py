@@ -15,6 +15,7 @@ from lora_studio.data.messages import BadRow, JsonObject, Reading, Record, Tally
 from lora_studio.data.readers.arrow import read_arrow, read_parquet
 from lora_studio.data.readers.hub import read_hub
 from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
+from lora_studio.data.readers.spreadsheet import is_workbook, read_workbook, refuse_no_workbook
 from lora_studio.data.readers.tables import holds_tabs, read_csv
 from lora_studio.data.readers.text import read_text
 from lora_studio.data.readers.text_encoding import (
@@ -138,6 +139,8 @@ ENDINGS = {
     ".tsv": "csv",
     ".tab": "csv",
     ".parquet": "parquet",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",
@@ -250,6 +253,9 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
 
 def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:
     """The kind of a file, and its reading; `configured` is the encoding set for text files."""
+    if is_workbook(path):
+        return "xlsx", read_workbook(path)
+    refuse_no_workbook(path)
     head = _head(path)
     refuse_stand_in(path, head)
     if head.startswith(b"PAR1"):
@@ -378,7 +384,7 @@ def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> Stud
     detail = f" ({shorten(first.found, 120)})" if first.found else ""
     count = f"None of the {bad:,} rows" if bad > 1 else "No row"
     hint = "A row is an object with named fields: messages, instruction and output, prompt and completion, or text."
-    if kind == "csv":
+    if kind in ("csv", "xlsx"):
         hint = "Fix that position, or save the table with a program that quotes its cells."
     elif first.reason in (BROKEN_LINE, BROKEN_REST):
         hint = "Fix the JSON there: put names and texts in double quotes, and no comma before a closing bracket."

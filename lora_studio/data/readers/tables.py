@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from lora_studio.data.columns import is_known
 from lora_studio.data.mapping import ReadingError
@@ -31,7 +31,7 @@ _OFTEN_SHORT = 0.5
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _SENTENCE = re.compile(r"[.!?。？！]\s*$|\n|[?!。？！]\s")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
-_FIRST_LINE, _LOOKS_LIKE_DATA = "The first line", "looks like data"
+_FIRST_LINE, FIRST_ROW, _LOOKS_LIKE_DATA = "The first line", "The header row", "looks like data"
 _BACKSLASHES = "A backslash before a quotation mark in a quoted cell is read as an escape."
 Open = Callable[[], TextIO]
 
@@ -72,22 +72,34 @@ def read_csv(open_text: Open, ending: str) -> Reading:
             "Double every quotation mark inside a quoted cell, or remove the quotation marks around the cell.",
         )
     lines = [row for row in first if isinstance(row, list)]
-    cells = [cell.strip() for cell in lines[0]]
-    short = sum(len(row) < len(cells) for row in lines[1:]) > _OFTEN_SHORT * len(lines[1:])
+    short = sum(len(row) < len(lines[0]) for row in lines[1:]) > _OFTEN_SHORT * len(lines[1:])
+    header = name_columns(lines[0], lines, _FIRST_LINE)
+    table = Table(dialect, header.names, header.exists, separator is not None, short)
+    return _reading(open_text, table, [*assumptions, header.note])
+
+
+class Header(NamedTuple):
+    """The columns of a table, whether its first row names them, and a sentence that says so."""
+
+    names: list[str]
+    exists: bool
+    note: str
+
+
+def name_columns(first: list[str], rows: list[list[str]], where: str) -> Header:
+    """Names from the `first` of `rows`, or numbers if it holds values. Raises `StudioError` for a name used twice."""
+    cells = [cell.strip() for cell in first]
     if _is_data(cells):
         names = [f"column {position}" for position in range(1, len(cells) + 1)]
-        assumptions.append(
-            f"{_FIRST_LINE} {_LOOKS_LIKE_DATA} rather than names. The columns are named {_quoted(names)}."
-        )
-        return _reading(open_text, Table(dialect, names, False, separator is not None, short), assumptions)
+        note = f"{where} {_LOOKS_LIKE_DATA} rather than names. The columns are named {_quoted(names)}."
+        return Header(names, False, note)
     twice = [name for name, times in Counter(cells).items() if times > 1 and name]
     if twice:
         raise StudioError(f"Two columns have the name {twice[0]!r}.", "Give every column a unique name.")
-    while not cells[-1] and all(not row[len(cells) - 1 :] or not row[len(cells) - 1].strip() for row in lines):
+    while not cells[-1] and all(not row[len(cells) - 1 :] or not row[len(cells) - 1].strip() for row in rows):
         cells.pop()
     names = [name or f"column {position}" for position, name in enumerate(cells, 1)]
-    assumptions.append(f"{_FIRST_LINE} names the columns: {_quoted(names)}.")
-    return _reading(open_text, Table(dialect, names, True, separator is not None, short), assumptions)
+    return Header(names, True, f"{where} names the columns: {_quoted(names)}.")
 
 
 def holds_tabs(open_text: Open) -> bool:
@@ -139,7 +151,7 @@ def _lines_with_quotes(open_text: Open) -> TextIO | None:
 
 def with_header(error: ReadingError, assumptions: list[str]) -> ReadingError:
     """The error of a table, with the assumed header and how to correct it."""
-    header = next((sentence for sentence in assumptions if _FIRST_LINE in sentence), None)
+    header = next((sentence for sentence in assumptions if sentence.startswith((_FIRST_LINE, FIRST_ROW))), None)
     if header is None:
         return error
     return ReadingError(
@@ -189,7 +201,7 @@ def _rows(open_text: Open, table: Table, tally: Tally) -> Iterator[Record | BadR
                 pieces = len(before[1]) + len(row) - 1 == width and not table.often_short
                 if pieces:
                     for at, cells in (before, (number, row)):
-                        yield BadRow(at, BROKEN_ROW, _width_of(cells, width))
+                        yield BadRow(at, BROKEN_ROW, width_of(cells, width))
                     before = None
                     continue
                 yield filled(*before)
@@ -210,13 +222,14 @@ def _row(number: int, row: list[str] | Fault, names: list[str], tally: Tally) ->
     if any(map(is_broken, row)):
         return BadRow(number, BROKEN_BYTES, shorten(" | ".join(row)))
     if any(cell.strip() for cell in row[len(names) :]):
-        return BadRow(number, WRONG_WIDTH, _width_of(row, len(names)))
+        return BadRow(number, WRONG_WIDTH, width_of(row, len(names)))
     if len(row) > len(names):
         tally.count(TRIMMED)
     return Record(number, dict(zip(names, row, strict=False)))
 
 
-def _width_of(cells: list[str], width: int) -> str:
+def width_of(cells: list[str], width: int) -> str:
+    """A row of another width, as text."""
     return f"{len(cells)} cells for {width} columns: {shorten(' | '.join(cells))}"
 
 

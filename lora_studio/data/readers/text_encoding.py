@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from lora_studio.errors import StudioError
 
-KNOWN = "Supported are JSON, JSONL, CSV, TSV, Parquet, Arrow, TXT and Markdown files, optionally compressed with gzip."
+KNOWN = "Supported are JSON, JSONL, CSV, TSV, Excel (.xlsx), Parquet, Arrow, TXT and Markdown files; text also as .gz."
 BOMB_SIZE, BOMB_RATIO = 1 << 28, 200
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7-Zip"}
-_OFFICE = {".xlsx": "an Excel workbook", ".docx": "a Word document", ".ods": "a spreadsheet", ".odt": "a text document"}
+_OFFICE = {".docx": "a Word document", ".ods": "an OpenDocument spreadsheet", ".odt": "a text document"}
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _TEXTS = (".txt", ".text", ".md", ".markdown")
 _PIECE = 1 << 14
@@ -99,7 +99,10 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 def _packed(path: Path, name: str) -> StudioError:
     if name == "zip" and path.suffix.lower() in _OFFICE:
-        return StudioError(f"{path.name} is {_OFFICE[path.suffix.lower()]}.", "Save the table as CSV.")
+        return StudioError(
+            f"{path.name} is {_OFFICE[path.suffix.lower()]}.",
+            "Save the table as .xlsx or CSV, or the text as a text file.",
+        )
     return StudioError(f"{path.name} is compressed with {name}.", "Decompress it and use the file inside.")
 
 

@@ -110,8 +110,8 @@ def draw(example: Callable[[], None]) -> ReadingForm:
             with gr.Row():
                 use = gr.Button("Apply mapping", size="md", scale=0, min_width=160)
                 undo = gr.Button("Reset to detected mapping", size="md", scale=0, min_width=240, visible=False)
-    shown = (asking, question, choice, box, error_box, fold, parts, speakers, roles, template, tried, use, undo)
-    return ReadingForm(*shown, gr.State(None))
+    components = (asking, question, choice, box, error_box, fold, parts, speakers, roles, template, tried, use, undo)
+    return ReadingForm(*components, gr.State(None))
 
 
 def _draw_part(part: str) -> gr.Dropdown:

@@ -77,7 +77,7 @@ def _draw_source(values: SettingValues, offered: list[tuple[str, str]]) -> tuple
         elem_id="data-source",
     )
     upload = gr.File(
-        label="Upload JSON, JSONL, CSV, Parquet, Arrow, text",
+        label="Upload JSON, JSONL, CSV, Excel, Parquet, Arrow, text",
         height=112,
         elem_id="data-upload",
         type="filepath",
@@ -153,12 +153,12 @@ def draw_view(studio: Studio, controls: DataControls) -> DataView:
     status = gr.HTML(html.empty("No dataset analyzed yet", "Choose a dataset or upload a file, then analyze it."))
     outdated = gr.HTML(elem_id="data-outdated")
     summary = gr.HTML(elem_classes="of-analysis")
-    drawn: list[Any] = []
+    parts: list[Any] = []
 
     def draw_example() -> None:
         with gr.Column(visible=False, elem_classes="of-analysis") as example:
-            drawn.extend((example, report.draw()))
-        drawn.append(gr.HTML(elem_classes="of-analysis"))
+            parts.extend((example, report.draw()))
+        parts.append(gr.HTML(elem_classes="of-analysis"))
 
     reading = mapping_form.draw(draw_example)
     with gr.Column(visible=False, elem_classes="of-analysis") as body:
@@ -169,7 +169,7 @@ def draw_view(studio: Studio, controls: DataControls) -> DataView:
     with gr.Accordion("Cache", open=False, elem_id="data-cache"):
         cache = gr.HTML()
         clear = gr.Button("Clear cache", size="sm", scale=0, min_width=120)
-    example, pager, notes = drawn
+    example, pager, notes = parts
     above = (status, outdated, summary, example, pager, notes, reading, body)
     return DataView(*above, *lengths, *quality, rows, table, cache, clear, gr.State(None), gr.State(None))
 
