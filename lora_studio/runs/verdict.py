@@ -73,8 +73,8 @@ def verdict(run: RunState, diagnoses: Sequence[Diagnosis], comparison: Mapping[s
         tone: Tone = "error" if decisive.severity == "error" else "warning"
         return Verdict(OF_DIAGNOSIS[decisive.name], tone, decisive.finding, decisive)
     if run.state == "stopped":
-        asked = run.reason in (None, Reason.STOPPED)
-        return Verdict("stopped", "warning", _stopped(run) if asked else _ending(run) or _stopped(run), resume=True)
+        requested = run.reason in (None, Reason.STOPPED)
+        return Verdict("stopped", "warning", _stopped(run) if requested else _ending(run) or _stopped(run), resume=True)
     if run.state != "done":
         return Verdict("training", "running", _fall(run))
     if comparison:

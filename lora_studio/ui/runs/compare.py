@@ -40,8 +40,8 @@ def build_compare(studio: Studio, shared: Shared, choice: gr.State) -> Component
 
 def open_ticked(tab: str, choice: TableChoice) -> tuple[Wish, gr.Tabs]:
     """Opens a tab with the adapters of the ticked runs."""
-    first, *others = choice.ticked[:MAX_COMPARED] or ("",)
-    return Wish(first, others=tuple(others)), gr.Tabs(selected=tab)
+    first, *following = choice.ticked[:MAX_COMPARED] or ("",)
+    return Wish(first, others=tuple(following)), gr.Tabs(selected=tab)
 
 
 def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:

@@ -112,8 +112,7 @@ def _build_deletion(studio: Studio, shared: Shared, button: gr.Button) -> None:
     shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, error_box], **QUIET)
 
 
-MORE_EPOCHS = "More epochs of this run, with the learning rate of a run planned that long."
-NEW_RUN = "A new run that starts from this adapter, with settings of your choice."
+MORE_EPOCHS = "The learning rate follows the schedule of the longer run."
 
 
 def _build_continuation(studio: Studio, shared: Shared, button: gr.Button) -> None:
@@ -217,8 +216,8 @@ def headline(view: RunView) -> str:
     run = view.run
     tone, share = words.progress(run, "worse" if view.verdict.kind == "collapsed" and run.state == "done" else "")
     position = f"{run.step:,} of {run.total_steps:,} steps" if run.total_steps else ""
-    left = run.seconds_left if run.state == "running" else None
-    eta = f"ETA {clock(left)}" if left is not None else ""
+    remaining_seconds = run.seconds_left if run.state == "running" else None
+    eta = f"ETA {clock(remaining_seconds)}" if remaining_seconds is not None else ""
     state = words.STATES.get(run.state, run.state)
     return render("runs.headline", tone, share, words.name_of(run), run.id, (state, position, eta), summary_text(view))
 
@@ -347,8 +346,8 @@ def view_numbers(view: RunView) -> ViewValues:
 
 def view_details(view: RunView) -> ViewValues:
     """The fold's label counts what is wrong beside the verdict, for it is folded at first."""
-    beside = [item for item in view.diagnoses if item is not view.verdict.diagnosis]
-    warned = len(set(view.run.warnings)) + len(beside)
+    additional = [item for item in view.diagnoses if item is not view.verdict.diagnosis]
+    warned = len(set(view.run.warnings)) + len(additional)
     return {
         "fold": gr.update(label=f"Details ({html.count(warned, 'warning')})" if warned else "Details"),
         "notices": notices(view.run) or None,

@@ -146,8 +146,10 @@ def _working(job: RunState, *, hidden: bool) -> tuple[str, str, str, Sequence[Bu
     if hidden:
         return "▶", _of_another(noun), "", ()
     name, stopping = job.title or job.id, job.state == "stopping"
-    left = job.seconds_left
-    activity = f"{noun}, {'stopping' if stopping else 'running'}" + (f", ETA {clock(left)}" if left else "")
+    remaining_seconds = job.seconds_left
+    activity = f"{noun}, {'stopping' if stopping else 'running'}" + (
+        f", ETA {clock(remaining_seconds)}" if remaining_seconds else ""
+    )
     return "▶", name, activity, [("stop", job.id, "Stop", f"Stop {name}", stopping)]
 
 

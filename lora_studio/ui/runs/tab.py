@@ -157,18 +157,18 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
     if unread := studio.supervisor.unread:
         reading = html.progress(f"Reading {html.count(unread, 'older run')}")
         listed["list"] = f"{listed['list']}{reading}" if runs else reading
-    shown = Shown("", status, listed, whole=choice.whole)
+    result = Shown("", status, listed, whole=choice.whole)
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]
-            return replace(shown, compare=_compared(studio, whole, choice, before))
+            return replace(result, compare=_compared(studio, whole, choice, before))
         if not run_id:
-            return shown
+            return result
         run = studio.supervisor.state(run_id)
     except StudioError:  # deleted meanwhile
-        return shown
+        return result
     view = RunView(studio, run, studio.workspace.run(run.id), now)
-    return replace(shown, run=run.id, detail=view_sections(view, before.detail if before.run == run.id else {}))
+    return replace(result, run=run.id, detail=view_sections(view, before.detail if before.run == run.id else {}))
 
 
 def _compared(studio: Studio, runs: Sequence[RunState], choice: TableChoice, before: Shown) -> ViewState:

@@ -140,7 +140,7 @@ def page_of(rows: Sequence[Row], choice: TableChoice) -> tuple[list[Row], int]:
     return list(rows[page * ROWS : (page + 1) * ROWS]), page
 
 
-def listing(matches: Sequence[Row], total: int, choice: TableChoice, shown: str, now: float) -> Html:
+def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: str, now: float) -> Html:
     """The page of the list or of the table that is asked for; `total` counts all runs, `shown` is the open one."""
     if not total:
         hint = "Press “Start training” on the Train tab: its settings already fit the built-in model and data."
@@ -149,15 +149,15 @@ def listing(matches: Sequence[Row], total: int, choice: TableChoice, shown: str,
         content = empty("No match", f"None of {count(total, 'run')} matches. Empty the search to see them.")
     else:
         rows, _ = page_of(matches, choice)
-        listed = table(rows, choice, shown, now) if choice.whole else rail(rows, choice, shown, now)
+        listed = table(rows, choice, selected, now) if choice.whole else rail(rows, choice, selected, now)
         content = Html(listed + pager(len(matches), total, page_of(matches, choice)[1], ROWS, "run"))
-    return render("runs.list", shown, content)
+    return render("runs.list", selected, content)
 
 
-def rail(rows: Sequence[Row], choice: TableChoice, shown: str, now: float) -> Html:
+def rail(rows: Sequence[Row], choice: TableChoice, selected: str, now: float) -> Html:
     """Runs as items of two lines: state and name, then learning rate, loss and how long ago."""
-    items = [(row, row.run.id == shown, row.run.id in choice.ticked, *_second_line(row, now)) for row in rows]
-    return render("runs.rail", [(ICONS[row.run.state], _state_words(row), row.run, *rest) for row, *rest in items])
+    items = [(row, row.run.id == selected, row.run.id in choice.ticked, *_second_line(row, now)) for row in rows]
+    return render("runs.rail", [(ICONS[row.run.state], _state_words(row), row.run, *values) for row, *values in items])
 
 
 ICONS = {"queued": "◷", "running": "▶", "stopping": "▶", "done": "✓", "stopped": "■", "failed": "✕"}
@@ -187,13 +187,13 @@ def _progress(row: Row) -> str:
 RATE = "training.learning_rate"
 
 
-def table(rows: Sequence[Row], choice: TableChoice, shown: str, now: float) -> Html:
+def table(rows: Sequence[Row], choice: TableChoice, selected: str, now: float) -> Html:
     """The rows with every column, whose heads sort."""
     heads = [(column.key, column.title, *_order(column, choice), _kind(column)) for column in (TITLE, *COLUMNS)]
     cells = [
         (
             row.run,
-            row.run.id == shown,
+            row.run.id == selected,
             row.run.id in choice.ticked,
             _name(row),
             [(_kind(column), column.text(row, now)) for column in COLUMNS],
@@ -391,13 +391,13 @@ def _wire_deletion(studio: Studio, shared: Shared, choice: gr.State, asking: lis
     """The question before ticked runs are deleted; `asking` are the button, the row, its text and the two answers."""
     delete, confirm, question, yes, no = asking
 
-    def remove(before: TableChoice, looked_at: str) -> tuple[Any, ...]:
+    def remove(before: TableChoice, selected: str) -> tuple[Any, ...]:
         problems = delete_runs(studio, before.ticked)
         remaining = {run.id for run in studio.supervisor.runs()}
         ticked = tuple(run for run in before.ticked if run in remaining)
         errors = gr.HTML(problems, visible=bool(problems))
         now = replace(before, ticked=ticked, comparing=False)
-        return now, looked_at if looked_at in remaining else "", gr.Row(visible=False), errors
+        return now, selected if selected in remaining else "", gr.Row(visible=False), errors
 
     delete.click(
         lambda before: (gr.Row(visible=True), deletion_question(studio, before.ticked)),
@@ -426,7 +426,7 @@ def opening_choice(studio: Studio) -> TableChoice:
 
 
 def view(
-    board: RunBoard, runs: list[RunState], choice: TableChoice, shown: str, now: float, owner: str = ""
+    board: RunBoard, runs: list[RunState], choice: TableChoice, selected: str, now: float, owner: str = ""
 ) -> ViewValues:
     """What list and buttons show; `owner` is the name of the viewer if runs of others are among them."""
     rows = board.rows(runs)
@@ -444,7 +444,7 @@ def view(
     }
     ticked = len(set(choice.ticked) & {run.id for run in runs})
     return {
-        "list": listing([in_sight.get(row.run.id, row) for row in matches], len(runs), choice, shown, now),
+        "list": listing([in_sight.get(row.run.id, row) for row in matches], len(runs), choice, selected, now),
         "all": gr.update(value="Close table" if choice.whole else "All runs", visible=bool(runs)),
         "compare": gr.update(
             value="Close comparison" if choice.comparing else f"Compare {count(ticked, 'run')}", visible=ticked > 1
