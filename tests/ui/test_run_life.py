@@ -77,7 +77,7 @@ def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
     assert html.count('data-act="edit"') == 1
     assert html.count("disabled") == 2
     others = queue_view.rows(waiting, {"a": "<b>first</b>"}, hidden={"b", "c"})
-    assert others.count("Another visitor") == 2
+    assert others.count("A run of another visitor") == 2
     assert ">b<" not in others
     assert others.count("<button") == html.count("<button") // 3 + 1
 
