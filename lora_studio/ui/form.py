@@ -41,7 +41,15 @@ def draw_widget(setting: Setting, name: str, choices: Sequence[tuple[str, str]] 
     if setting.kind == "int":
         return gr.Number(value=value, label=label, info=info, elem_id=name)
     lines = 3 if setting.path in LONG_TEXT else 1
-    return gr.Textbox(value=value, label=label, info=info, elem_id=name, lines=lines, max_lines=8 if lines > 1 else 1)
+    return gr.Textbox(
+        value=value,
+        label=label,
+        info=info,
+        elem_id=name,
+        lines=lines,
+        max_lines=8 if lines > 1 else 1,
+        placeholder="optional" if setting.path == "title" else None,
+    )
 
 
 def element_id(path: str) -> str:

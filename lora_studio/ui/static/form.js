@@ -80,6 +80,7 @@ studio.form = ({element, trigger, props, watch}, {tips, units}) => {
       reset(field.querySelector(':scope > .field-tools') ?? tools(field), changed[field.id]);
       if (lines[field.id]) write(field, lines[field.id]);
     }
+    form.querySelector('#form-yaml .cm-content')?.setAttribute('aria-label', 'Config (YAML)');
     drawing.observe(form, {childList: true, subtree: true});
   }
   watch('value', show);

@@ -18,7 +18,7 @@ from lora_studio.ui import form as forms
 from lora_studio.ui import html
 from lora_studio.ui.train.problems import problems_of
 
-NO_CHANGES = "# Every setting has its default.\n"
+HINT = "What differs from the defaults. Edit it here and apply it, or open a file."
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ConfigFile:
 
 
 def draw() -> ConfigFile:
+    gr.HTML(html.quiet(HINT))
     text = gr.Code(
         language="yaml", label="Config (YAML)", show_label=False, interactive=True, max_lines=24, elem_id="form-yaml"
     )
@@ -51,7 +52,7 @@ def as_yaml(raws: Sequence[Any], config: Config | None) -> str:
     else:
         defaults = {setting.path: setting.default for setting in settings()}
         overlay = nest({path: value for path, value in forms.values(raws).items() if value != defaults[path]})
-    return yaml.safe_dump(overlay, sort_keys=False, allow_unicode=True, width=120) if overlay else NO_CHANGES
+    return yaml.safe_dump(overlay, sort_keys=False, allow_unicode=True, width=120) if overlay else ""
 
 
 def from_text(text: str) -> list[Any]:
