@@ -139,7 +139,7 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     expect(rate).to_have_value("3e-4", timeout=PATIENCE)
     # What differs from the recipe can be reset by itself.
     reset = visit.page.locator("#set-training-learning_rate .field-reset")
-    expect(reset).to_have_text("Reset to 0.001", timeout=PATIENCE)
+    expect(reset).to_have_attribute("title", "Recipe: 0.001", timeout=PATIENCE)
     reset.click()
     expect(rate).to_have_value("0.001", timeout=PATIENCE)
     expect(reset).to_have_count(0, timeout=PATIENCE)

@@ -53,14 +53,16 @@ class Studio(Services):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a click asks another tab to show as it opens: adapters (a run's id stands for its first), or a job.
+    """What a click asks another tab to show as it opens: adapters (a run's id stands for its first), a job, or data.
 
-    `others` are adapters beside the first.
+    `others` are adapters beside the first; `time` makes the same wish count again.
     """
 
     adapter: str = ""
     job: str = ""
     others: tuple[str, ...] = ()
+    data: str = ""
+    time: float = 0.0
 
 
 def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:

@@ -14,7 +14,7 @@ from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
 from lora_studio.ui.data.choice import PATHS
 from lora_studio.ui.data.handlers import AnalysisHandlers
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.studio import Studio, Wish
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 
@@ -161,6 +161,16 @@ def test_looking_shows_progress_then_everything_that_was_found(act: AnalysisHand
         "demo",
         None,
     )
+
+
+def test_data_that_the_train_tab_asks_to_preview_is_chosen_and_analyzed(act: AnalysisHandlers) -> None:
+    list(act.look(*chosen()))
+    updates = list(act.open_wished(Wish(data="technical"), *chosen()))
+    assert updates[0][act.controls.source].value == "technical"
+    assert act.studio.inspector.asked[-1][1]["train_file"] == "technical"
+    asked = len(act.studio.inspector.asked)
+    assert list(act.open_wished(Wish(adapter="a-run"), *chosen())) == [act._unchanged()]
+    assert len(act.studio.inspector.asked) == asked
 
 
 def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_train_tab(

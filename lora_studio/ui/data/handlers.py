@@ -35,7 +35,7 @@ from lora_studio.ui.data.choice import (
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
-from lora_studio.ui.studio import Handover, Studio, Updates
+from lora_studio.ui.studio import Handover, Studio, Updates, Wish
 
 if TYPE_CHECKING:
     from lora_studio.data.report import Description, RowView
@@ -149,6 +149,17 @@ class AnalysisHandlers:
             yield from self.look_anew(*widget_values)
         else:
             yield self._unchanged()
+
+    def open_wished(self, wish: Wish, *widget_values: Any) -> Iterator[Updates]:
+        """Chooses and analyzes the data that another tab asks to preview; a wish for another tab is left alone."""
+        if not wish.data:
+            yield self._unchanged()
+            return
+        values = list(widget_values)
+        values[PATHS.index("data.train_file")] = wish.data
+        source = gr.Dropdown(choices=sources(self.studio.workspace), value=wish.data, allow_custom_value=True)
+        yield self.choose_other(wish.data) | {self.controls.source: source}
+        yield from self.analyze_other(*values)
 
     def measure_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data with other validation rows than the last ones."""

@@ -217,6 +217,7 @@ def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
     c.source.input(act.choose_other, c.source, outputs, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
+    shared.wish.change(act.open_wished, [shared.wish, *settings], outputs, **inspect)
     c.validation.input(act.measure_other, settings, outputs, **inspect)
     gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
     c.stop.click(act.stop, queue=False, **QUIET)

@@ -45,7 +45,9 @@ studio.form = ({element, trigger, props, watch}, {tips, units}) => {
     tip.append(make('code', '', key));
     help.setAttribute('aria-label', `? ${title}`);
     help.setAttribute('aria-describedby', tip.id);
-    help.onkeydown = ({key: pressed}) => pressed === 'Escape' && help.blur();
+    help.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape') help.blur();
+    });
     if (units[field.id]) box.append(make('span', 'field-unit', units[field.id]));
     box.append(help, tip);
     field.append(box);
@@ -55,8 +57,9 @@ studio.form = ({element, trigger, props, watch}, {tips, units}) => {
     let button = box.querySelector('.field-reset');
     if (recipe === undefined) return button?.remove();
     if (!button) box.append((button = make('button', 'field-reset')));
-    button.textContent = `Reset to ${recipe}`;
-    button.title = 'Differs from the recipe';
+    button.textContent = 'Reset';
+    button.title = `Recipe: ${recipe}`;
+    button.setAttribute('aria-label', `Reset to ${recipe}`);
   }
   function write(field, {words, wrong}) {
     let line = field.querySelector(':scope > .field-error, :scope > .field-note');

@@ -29,7 +29,7 @@ def wire_fields(view: TrainView, studio: Studio) -> None:
         base = filling.baseline(workspace, preset)
         path = next((path for path in base if forms.element_id(path) == event.value), None)
         if path is None:
-            return {}
+            return {view.reported: gr.skip()}
         after = forms.overlay(raws, {path: base[path]})
         updates = views.look(view, studio, (preset, after), problems.read(after, workspace), reported)
         value = after[list(forms.to_draft(raws)).index(path)]
@@ -57,7 +57,7 @@ def wire_fields(view: TrainView, studio: Studio) -> None:
     assert form.matches
     found = [form.matches, *form.openers]
     for event in (
-        form.query.input(find, [form.query, *form.widgets], found, trigger_mode="always_last", **QUIET),
+        form.query.change(find, [form.query, *form.widgets], found, trigger_mode="always_last", **QUIET),
         form.query.submit(find, [form.query, *form.widgets], found, **QUIET),
         form.matches.click(select, [form.query, *form.widgets], found, **QUIET),
     ):

@@ -1,5 +1,6 @@
 """What changes the form: typing, recipes, resets, search, config files, and settings from other tabs."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
 from lora_studio.ui import form as forms
 from lora_studio.ui import theme
-from lora_studio.ui.studio import QUIET, EventOptions, Handover, Shared, Studio, Updates
+from lora_studio.ui.studio import QUIET, EventOptions, Handover, Shared, Studio, Updates, Wish
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import drafts, field_events, filling, planning, problems, recipes
 from lora_studio.ui.train import presets as own
@@ -109,7 +110,7 @@ def _recipes(view: TrainView, studio: Studio, show: Show) -> None:
         now = planning.situation_of(studio, raws, planned)
         recipe = next((item for item in recipes.recipes(now) if item.preset == event.value), None)
         if recipe is None or recipe.unavailable:
-            return {}
+            return {view.reported: gr.skip()}
         return show(recipe.preset, recipes.filled(recipe, raws), f"Recipe {recipe.title}", (preset, raws))
 
     whole = [view.preset, *view.form.widgets]
@@ -136,6 +137,11 @@ def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> N
         return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
 
     inputs = [view.preset, *view.form.widgets]
+
+    def preview(data: str) -> tuple[Wish, gr.Tabs]:
+        return Wish(data=data, time=time.time()), gr.Tabs(selected="data")
+
+    view.picker.data_facts.click(preview, view.form.widget("data.train_file"), [shared.wish, shared.tabs], **QUIET)
     events = (
         shared.data.change(use_data, [shared.data, *inputs], [*view.outputs, view.start], **IN_TURN, **QUIET),
         shared.form.change(use_config, [shared.form, *inputs], view.outputs, **QUIET),

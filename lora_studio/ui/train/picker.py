@@ -11,7 +11,7 @@ from lora_studio.models.hardware import Device, recent_devices
 from lora_studio.models.memory import estimate, settled, verdict, with_settings
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.ui import form as forms
-from lora_studio.ui import html
+from lora_studio.ui import html, theme
 from lora_studio.ui.studio import Updates
 from lora_studio.ui.train.card import VERDICTS, short
 from lora_studio.ui.train.plan import Plan, gib
@@ -90,7 +90,7 @@ def data_facts(planned: Plan) -> str:
             )
     if lengths and lengths.longest:
         facts.append(f"at most {lengths.longest:,} a row")
-    return html.render("train.source", facts or ["Rows not counted yet"], None, planned.reading, "#data")
+    return html.render("train.source", facts or ["Rows not counted yet"], None, planned.reading, True)
 
 
 def updates(picker: Picker, config: Config | None, planned: Plan | None) -> Updates:
@@ -112,4 +112,4 @@ def draw_model() -> tuple[gr.HTML, gr.Button, gr.HTML]:
 
 
 def draw_data() -> gr.HTML:
-    return gr.HTML(elem_id="data-facts")
+    return gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="data-facts")
