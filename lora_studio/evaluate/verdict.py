@@ -18,7 +18,7 @@ class Sentence:
 
 
 def value(number: float | None, unit: str, *, signed: bool = False) -> str:
-    """A metric's value: 95 % for a share, four digits for others. Shares differ by points: 2 % more of 50 % are 51."""
+    """A metric's value: 95 % for a share, four digits for adapters. Shares differ by points: 2 % more of 50 % are 51."""
     if number is None:
         return "–"
     sign = "+" if signed and number > 0 else "−" if number < 0 else ""
@@ -30,24 +30,24 @@ def value(number: float | None, unit: str, *, signed: bool = False) -> str:
 def verdict(summary: Mapping[str, Any]) -> list[Sentence]:
     """The most telling metric, the first one, of each adapter against the first column, with n and p."""
     metric = next(iter(summary["metrics"].values()))
-    first, *others = summary["columns"]
-    if not others:
+    first, *adapters = summary["columns"]
+    if not adapters:
         words = f"{_name(metric)} {value(metric[first['name']]['value'], metric['unit'])}, n = {metric['rows']:,}"
         return [Sentence("", f"{first['title']}: {words}. No base to compare with.")]
-    return [_compared(metric, first, column, number, named=len(others) > 1) for number, column in enumerate(others, 1)]
+    return [_compared(metric, first, column, number, with_name=len(adapters) > 1) for number, column in enumerate(adapters, 1)]
 
 
 def _compared(
-    metric: Mapping[str, Any], first: Mapping[str, Any], column: Mapping[str, Any], number: int, *, named: bool
+    metric: Mapping[str, Any], first: Mapping[str, Any], column: Mapping[str, Any], number: int, *, with_name: bool
 ) -> Sentence:
     difference = metric[difference_name(number)]
     against = "the base" if first["name"] == BASE else str(first["title"])
     kind, relation = _relation(difference)
-    who = f"{column['title']} is {relation}" if named or against != "the base" else relation
+    who = f"{column['title']} is {relation}" if with_name or against != "the base" else relation
     before, after = (value(metric[item["name"]]["value"], metric["unit"]) for item in (first, column))
     values = f"{before} both" if before == after else f"{before} → {after}"
     words = f"{who} {against}: {_name(metric)} {values}, n = {metric['rows']:,}"
-    return Sentence(kind, f"{words[:1].upper() if not named else words[:1]}{words[1:]}{_odds(difference, metric)}")
+    return Sentence(kind, f"{words[:1].upper() if not with_name else words[:1]}{words[1:]}{_odds(difference, metric)}")
 
 
 def difference_name(number: int) -> str:
@@ -84,14 +84,14 @@ def _odds(difference: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
 
 def elsewhere(summary: Mapping[str, Any]) -> str:
     """The other metrics that differ significantly where the first one does not; "" where there is none."""
-    first, *others = summary["columns"]
+    first, *adapters = summary["columns"]
     metrics = list(summary["metrics"].values())
     parts = []
-    for number, column in enumerate(others, 1):
+    for number, column in enumerate(adapters, 1):
         name = difference_name(number)
         if significance(metrics[0][name]):
             continue
-        who = f"{column['title']}: " if len(others) > 1 else ""
+        who = f"{column['title']}: " if len(adapters) > 1 else ""
         for metric in metrics[1:]:
             if kind := significance(metric[name]):
                 before, after = (value(metric[item["name"]]["value"], metric["unit"]) for item in (first, column))

@@ -63,8 +63,8 @@ def _run(plan: Plan) -> Readiness | None:
 
 
 def _base_name(plan: Plan) -> Readiness | None:
-    given = getattr(plan.settings, "base_name", None)
-    if plan.target.name == "config" or given is None or given.strip() or not is_local_folder(plan.base):
+    base_name = getattr(plan.settings, "base_name", None)
+    if plan.target.name == "config" or base_name is None or base_name.strip() or not is_local_folder(plan.base):
         return None
     if getattr(plan.settings, "keep_local_base", False):
         return None

@@ -151,7 +151,7 @@ def fill(studio: Studio, *requested: str) -> list[Any]:
         gr.Dropdown(choices=adapters, value=saved["adapters"]),
         gr.Dropdown(choices=board.data_choices(studio.workspace, saved["adapters"]), value=saved["data"]),
     ]
-    return first + [saved.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number that is not said shows as 0
+    return first + [saved.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number without a value shows as 0
 
 
 def follow(studio: Studio, *values: Any) -> Any:
@@ -189,7 +189,7 @@ def start_one(studio: Studio, values: JsonObject, warned_of: str) -> tuple[str, 
 
 
 def _beside_words(studio: Studio, name: str) -> str:
-    """What is said of an evaluation that began while a run trains."""
+    """The notice about an evaluation that began while a run trains."""
     return BESIDE_A_RUN if studio.engine.run and studio.supervisor.is_alive(name) else ""
 
 

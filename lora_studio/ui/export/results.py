@@ -25,7 +25,7 @@ from lora_studio.ui import words as run_words
 from lora_studio.ui.html import Html, count, empty, escape, notice, progress, render, size
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace
 
-TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
+REQUIRED = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
 """What the result of an export has to hold to be shown."""
 WHOLE_BYTES = 500_000_000
 BUTTONS = {
@@ -95,7 +95,7 @@ def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
     if not state.final:
         return render("export.head", state, _progress(state), state.warnings, stop=job_views.stop_label(state))
     words, tone = "", ""
-    if state.state == "done" and not result.keys() >= TOLD:
+    if state.state == "done" and not result.keys() >= REQUIRED:
         damaged = "result.json of this export is damaged, so its result is unknown."
         outcome = notice(damaged, "Export again.", "error")
     elif state.state != "done":
@@ -138,8 +138,8 @@ def _outcome(result: Mapping[str, Any], *, places: bool) -> Html:
 
 def made(result: Mapping[str, Any]) -> str:
     """What was made, in one sentence: Merged model: 12 files, 2.4 GB."""
-    known = result.get("target") in TARGETS
-    title = TARGETS[str(result["target"])].title if known else "Export"
+    has_target = result.get("target") in TARGETS
+    title = TARGETS[str(result["target"])].title if has_target else "Export"
     if missing := result.get("missing"):
         return f"One more step: convert the merged model ({size(result['bytes'])}) to {missing}."
     files = result["files"]
@@ -185,9 +185,9 @@ class ExportBoard:
         if view.adapter:
             free = shutil.disk_usage(self.workspace.root).free
             form = form_markup(target_of(view.target), dict(view.values), self._not_applying(view))
-            typed_now = replace(view, values=values_of(self.workspace, view.target) or view.values)
-            cards = cards_markup(view.target, *self.sizes(typed_now), free // STEP * STEP or free)
-            ready = self.ready(typed_now, free)
+            current = replace(view, values=values_of(self.workspace, view.target) or view.values)
+            cards = cards_markup(view.target, *self.sizes(current), free // STEP * STEP or free)
+            ready = self.ready(current, free)
         if state is not None:
             root = "" if self.workspace.policy.is_admin else str(self.workspace.root)
             head = head_markup(state, results[state.id], root)
