@@ -34,7 +34,10 @@ def verdict(summary: Mapping[str, Any]) -> list[Sentence]:
     if not adapters:
         words = f"{_name(metric)} {value(metric[first['name']]['value'], metric['unit'])}, n = {metric['rows']:,}"
         return [Sentence("", f"{first['title']}: {words}. No base to compare with.")]
-    return [_compared(metric, first, column, number, with_name=len(adapters) > 1) for number, column in enumerate(adapters, 1)]
+    return [
+        _compared(metric, first, column, number, with_name=len(adapters) > 1)
+        for number, column in enumerate(adapters, 1)
+    ]
 
 
 def _compared(
