@@ -18,7 +18,7 @@ class Sentence:
 
 
 def value(number: float | None, unit: str, *, signed: bool = False) -> str:
-    """A metric's value: 95 % for a share, four digits for adapters. Shares differ by points: 2 % more of 50 % are 51."""
+    """A metric's value: 95 % for a share, four digits for others. Shares differ by points: 2 % more of 50 % are 51."""
     if number is None:
         return "–"
     sign = "+" if signed and number > 0 else "−" if number < 0 else ""
