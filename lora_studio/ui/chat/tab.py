@@ -53,7 +53,7 @@ def _draw(like: str) -> tuple[Parts, gr.Column]:
                 with gr.Column(elem_id="chat-window"):
                     heads = gr.HTML(js_on_load=theme.on_load("chatClicks"), elem_id="chat-heads")
                     board = gr.HTML(js_on_load=theme.on_load("chatBoard"), elem_id="chat-board")
-                    extra = gr.HTML(elem_id="chat-extra")
+                    extra = gr.HTML(js_on_load=theme.on_load("chatTokens"), elem_id="chat-extra")
                 message = gr.HTML(js_on_load=theme.on_load("chatClicks"), elem_id="chat-message")
                 with gr.Row(elem_id="chat-composer"):
                     question = gr.Textbox(

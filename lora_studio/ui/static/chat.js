@@ -98,6 +98,10 @@ window.studio ??= {};
     );
   };
 
+  // Below a long conversation, token probabilities would come out of sight.
+  studio.chatTokens = ({element, watch}) =>
+    watch('value', () => element.firstElementChild?.scrollIntoView({block: 'nearest'}));
+
   studio.chatCopied = ({element, watch}) => {
     watch('value', async () => {
       const box = element.querySelector('[data-copied]');
