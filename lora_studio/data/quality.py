@@ -263,8 +263,18 @@ def near_duplicates(
 ) -> NearDuplicates:
     """Rows that share most 4-word shingles with an earlier row, by MinHash; exact duplicates are not counted.
 
-    Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all. `keys`
-    are the rows' group keys, where they are known; `step` is called now and then with the rows done since.
+    `sampled` says how many rows were compared, None for all; see `near_groups` for the arguments.
+    """
+    groups, compared = near_groups(rows, seconds, keys, step)
+    return {**grouped(groups), "sampled": compared if compared < len(rows) else None}
+
+
+def near_groups(
+    rows: Sequence[Conversation], seconds: float, keys: Sequence[str] = (), step: Callable[[int], None] = lambda _: None
+) -> tuple[list[list[int]], int]:
+    """Groups of numbers of nearly the same rows, and how many rows, evenly chosen, were compared within `seconds`.
+
+    `keys` are the rows' group keys, where they are known; `step` is called now and then with the rows done since.
     """
     end = time.monotonic() + seconds
     numbers = np.random.default_rng(0).integers(1, 1 << 63, size=_HASHES, dtype=np.uint64) | np.uint64(1)
@@ -283,8 +293,7 @@ def near_duplicates(
         if sketch is not None:
             sketches.append(sketch)
             row_numbers.append(rows[position].row)
-    groups = _alike(np.array(sketches), row_numbers, lambda: step(0)) if sketches else []
-    return {**grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
+    return _alike(np.array(sketches), row_numbers, lambda: step(0)) if sketches else [], looked_at
 
 
 def _evenly(count: int) -> list[int]:

@@ -125,6 +125,12 @@ class SavedRows(Result):
     rows: int
 
 
+class SavedCopy(SavedRows):
+    """How many rows a cleaned copy has, and how many were removed."""
+
+    removed: int
+
+
 class FetchedConfig(Result):
     """A model's config.json."""
 
@@ -315,6 +321,16 @@ class SaveBadRows(Request[SavedRows]):
     of: Inspect | None = None
 
 
+class SaveCleaned(Request[SavedCopy]):
+    """Writes a copy of inspected data without duplicates, and without near-duplicates if `near`, into `path`."""
+
+    method: ClassVar[str] = "save_cleaned"
+
+    path: str
+    near: bool = False
+    of: Inspect | None = None
+
+
 class TryReading(Request[TriedReading]):
     """Tries a mapping on the first rows, before the whole file is read by it."""
 
@@ -455,6 +471,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     Inspect,
     Preview,
     SaveBadRows,
+    SaveCleaned,
     LookAtFirst,
     TryReading,
     FetchConfig,
@@ -469,7 +486,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     Stop,
 )
 _BY_METHOD = {request.method: request for request in _REQUESTS}
-READING = (Inspect, Preview, SaveBadRows, LookAtFirst, TryReading)
+READING = (Inspect, Preview, SaveBadRows, SaveCleaned, LookAtFirst, TryReading)
 """Requests that read files of other people, which may take only so much memory."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, urlencode
 
 from lora_studio.errors import StudioError
 from lora_studio.units import shorten
@@ -64,6 +64,18 @@ def is_dataset_name(name: str) -> bool:
         return True
     path = Path(name)
     return bool(_DATASET.fullmatch(name)) and not path.suffix and not os.path.exists(path.parent)
+
+
+_ADDRESS = "https://huggingface.co/datasets/"
+
+
+def dataset_name(identifier: str, config: str = "", split: str = "") -> str:
+    """The name of a dataset of the Hub by its id (or its address), subset and split. Raises `StudioError`."""
+    plain = identifier.strip().removeprefix(_ADDRESS).removeprefix(DATASET_PREFIX).strip("/")
+    options = {key: value.strip() for key, value in (("config", config), ("split", split)) if value.strip()}
+    name = DATASET_PREFIX + plain + (f"?{urlencode(options, quote_via=quote)}" if options else "")
+    parse_dataset_name(name)
+    return name
 
 
 def parse_dataset_name(name: str) -> tuple[str, dict[str, str]]:

@@ -105,6 +105,9 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "preview":
         window = params["window"] or 0
         return [{"kind": "result", **PREVIEW, "row": params["row_index"] + 10, "windows": 3, "window": window}]
+    if method == "save_cleaned":
+        Path(params["path"]).write_text("{}")
+        return [{"kind": "result", "rows": 2, "removed": 1}]
     if method == "save_bad_rows":
         Path(params["path"]).write_text("{}")
         return [{"kind": "result", "rows": 1}]
@@ -574,3 +577,36 @@ def test_the_limit_dragged_in_the_chart_moves_the_slider_to_a_counted_length(act
     assert (moved[act.view.cut], moved[act.view.histogram]["cut"]["label"]) == (8, "max length 8")
     assert act.drag_cut(RESULT, gr.EventData(None, {"act": "limit", "value": 9000}))[act.view.cut] == 8
     assert act.drag_cut(None, gr.EventData(None, {"value": 11})) == {act.view.status: gr.skip()}
+
+
+def test_duplicates_are_removed_into_a_copy_that_is_chosen_and_keeps_the_mapping(act: AnalysisHandlers) -> None:
+    repeated = {"rows": 1, "groups": 1, "examples": [[1, 2]]}
+    quality = {"exact_duplicates": repeated, "near_duplicates": {**repeated, "rows": 0, "sampled": None}}
+    values = dict(zip(PATHS, chosen(), strict=True))
+    shown = act._removals({**RESULT, "hygiene": quality})  # type: ignore[typeddict-item]
+    assert (shown[act.view.remove].visible, shown[act.view.remove_near].visible) == (True, False)
+    assert act.show(RESULT, values)[act.view.remove].visible is False
+    mapping = {"user": "q", "assistant": "b"}
+    list(act.look(*chosen(**{"data.mapping": mapping})))
+    updates = act.remove_duplicates(near=True)
+    method, params = act.studio.inspector.asked[-1]
+    assert (method, params["near"], params["of"]["train_file"]) == ("save_cleaned", True, "pirate")
+    copy = updates[act.controls.source].value
+    assert copy == str(act.studio.workspace.uploads_folder / "pirate-deduplicated.jsonl")
+    list(act.analyze_copy(*chosen(**{"data.train_file": copy, "data.mapping": mapping})))
+    assert act.studio.inspector.asked[-1][1].items() >= {"train_file": copy, "mapping": mapping}.items()
+
+
+def test_a_dataset_of_the_hub_has_fields_of_its_own(act: AnalysisHandlers) -> None:
+    c, address = act.controls, "https://huggingface.co/datasets/owner/name"
+    updates = act.choose_hub(address, "en us", "validation")
+    name = "hub:owner/name?config=en%20us&split=validation"
+    assert updates[c.source].value == name
+    list(act.analyze_other(*chosen(**{"data.train_file": name})))
+    assert act.studio.inspector.asked[-1][1]["train_file"] == name
+    after = act.repaint()
+    assert (after[c.hub_id], after[c.hub_subset], after[c.hub_split]) == ("owner/name", "en us", "validation")
+    assert act.choose_hub("owner/name", "", "")[c.source].value == "hub:owner/name"
+    refused = act.choose_hub("no name", "", "")
+    assert c.source not in refused
+    assert "no name" in refused[act.view.status].value

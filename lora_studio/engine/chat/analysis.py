@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from lora_studio.data.cleaning import save_without_duplicates
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.examples import largest_id
 from lora_studio.data.mapping import ReadingError
@@ -127,6 +128,13 @@ class DataAnalysis:
     def save_bad_rows(self, call: Call[protocol.SaveBadRows]) -> protocol.SavedRows:
         """Writes all invalid rows of the analyzed data to a file."""
         return protocol.SavedRows(rows=save_bad_rows(self._prepared_of(call, call.message.of), Path(call.message.path)))
+
+    def save_cleaned(self, call: Call[protocol.SaveCleaned]) -> protocol.SavedCopy:
+        """Writes the analyzed data without duplicates to a file."""
+        message = call.message
+        prepared = self._prepared_of(call, message.of)
+        rows, removed = save_without_duplicates(prepared, Path(message.path), near=message.near)
+        return protocol.SavedCopy(rows=rows, removed=removed)
 
     def look_at_first(self, call: Call[protocol.LookAtFirst]) -> protocol.FirstRows:
         """The first rows as training would see them."""

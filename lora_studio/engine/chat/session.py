@@ -46,6 +46,7 @@ class SessionWorker:
             protocol.Inspect: data.inspect,
             protocol.Preview: data.preview,
             protocol.SaveBadRows: data.save_bad_rows,
+            protocol.SaveCleaned: data.save_cleaned,
             protocol.LookAtFirst: data.look_at_first,
             protocol.TryReading: data.try_reading,
             protocol.FetchConfig: self.fetch_config,

@@ -13,7 +13,17 @@ from lora_studio.access.policy import delete_upload
 from lora_studio.config.fields import SettingValues
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
-from lora_studio.jobs.protocol import Inspect, Inspected, Preview, Progress, Report, SaveBadRows, TryReading
+from lora_studio.jobs.protocol import (
+    Inspect,
+    Inspected,
+    Preview,
+    Progress,
+    Report,
+    SaveBadRows,
+    SaveCleaned,
+    TryReading,
+)
+from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
 from lora_studio.ui import charts, form, html, job_views
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
@@ -69,6 +79,10 @@ class DataControls:
     upload: gr.File
     upload_validation: gr.UploadButton
     uploads: gr.HTML
+    hub_id: gr.Textbox
+    hub_subset: gr.Textbox
+    hub_split: gr.Textbox
+    hub_load: gr.Button
     whole: gr.Column
     look: gr.Button
     train: gr.Button
@@ -106,6 +120,8 @@ class DataView:
     save_bad: gr.Button
     saved_bad: gr.HTML
     hygiene: gr.HTML
+    remove: gr.Button
+    remove_near: gr.Button
     rows: gr.Accordion
     table: gr.HTML
     cache: gr.HTML
@@ -161,6 +177,13 @@ class AnalysisHandlers:
         yield self.choose_other(wish.data) | {self.controls.source: source}
         yield from self.analyze_other(*values)
 
+    def analyze_copy(self, *widget_values: Any) -> Iterator[Updates]:
+        """Analyzes a cleaned copy, whose columns are those of its file, where there is one."""
+        if self.other("data.train_file", widget_values[PATHS.index("data.train_file")]):
+            yield from self.look(*widget_values)
+        else:
+            yield self._unchanged()
+
     def measure_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data with other validation rows than the last ones."""
         if self.other("data.validation_file", widget_values[PATHS.index("data.validation_file")]):
@@ -202,6 +225,34 @@ class AnalysisHandlers:
             c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
             c.upload: None,
             c.uploads: report.uploads(self.studio.workspace),
+        }
+
+    def choose_hub(self, identifier: str, subset: str, split: str) -> Updates:
+        """A dataset of the Hub by its id, subset and split becomes the dataset."""
+        try:
+            name = dataset_name(identifier or "", subset or "", split or "")
+        except StudioError as error:
+            return {self.view.status: gr.HTML(html.problem(error), visible=True)}
+        return self.choose_other(name) | {self.controls.source: gr.Dropdown(value=name)}
+
+    def remove_duplicates(self, near: bool = False) -> Updates:
+        """Writes a copy of the file in sight without duplicates among the uploads, and chooses it."""
+        workspace = self.studio.workspace
+        try:
+            source = str(self._look().settings["data.train_file"])
+            stem = Path(source.partition("?")[0]).stem or "dataset"
+            target = job_views.new_file(workspace, f"{stem}-deduplicated.jsonl")
+            copy = self.studio.inspector.call(SaveCleaned(path=str(target), near=near, of=self._analysis()))
+            chosen = workspace.save_upload(target)
+        except StudioError as error:
+            return {self.view.status: gr.HTML(html.problem(error), visible=True)}
+        removed, rows = html.count(copy.removed, "row"), html.count(copy.rows, "row")
+        gr.Info(f"{removed} removed; {html.escape(chosen.name)} has {rows}.")
+        c, offered = self.controls, sources(workspace)
+        return self.choose() | {
+            c.source: gr.Dropdown(choices=offered, value=str(chosen)),
+            c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
+            c.uploads: report.uploads(workspace),
         }
 
     def keep_validation(self, path: str) -> Updates:
@@ -351,6 +402,7 @@ class AnalysisHandlers:
             v.forecast: report.forecast(result),
             v.percentiles: report.percentiles(result),
             v.hygiene: report.hygiene(result),
+            **self._removals(result),
             v.cut: gr.Slider(minimum=low, maximum=high, value=place),
             **self.move_cut(result, place),
             v.bad_rows: gr.HTML(report.bad_rows_table(result), visible=bad),
@@ -361,6 +413,14 @@ class AnalysisHandlers:
             v.result: result,
             v.analyzed: dict(values),
             **self.pages.paint(result["examples"][0] if result["examples"] else None, 0, result),
+        }
+
+    def _removals(self, result: "Description") -> Updates:
+        """The buttons that remove duplicates, as far as there are any."""
+        exact, near = report.repeated_rows(result)
+        return {
+            self.view.remove: gr.Button(visible=exact > 0),
+            self.view.remove_near: gr.Button(visible=near > 0),
         }
 
     def _judge(self, result: "Description", values: SettingValues) -> Updates:
@@ -482,12 +542,23 @@ class AnalysisHandlers:
         updates[self.controls.validation] = second
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
         updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
+        updates |= self._hub_fields(str(values["data.train_file"]))
         updates |= self.measure_disk() | {self.controls.whole: gr.Column(visible=True)}
         draft = workspace.read_draft(FOUND)
         if isinstance(draft, dict) and (draft["settings"], draft.get("code")) == (values, code_version()):
             updates |= self.show(draft["result"], values) | {self.view.status: gr.HTML("", visible=False)}
             updates[self.controls.look] = gr.Button(variant="secondary")
         return updates
+
+    def _hub_fields(self, source: str) -> Updates:
+        """The fields of the Hub for a chosen dataset of it; as they are for any other."""
+        try:
+            plain, options = parse_dataset_name(source) if is_dataset_name(source) else ("", {})
+        except StudioError:
+            return {}
+        c = self.controls
+        named = {c.hub_id: plain, c.hub_subset: options.get("config", ""), c.hub_split: options.get("split", "")}
+        return named if plain else {}
 
     def _look(self) -> DataLook:
         """What was found last. Raises `StudioError` where nothing was, as after the visitor's files were deleted."""

@@ -295,6 +295,12 @@ def hygiene(result: Result) -> str:
     return body + _labels(quality["labels"]) + _looked_at(quality)
 
 
+def repeated_rows(result: Result) -> tuple[int, int]:
+    """How many rows repeat an earlier row exactly, and how many nearly."""
+    quality = result["hygiene"]
+    return (quality["exact_duplicates"]["rows"], quality["near_duplicates"]["rows"]) if quality else (0, 0)
+
+
 CLEAN = "No duplicates, no leaks into validation, no contradicting answers, no special tokens in the text."
 Finding = tuple[str, str, str]
 """Title, words and examples."""

@@ -1,5 +1,6 @@
 """The Data tab: what a file holds, what is trained of it, what would be cut, what is invalid. Draws and wires."""
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -31,7 +32,7 @@ def draw_controls(studio: Studio) -> DataControls:
 def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: gr.Column) -> DataControls:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
-            source, upload, uploads = _draw_source(values, offered)
+            source, upload, uploads, hub = _draw_source(values, offered)
         with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(values["model.name"], label="Base model", info="Its tokenizer counts the tokens.")
             with gr.Row():
@@ -63,10 +64,13 @@ def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: 
     settings = (source, model, length, truncation, train_on, *read, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
     buttons = (whole, look, train, stop)
-    return DataControls(*settings, _draw_bad_rows(values), mapping, upload, second, uploads, *buttons)
+    return DataControls(*settings, _draw_bad_rows(values), mapping, upload, second, uploads, *hub, *buttons)
 
 
-def _draw_source(values: SettingValues, offered: list[tuple[str, str]]) -> tuple[gr.Dropdown, gr.File, gr.HTML]:
+Hub = tuple[gr.Textbox, gr.Textbox, gr.Textbox, gr.Button]
+
+
+def _draw_source(values: SettingValues, offered: list[tuple[str, str]]) -> tuple[gr.Dropdown, gr.File, gr.HTML, Hub]:
     source = gr.Dropdown(
         offered,
         value=values["data.train_file"],
@@ -85,7 +89,13 @@ def _draw_source(values: SettingValues, offered: list[tuple[str, str]]) -> tuple
     )
     with gr.Accordion("Uploaded files", open=False, elem_id="data-kept"):
         uploads = gr.HTML(js_on_load=theme.on_load("clicks", questions={"delete": DELETES}))
-    return source, upload, uploads
+    with gr.Accordion("From the Hub", open=False, elem_id="data-hub"):
+        with gr.Row():
+            identifier = gr.Textbox(label="Dataset ID", placeholder="owner/name", max_lines=1, min_width=180, scale=2)
+            subset = gr.Textbox(label="Subset", placeholder="default", max_lines=1, min_width=100)
+            split = gr.Textbox(label="Split", placeholder="train", max_lines=1, min_width=100)
+        load = gr.Button("Load dataset", size="sm", scale=0, min_width=140)
+    return source, upload, uploads, (identifier, subset, split, load)
 
 
 def _draw_folded(
@@ -175,7 +185,7 @@ def draw_view(studio: Studio, controls: DataControls) -> DataView:
 
 
 Lengths = tuple[gr.HTML, gr.Slider, gr.HTML, gr.Button, gr.Button, gr.HTML, gr.HTML]
-Quality = tuple[gr.HTML, gr.HTML, gr.Button, gr.HTML, gr.HTML]
+Quality = tuple[gr.HTML, gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.Button, gr.Button]
 
 
 def _draw_lengths() -> Lengths:
@@ -194,14 +204,18 @@ def _draw_lengths() -> Lengths:
 
 
 def _draw_quality(studio: Studio, controls: DataControls) -> Quality:
-    """The components in the order of `DataView`: `bad_line` to `hygiene`."""
+    """The components in the order of `DataView`: `bad_line` to `remove_near`."""
     gr.HTML('<h3 class="part">Quality</h3>')
     bad_line = gr.HTML()
     controls.bad_rows.render()
     bad_rows = gr.HTML()
     save_bad = gr.Button("Download invalid rows (JSONL)", size="sm", scale=0, min_width=240)
     saved_bad = job_views.place(studio.workspace)
-    return bad_line, bad_rows, save_bad, saved_bad, gr.HTML()
+    hygiene = gr.HTML()
+    with gr.Row():
+        remove = gr.Button("Remove duplicates", size="sm", scale=0, min_width=160)
+        remove_near = gr.Button("Remove duplicates and near-duplicates", size="sm", scale=0, min_width=280)
+    return bad_line, bad_rows, save_bad, saved_bad, hygiene, remove, remove_near
 
 
 def _wire(act: AnalysisHandlers, shared: Shared) -> None:
@@ -218,6 +232,8 @@ def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     c.source.input(act.choose_other, c.source, outputs, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
     shared.wish.change(act.open_wished, [shared.wish, *settings], outputs, **inspect)
+    loaded = c.hub_load.click(act.choose_hub, [c.hub_id, c.hub_subset, c.hub_split], outputs, **QUIET)
+    loaded.then(act.analyze_other, settings, outputs, **inspect)
     c.validation.input(act.measure_other, settings, outputs, **inspect)
     gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
     c.stop.click(act.stop, queue=False, **QUIET)
@@ -234,6 +250,9 @@ def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     _wire_limit(act, outputs, inspect)
     c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.bad_line, c.train, v.status], **QUIET)
     v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **QUIET)
+    for button, near in ((v.remove, False), (v.remove_near, True)):
+        copied = button.click(partial(act.remove_duplicates, near), None, outputs, **QUIET)
+        copied.then(act.analyze_copy, settings, outputs, **inspect)
     c.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **QUIET)
     v.clear.click(act.clear_cache, None, [c.uploads, v.cache, v.clear], **QUIET)
     c.uploads.click(act.delete_upload, None, outputs, **QUIET)
