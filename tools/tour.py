@@ -48,7 +48,7 @@ class Film:
     def save(self, path: Path) -> None:
         first, *others = self.frames
         first.save(
-            path, save_all=True, append_images=others, duration=self.times, loop=0, quality=MOVING_QUALITY, method=6
+            path, save_all=True, append_images=others, duration=self.times, loop=0, quality=MOVING_QUALITY, method=3
         )
 
     def _picture(self) -> Image.Image:
@@ -78,12 +78,9 @@ def main() -> None:
         page.set_default_timeout(PATIENCE)
         page.goto(f"{server.url}/?__theme=light")
         film = Film(page)
-        try:
-            analyze(page, film, folder)
-            train(page, film, folder)
-            compare(page, film, folder)
-        finally:
-            film.save(folder / MOVING)  # of a step that failed, the frames before it show where
+        for part in (analyze, train, compare):
+            part(page, film, folder)
+            film.save(folder / MOVING)  # of a part that fails, the frames before it are there
         measure(page, film, folder)
     for path in sorted(folder.glob("*.webp")):
         print(f"{path.name:<16}{path.stat().st_size / 1000:6.0f} kB")
