@@ -1,4 +1,4 @@
-"""Makes the documentation's pictures from the real page: a moving one of a first adapter, and one of each tab.
+"""Makes the documentation's pictures from the real page: a moving one of a first adapter, and one of each tab but Export.
 
     python -m tools.tour [FOLDER]
 
@@ -150,7 +150,7 @@ def compare(page: Page, film: Film, folder: Path) -> None:
 
 
 def measure(page: Page, film: Film, folder: Path) -> None:
-    """The Evaluate tab with its result, and the Export tab."""
+    """The Evaluate tab with its result."""
     open_tab(page, "Evaluate")
     page.wait_for_timeout(2000)
     page.locator("#evaluate-start").click()
@@ -159,10 +159,6 @@ def measure(page: Page, film: Film, folder: Path) -> None:
     page.wait_for_timeout(1500)
     _bring(results)
     film.still(folder / "evaluate.webp")
-    open_tab(page, "Export")
-    page.wait_for_timeout(2500)
-    page.evaluate("scrollTo(0, 0)")
-    film.still(folder / "export.webp")
 
 
 def _bring(place: Locator) -> None:
