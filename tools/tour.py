@@ -1,4 +1,4 @@
-"""Makes the documentation's pictures from the real page: a moving one of a first adapter, and one of each tab but Export.
+"""Makes the pictures of the documentation from the real page: a moving one, and one of each tab but Export.
 
     python -m tools.tour [FOLDER]
 
