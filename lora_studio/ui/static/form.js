@@ -90,20 +90,27 @@ studio.form = ({element, trigger, props, watch}, {tips, units}) => {
   show();
 };
 
-// The setting that a search found is brought into sight and marked, as soon as the list of matches names it and its fold
-// is open. An attribute marks it: Gradio writes the classes of its elements anew.
-studio.showSetting = () => {
-  let tries = 60;
-  const look = () => {
-    const id = document.querySelector('#settings-matches [data-best]')?.dataset.best;
+// The list of what a search found: the best match is brought into sight and marked, as soon as its fold is open. An
+// attribute marks it: Gradio writes the classes of its elements anew.
+studio.matches = ({element, trigger, watch}) => {
+  let waiting;
+  function mark(tries) {
+    const id = element.querySelector('[data-best]')?.dataset.best;
     const field = id && document.getElementById(id);
-    if (!field?.offsetParent) return tries-- && setTimeout(look, 50);
+    if (id && !field?.offsetParent && tries) return (waiting = setTimeout(mark, 50, tries - 1));
     document.querySelectorAll('[data-marked]').forEach((other) => delete other.dataset.marked);
+    if (!field?.offsetParent) return;
     field.dataset.marked = '';
     const {top, bottom} = field.getBoundingClientRect();
-    if (top < 80 || bottom > innerHeight - 80) field.scrollIntoView({block: 'center'});
-  };
-  setTimeout(look, 50); // the list of this search is not drawn yet
+    if (top < 120 || bottom > innerHeight - 80) field.scrollIntoView({block: 'center'});
+  }
+  function show() {
+    clearTimeout(waiting);
+    waiting = setTimeout(mark, 50, 60);
+  }
+  studio.clicks({element, trigger});
+  watch('value', show);
+  show();
 };
 
 // Saves the config as a file that bears the run's name, else those of model and data.

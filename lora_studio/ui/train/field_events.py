@@ -10,7 +10,7 @@ from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import fetch_numbers
 from lora_studio.ui import form as forms
-from lora_studio.ui import html, theme
+from lora_studio.ui import html
 from lora_studio.ui.studio import QUIET, Studio, Updates
 from lora_studio.ui.train import config_file, drafts, filling, problems, settings_form
 from lora_studio.ui.train import view as views
@@ -56,12 +56,8 @@ def wire_fields(view: TrainView, studio: Studio) -> None:
     assert form.query
     assert form.matches
     found = [form.matches, *form.openers]
-    for event in (
-        form.query.change(find, [form.query, *form.widgets], found, trigger_mode="always_last", **QUIET),
-        form.query.submit(find, [form.query, *form.widgets], found, **QUIET),
-        form.matches.click(select, [form.query, *form.widgets], found, **QUIET),
-    ):
-        event.then(None, js=theme.call("showSetting"), api_visibility="private")
+    form.query.change(find, [form.query, *form.widgets], found, trigger_mode="always_last", **QUIET)
+    form.matches.click(select, [form.query, *form.widgets], found, **QUIET)
 
 
 def wire_config_file(view: TrainView, show: Show) -> None:

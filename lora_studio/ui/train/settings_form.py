@@ -167,7 +167,7 @@ def drawer(form: SettingsForm, files: Sequence[tuple[str, str]]) -> Iterator[dic
             max_lines=1,
             elem_id="settings-search",
         )
-        form.matches = gr.HTML(visible=False, js_on_load=theme.on_load("clicks"), elem_id="settings-matches")
+        form.matches = gr.HTML(visible=False, js_on_load=theme.on_load("matches"), elem_id="settings-matches")
         with gr.Accordion("All settings", open=False, elem_id="all-settings") as form.drawer:
             for group, by_part in parts().items():
                 with gr.Accordion(group, open=False, elem_classes="grid") as form.folds[group]:
