@@ -126,9 +126,9 @@ def options(available: Sequence[Choice], adapters: Sequence[str], column: str) -
 
     The other columns decide the base: an adapter of another base can't answer beside them.
     """
-    others = [choice for choice in available if choice.value in adapters and choice.value != column]
+    neighbours = [choice for choice in available if choice.value in adapters and choice.value != column]
     groups: dict[str, tuple[str, list[Option]]] = {}
-    for choice, reason in zip(available, _reasons(available, others), strict=True):
+    for choice, reason in zip(available, _reasons(available, neighbours), strict=True):
         key = choice.run.id if choice.run else choice.group
         _, offered = groups.setdefault(key, (choice.group, []))
         offered.append(Option(choice.value, choice.short, choice.name, choice.best, reason))
@@ -137,24 +137,24 @@ def options(available: Sequence[Choice], adapters: Sequence[str], column: str) -
 
 def next_choice(available: Sequence[Choice], adapters: Sequence[str]) -> Choice | None:
     """The first adapter that can get a column beside those that have one; best checkpoints come before others."""
-    others = [choice for choice in available if choice.value in adapters]
+    neighbours = [choice for choice in available if choice.value in adapters]
     free = [
         choice
-        for choice, reason in zip(available, _reasons(available, others), strict=True)
+        for choice, reason in zip(available, _reasons(available, neighbours), strict=True)
         if not reason and choice.value not in adapters
     ]
     return min(free, key=lambda choice: not choice.best, default=None)
 
 
-def _reasons(available: Sequence[Choice], others: Sequence[Choice]) -> list[str]:
-    """Why each can't answer beside the `others`; "" where it can, and for all where there are no others."""
-    taken = {choice.value for choice in others}
-    first = next((card for choice in others if (card := _base_card(choice)) is not None), None)
-    known: dict[Hashable, str] = {}  # the same for all adapters of one base, of which a workspace has many
+def _reasons(available: Sequence[Choice], neighbours: Sequence[Choice]) -> list[str]:
+    """Why each can't answer beside the `neighbours`; "" where it can, and for all where there are none."""
+    values = {choice.value for choice in neighbours}
+    first = next((card for choice in neighbours if (card := _base_card(choice)) is not None), None)
+    reason_of: dict[Hashable, str] = {}  # the same for all adapters of one base, of which a workspace has many
     of_group: dict[str, AdapterCard | None] = {}  # a run's checkpoints share its base
     reasons = []
     for choice in available:
-        if choice.value in taken:
+        if choice.value in values:
             reasons.append("in another column")
             continue
         if first is None:
@@ -168,9 +168,9 @@ def _reasons(available: Sequence[Choice], others: Sequence[Choice]) -> list[str]
             reasons.append("its files can't be read")
             continue
         key = (card.base, card.revision, card.base_fingerprint)
-        if key not in known:
-            known[key] = _other_base(first, card)
-        reasons.append(known[key])
+        if key not in reason_of:
+            reason_of[key] = _other_base(first, card)
+        reasons.append(reason_of[key])
     return reasons
 
 

@@ -242,8 +242,8 @@ def _of_run(run: RunFolder) -> list[StarterQuestion]:
         rows = json.loads(run.questions.read_text(encoding="utf-8"))
         examples = [StarterQuestion(str(row["question"]), str(row["system"])) for row in rows]
     except FileNotFoundError:
-        asked = read_state(run.events).questions
-        examples = [StarterQuestion(question, "") for question in asked.questions] if asked else []
+        recorded = read_state(run.events).questions
+        examples = [StarterQuestion(question, "") for question in recorded.questions] if recorded else []
     except (ValueError, KeyError, TypeError):
         return []  # the file is damaged, and no question is needed
     return list(dict.fromkeys(example for example in examples if example.question.strip()))[:EXAMPLES]

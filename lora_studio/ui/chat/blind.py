@@ -34,8 +34,8 @@ def ask(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]
             yield from _answered(act, who, talk, question, system, sampling)
     except StudioError as error:
         failure = error
-    shown = {p.board: votes.board(act.talk(who).blind, prompts.read_votes(act.studio.workspace))}
-    painted = shown | {p.tools: controls.tools(talk)}
+    board = {p.board: votes.board(act.talk(who).blind, prompts.read_votes(act.studio.workspace))}
+    painted = board | {p.tools: controls.tools(talk)}
     if failure is None:
         yield act.buttons(who) | act.memory(columns) | painted
     else:

@@ -62,8 +62,8 @@ def _row(columns: Sequence[Column], at: int, turn: Turn, marks: bool, busy: bool
         None if place is None else column.messages[2 * place]["content"]
         for column, place in zip(columns, turn, strict=True)
     ]
-    asked = [question for question in questions if question is not None]
-    shared = asked[0] if all(question == asked[0] for question in asked) else None
+    present = [question for question in questions if question is not None]
+    shared = present[0] if all(question == present[0] for question in present) else None
     base = _answer_of(columns[0], turn[0])
     cells = []
     for number, (column, place, question) in enumerate(zip(columns, turn, questions, strict=True)):

@@ -204,12 +204,12 @@ class Chat:
         turns = talk.turns(names)
         start = chat_board.start(len(names), prompts.examples_for(columns.shown)) if not turns else ""
         if talk.blinded:
-            kept = prompts.read_votes(self.studio.workspace)
-            return votes.board(talk.blind, kept) if talk.blind else start + votes.tally(kept)
+            all_votes = prompts.read_votes(self.studio.workspace)
+            return votes.board(talk.blind, all_votes) if talk.blind else start + votes.tally(all_votes)
         if not turns:
             return start
-        shown = [chat_board.Column(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
-        return chat_board.board(shown, turns, marks=talk.marks, busy=busy)
+        visible = [chat_board.Column(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
+        return chat_board.board(visible, turns, marks=talk.marks, busy=busy)
 
     def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
@@ -436,10 +436,8 @@ class Chat:
         elif click.act == "edit":
             removed = {name: talk.edit(name, turn) for name, turn in talk.turn_at(int(click.value), names).items()}
         else:  # a column that has no turn where others have one
-            others = talk.turn_at(int(click.value), talk.names)
-            removed = {
-                name: talk.column(other)[2 * turn]["content"] for name in names for other, turn in others.items()
-            }
+            turns = talk.turn_at(int(click.value), talk.names)
+            removed = {name: talk.column(other)[2 * turn]["content"] for name in names for other, turn in turns.items()}
         questions = {name: click.text.strip() or question for name, question in removed.items() if question}
         if questions:
             yield from self.ask(who, talk, columns, questions, system, sampling, before)

@@ -118,16 +118,16 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
             yield from act.send(person, question, system, *sampling)
 
     def click(event: gr.EventData, person: str, system: str, *sampling: Any) -> Iterator[Updates]:
-        made = Click(str(event.act), str(event.column), str(event.value), str(event.text))
-        if made.act == "vote":
-            yield {p.board: blind.vote(act, person, int(made.value))}
-        elif made.act == "votes":
+        target = Click(str(event.act), str(event.column), str(event.value), str(event.text))
+        if target.act == "vote":
+            yield {p.board: blind.vote(act, person, int(target.value))}
+        elif target.act == "votes":
             yield {place: blind.download(act)}
-        elif made.act == "example" and (talk := act.talk(person)).blinded:
-            example = examples_for(act.columns(talk).shown)[int(made.value)]
+        elif target.act == "example" and (talk := act.talk(person)).blinded:
+            example = examples_for(act.columns(talk).shown)[int(target.value)]
             yield from blind.ask(act, person, example.question, example.system or system, sampling)
         else:
-            yield from act.act(made, person, system, place, sampling)
+            yield from act.act(target, person, system, place, sampling)
 
     gr.on([p.send.click, p.question.submit], send, [who, p.question, p.system, *p.sampling], everything, **answer)
     p.stop.click(act.stop, who, [p.send, p.stop], queue=False, **QUIET)
