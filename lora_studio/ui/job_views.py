@@ -36,10 +36,9 @@ def build_no_adapter(shared: Shared, tab: str) -> gr.Column:
     return place
 
 
-def visibility(has_adapters: bool, has_jobs: bool) -> tuple[gr.Column, gr.Column, gr.Row]:
-    """Which parts of a tab are in sight: the form, what stands in its place, and the layout around form and result."""
-    has_content = has_adapters or has_jobs
-    return gr.Column(visible=has_adapters), gr.Column(visible=not has_adapters), gr.Row(visible=has_content)
+def visibility(has_adapters: bool) -> tuple[gr.Column, gr.Column]:
+    """Whether the form is in sight, or what stands in its place."""
+    return gr.Column(visible=has_adapters), gr.Column(visible=not has_adapters)
 
 
 def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:

@@ -47,7 +47,7 @@ def build(studio: Studio, shared: Shared) -> None:
     watching = EvaluationBoard(studio.workspace, studio.supervisor)
     parts = {}
     no_adapter = job_views.build_no_adapter(shared, "evaluate")
-    with gr.Row(elem_classes="job-layout") as layout:
+    with gr.Row(elem_classes="job-layout"):
         with gr.Column(elem_classes="job-form", min_width=0) as place:
             form, start = _draw_form()
             message = gr.HTML(elem_id="evaluation-said")
@@ -74,7 +74,7 @@ def build(studio: Studio, shared: Shared) -> None:
         view = _look_at(studio, request.job) if request.job else EvaluationView(watching.opening())
         has_adapters = bool(adapter_choices(studio.workspace, studio.supervisor.runs()))
         values = fill(studio, *filter(None, (request.adapter, *request.others)))
-        return [*values, view, *job_views.visibility(has_adapters, bool(view.evaluation))]
+        return [*values, view, *job_views.visibility(has_adapters)]
 
     start.click(begin, [view, warned, *form], [view, warned, message], **QUIET)
     job_views.wire(
@@ -83,7 +83,7 @@ def build(studio: Studio, shared: Shared) -> None:
         watching.look,
         wish=shared.wish,
         opening=opening,
-        opened=[*form, view, place, no_adapter, layout],
+        opened=[*form, view, place, no_adapter],
         act=act,
         messages=[message, downloaded],
         busy=studio.supervisor.busy,

@@ -29,7 +29,7 @@ def build(studio: Studio, shared: Shared) -> None:
     watching = ExportBoard(studio.workspace, studio.supervisor)
     parts = {}
     no_adapter = job_views.build_no_adapter(shared, "export")
-    with gr.Row(elem_classes="job-layout") as layout:
+    with gr.Row(elem_classes="job-layout"):
         with gr.Column(elem_classes="job-form", min_width=0) as place:
             adapter = gr.Dropdown([], label="Adapter", info="A run or a checkpoint.", elem_id="export-adapter")
         with gr.Column(elem_classes="job-main", min_width=0):
@@ -49,7 +49,7 @@ def build(studio: Studio, shared: Shared) -> None:
             with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
                 board.keep(studio.workspace, now)
         dropdown = gr.Dropdown(choices=choices, value=now.adapter or None)
-        return [dropdown, now, *job_views.visibility(bool(choices), bool(now.export))]
+        return [dropdown, now, *job_views.visibility(bool(choices))]
 
     def change(value: str | None, now: ExportView) -> ExportView:
         changed = replace(now, adapter=value or "")
@@ -67,7 +67,7 @@ def build(studio: Studio, shared: Shared) -> None:
         watching.look,
         wish=shared.wish,
         opening=opening,
-        opened=[adapter, view, place, no_adapter, layout],
+        opened=[adapter, view, place, no_adapter],
         act=act,
         messages=[message, downloaded],
         busy=studio.supervisor.busy,
