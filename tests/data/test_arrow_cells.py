@@ -48,7 +48,7 @@ def test_calls_and_tools_are_the_same_from_every_form_of_a_data_set(tmp_path, fo
         filled.to_json(path := tmp_path / "a.jsonl")
     source = open_source(path)
     assert [row.fields for row in source.rows()] == CALLS
-    assert (form == "json_feature") != any("which Arrow adds" in sentence for sentence in source.assumptions)
+    assert (form == "json_feature") != any("as Arrow fills" in sentence for sentence in source.assumptions)
 
 
 def test_a_null_that_one_call_has_by_itself_stays(write):

@@ -205,9 +205,9 @@ def test_rows_with_media_are_refused(row):
 @pytest.mark.parametrize(
     ("said", "row"),
     [
-        ("comparison", {"prompt": "a", "chosen": "b", "rejected": "c"}),
-        ("comparison", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
-        ("comparison", {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
+        ("preference pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        ("preference pairs", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
+        ("preference pairs", {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
         ("not known", {"temperature": 3, "pressure": 4}),
         ("not known", {}),
     ],

@@ -74,7 +74,7 @@ def test_the_mappings_system_prompt_goes_before_the_general_one():
 def test_all_that_is_wrong_with_a_mapping_is_said_at_once():
     with pytest.raises(StudioError) as error:
         Mapping.from_dict({"usr": "q", "assistant": 3, "roles": {"x": "narrator"}})
-    assert "3 faults" in error.value.message
+    assert "3 errors" in error.value.message
     assert "did you mean `user`?" in error.value.message
     with pytest.raises(StudioError) as error:
         apply_mapping(Mapping(user="questoin", assistant="b", chosen="c"), _records({"question": "q", "b": "x"}))
@@ -103,7 +103,7 @@ def test_a_mapping_that_makes_no_sense_is_refused(said, parts):
 def test_a_mapping_of_preference_is_refused_for_learning_by_example():
     records = _records({"q": "ask", "good": "yes", "bad": "no"})
     mapping = Mapping(user="q", chosen="good", rejected="bad")
-    with pytest.raises(StudioError, match="comparison"):
+    with pytest.raises(StudioError, match="preference pairs"):
         apply_mapping(mapping, records)
     chat = convert(records[0], apply_mapping(mapping, records, goal="preference"))
     assert (chat.messages[0].content, chat.chosen[0].content, chat.rejected[0].content) == ("ask", "yes", "no")

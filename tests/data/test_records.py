@@ -212,7 +212,7 @@ def test_a_replacement_character_that_stands_in_the_file_is_no_fault(write):
         ("a.json", b"[" * 100_000, "deep"),
         ("a.jsonl", b'{"a": ' * 50_000, "nested too deeply"),
         ("a.jsonl", b"not json\nat all\n", "None of the 2 rows"),
-        ("a.json", b"[" + b"9" * 5000 + b"]", "broken"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "JSON is invalid"),
         ("a.txt", bytes(range(32)) * 100, "binary"),
         ("a.json", b"\x1f\x8b\x08 packed", "gzip"),
         ("a.zip", b"PK\x03\x04 packed", "zip"),
@@ -230,7 +230,7 @@ def test_a_file_without_usable_rows_is_one_clear_error(write, name, content, sai
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(StudioError, match="no file"):
+    with pytest.raises(StudioError, match="does not exist"):
         read_records(tmp_path / "absent.json")
     with pytest.raises(StudioError, match="contains no data files"):
         read_records(tmp_path)

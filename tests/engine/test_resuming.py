@@ -120,7 +120,7 @@ def prepared_as(**changes: Any) -> DataPrepared:
 def test_rows_are_compared_by_their_tokens_and_those_of_earlier_versions_by_what_was_noted() -> None:
     assert not other_rows(None, prepared_as())
     assert not other_rows(prepared_as(), prepared_as(fingerprint="a newer program"))
-    assert "but different" in other_rows(prepared_as(), prepared_as(fingerprint="else", rows_digest="else"))
+    assert "but different ones" in other_rows(prepared_as(), prepared_as(fingerprint="else", rows_digest="else"))
     old = prepared_as(rows_digest="")
     assert not other_rows(old, prepared_as(fingerprint="a newer program"))
     assert "500 tokens" in other_rows(old, prepared_as(fingerprint="else", tokens=501))

@@ -248,7 +248,7 @@ def other_rows(before: DataPrepared | None, now: DataPrepared) -> str:
         for rows, validation, tokens, _ in numbers
     ]
     then, now_has = descriptions
-    return f"{then} then, {'as many now, but others' if then == now_has else f'{now_has} now'}"
+    return f"{then} then, {'as many now, but different ones' if then == now_has else f'{now_has} now'}"
 
 
 def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepared) -> None:
