@@ -85,7 +85,7 @@ def test_bad_rows_stop_the_work_where_that_is_asked_for_and_are_named(write, tok
     entries = sorted(entry.name for entry in cache.iterdir())
     with pytest.raises(StudioError) as error:
         prepare(path, tokenizer, cache_folder=cache, bad_rows="stop")
-    assert "3 rows can't be used (an answer is empty: 2; the row lacks a required field: 1)" in error.value.message
+    assert "3 rows are invalid (an answer is empty: 2; the row lacks a required field: 1)" in error.value.message
     assert "a.jsonl, row 2: an answer is empty (completion)" in error.value.message
     assert sorted(entry.name for entry in cache.iterdir()) == entries
     good = prepare(str(write("b.jsonl", _pairs(9))), tokenizer, bad_rows="stop")
@@ -157,7 +157,7 @@ def test_an_unknown_name_lists_the_shipped_data_sets(monkeypatch, tokenizer):
     with pytest.raises(StudioError) as error:
         prepare("privateer", tokenizer)
     assert "pirate, alpaca" in error.value.hint
-    with pytest.raises(StudioError, match="no file"):
+    with pytest.raises(StudioError, match="does not exist"):
         prepare("absent/file.json", tokenizer)
 
 

@@ -81,4 +81,4 @@ def test_words_of_endings_are_made_in_page_terminal_and_api_alone() -> None:
         for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and node.module == "lora_studio.jobs.ending_words"
     ]
-    assert set(users) == {"ui", "cli", "api"}
+    assert set(users) == {"runs", "ui", "cli", "api"}  # of runs, the verdict that page and terminal show
