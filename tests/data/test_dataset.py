@@ -65,7 +65,7 @@ def test_a_validation_file_is_used_instead_of_a_split(file, write, tokenizer):
     other = write("held.json", [{"question": "a", "answer": "b"}, {"question": "c", "answer": ""}])
     prepared = prepare(file, tokenizer, validation_file=str(other))
     assert (len(prepared.train), len(prepared.validation)) == (50, 1)
-    assert any("held.json has 1 rows, 1 bad rows" in sentence for sentence in prepared.assumptions)
+    assert any("1 rows, 1 invalid rows skipped" in sentence for sentence in prepared.assumptions)
 
 
 def test_bad_rows_are_reported_with_their_number_and_do_not_stop_the_rest(write, tokenizer):
