@@ -207,7 +207,10 @@ def test_rows_with_media_are_refused(row):
     [
         ("preference pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}),
         ("preference pairs", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
-        ("preference pairs", {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
+        (
+            "preference pairs",
+            {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]},
+        ),
         ("not known", {"temperature": 3, "pressure": 4}),
         ("not known", {}),
     ],

@@ -87,7 +87,7 @@ def test_a_template_that_fails_in_pythons_own_ways_makes_bad_rows(template):
 
 @pytest.mark.parametrize("template", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_template_that_python_can_not_compile_is_refused(template):
-    with pytest.raises(StudioError, match="cannot be (read|parsed)"):
+    with pytest.raises(StudioError, match=r"cannot be (read|parsed)"):
         _encoder(template + MARKED)
 
 
