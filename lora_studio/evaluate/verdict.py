@@ -28,16 +28,30 @@ def value(number: float | None, unit: str, *, signed: bool = False) -> str:
 
 
 def verdict(summary: Mapping[str, Any]) -> list[Sentence]:
-    """The most telling metric, the first one, of each adapter against the first column, with n and p."""
-    metric = next(iter(summary["metrics"].values()))
+    """The most telling metric of each adapter against the first column, with n and p."""
     first, *adapters = summary["columns"]
     if not adapters:
+        metric = next(iter(summary["metrics"].values()))
         words = f"{_name(metric)} {value(metric[first['name']]['value'], metric['unit'])}, n = {metric['rows']:,}"
         return [Sentence("", f"{first['title']}: {words}. No base to compare with.")]
     return [
-        _compared(metric, first, column, number, with_name=len(adapters) > 1)
+        _compared(leading(summary, number), first, column, number, with_name=len(adapters) > 1)
         for number, column in enumerate(adapters, 1)
     ]
+
+
+def leading(summary: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The metric that decides on the adapter of that number: the first, unless both columns have none or all of it.
+
+    Free text is rarely answered letter by letter, so 0 % exact match of both says nothing; the next metric in which
+    they differ does.
+    """
+    metrics = list(summary["metrics"].values())
+    first, name = metrics[0], difference_name(number)
+    saturated = first["unit"] == "share" and {first[column["name"]]["value"] for column in summary["columns"]} <= {0, 1}
+    if first[name]["words"] != "the same" or not saturated:
+        return first
+    return next((metric for metric in metrics[1:] if metric[name]["words"] != "the same"), first)
 
 
 def _compared(
@@ -86,17 +100,18 @@ def _odds(difference: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
 
 
 def elsewhere(summary: Mapping[str, Any]) -> str:
-    """The other metrics that differ significantly where the first one does not; "" where there is none."""
+    """The other metrics that differ significantly where the leading one does not; "" where there is none."""
     first, *adapters = summary["columns"]
     metrics = list(summary["metrics"].values())
     parts = []
     for number, column in enumerate(adapters, 1):
         name = difference_name(number)
-        if significance(metrics[0][name]):
+        leader = leading(summary, number)
+        if significance(leader[name]):
             continue
         who = f"{column['title']}: " if len(adapters) > 1 else ""
-        for metric in metrics[1:]:
-            if kind := significance(metric[name]):
+        for metric in metrics:
+            if metric is not leader and (kind := significance(metric[name])):
                 before, after = (value(metric[item["name"]]["value"], metric["unit"]) for item in (first, column))
                 word = "better" if kind == "good" else "worse"
                 parts.append(f"{who}{_name(metric)} is {word} ({before} → {after})")

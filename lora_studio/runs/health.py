@@ -339,7 +339,8 @@ def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
     """After a quarter of the steps the loss is over 0.2 and over five times the entropy, in the mean of ten points.
 
     A model that is as sure as it is right has a loss equal to its entropy (both in nats a token); five times as much
-    means that it is sure of what is wrong. A loss of comparisons is counted in pairs and says nothing of that.
+    means that it is sure of what is wrong. A base that has never seen such answers begins like that, so a
+    loss that still falls is no fault. A loss of comparisons is counted in pairs and says nothing of that.
     """
     if config.training.method == "dpo" or _is_low_rate(config):
         return None
@@ -348,6 +349,9 @@ def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
         return None
     loss, entropy = _mean_loss(points), statistics.fmean(item.entropy or 0.0 for item in points)
     if not _finite(loss) or loss < 0.2 or loss < 5 * entropy:
+        return None
+    before = run.steps[-20:-10]
+    if before and loss < 0.95 * _mean_loss(before):
         return None
     return Diagnosis(
         "collapsed-entropy",

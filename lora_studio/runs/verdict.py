@@ -71,7 +71,13 @@ def verdict(run: RunState, diagnoses: Sequence[Diagnosis], comparison: Mapping[s
         return Verdict(kind, "error", _ending(run), helps, resume=kind == "crashed")
     if decisive is not None:
         tone: Tone = "error" if decisive.severity == "error" else "warning"
-        return Verdict(OF_DIAGNOSIS[decisive.name], tone, decisive.finding, decisive)
+        kind = OF_DIAGNOSIS[decisive.name]
+        finding = (
+            f"{decisive.finding} {measured_words(comparison)}"
+            if kind == "overfitting" and comparison
+            else decisive.finding
+        )
+        return Verdict(kind, tone, finding, decisive)
     if run.state == "stopped":
         requested = run.reason in (None, Reason.STOPPED)
         return Verdict("stopped", "warning", _stopped(run) if requested else _ending(run) or _stopped(run), resume=True)

@@ -180,6 +180,12 @@ def test_a_run_without_any_events_has_nothing_wrong() -> None:
     assert health.diagnose(empty, CONFIG, 1e9) == []
 
 
+def test_a_base_that_is_sure_of_what_is_wrong_may_still_be_learning() -> None:
+    check, _ = ILL["collapsed-entropy"]
+    falling = altered(lambda item: replace(item, loss=12.0 - 0.1 * item.step, entropy=1.0))
+    assert check(replace(falling, steps=falling.steps[:30]), CONFIG) is None
+
+
 def test_a_loss_of_comparisons_is_not_held_against_the_entropy_of_tokens() -> None:
     check, run = ILL["collapsed-entropy"]
     assert check(run, CONFIG)

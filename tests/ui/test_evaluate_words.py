@@ -129,6 +129,17 @@ def test_one_sentence_says_whether_the_adapter_is_better(measured: dict[str, Any
     assert f'<p class="job-verdict {kind}">{words.replace("<", "&lt;")}' in shown
 
 
+def test_where_nothing_is_answered_letter_by_letter_the_next_metric_decides() -> None:
+    same = metric(0.0, 0.0, "the same", 1.0)
+    closer = metric(0.06, 0.6, "better, significant (p < 0.001)", 1e-4, title="Token accuracy")
+    [sentence] = verdict(summary(same, closer))
+    assert sentence.kind == "good"
+    assert sentence.words == "Better than the base: token accuracy 6 % → 60 %, n = 24, p < 0.001"
+    assert elsewhere(summary(same, closer)) == ""
+    half = metric(0.5, 0.5, "the same", 1.0)
+    assert verdict(summary(half, closer))[0].words.startswith("No better than the base: exact match 50 % both")
+
+
 def test_each_adapter_has_a_sentence_of_its_own_and_the_first_column_need_not_be_the_base() -> None:
     measured = metric(0.1, 0.9, "better, significant (p < 0.001)", 1e-4)
     worse = metric(0.1, 0.0, "worse, but not significant (p = 0.500)", 0.5)
@@ -144,7 +155,7 @@ def test_each_adapter_has_a_sentence_of_its_own_and_the_first_column_need_not_be
 
 
 def test_a_difference_in_another_metric_is_named_where_the_first_one_shows_none() -> None:
-    same = metric(0.0, 0.0, "the same", 1.0)
+    same = metric(0.5, 0.5, "the same", 1.0)
     perplexity = metric(20.0, 5.0, "better, significant", None, title="Perplexity", unit="plain")
     assert elsewhere(summary(same, perplexity)) == "Other metrics: perplexity is better (20 → 5)."
     assert elsewhere(summary(metric(0.0, 1.0, "better, significant", 0.0), perplexity)) == ""
