@@ -47,16 +47,18 @@ def aligned(columns: Sequence[tuple[str, ...]]) -> list[Turn]:
     """
     if all(questions == columns[0] for questions in columns):
         return [(place,) * len(columns) for place in range(len(columns[0]))] if columns else []
+    # From the last to the first: of a question asked twice, a column that joined later has the second.
     rows: list[tuple[str, dict[int, int]]] = []
     for at, questions in enumerate(columns):
+        latest_first = questions[::-1]
         merged: list[tuple[str, dict[int, int]]] = []
-        matcher = difflib.SequenceMatcher(None, [question for question, _ in rows], questions, autojunk=False)
+        matcher = difflib.SequenceMatcher(None, [question for question, _ in rows], latest_first, autojunk=False)
         for _, begin, end, other_begin, other_end in matcher.get_opcodes():
             for row, place in itertools.zip_longest(rows[begin:end], range(other_begin, other_end)):
-                question, places = row or (questions[place], {})
-                merged.append((question, places if place is None else {**places, at: place}))
+                question, places = row or (latest_first[place], {})
+                merged.append((question, places if place is None else {**places, at: len(questions) - 1 - place}))
         rows = merged
-    return [tuple(places.get(at) for at in range(len(columns))) for _, places in rows]
+    return [tuple(places.get(at) for at in range(len(columns))) for _, places in reversed(rows)]
 
 
 @dataclass

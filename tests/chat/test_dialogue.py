@@ -101,6 +101,8 @@ def test_turns_of_one_question_stand_in_one_row_whenever_a_column_was_asked() ->
     assert aligned([("a", "b"), ("x", "b")]) == [(0, 0), (1, 1)]
     assert aligned([(), ("a",)]) == [(None, 0)]
     assert aligned([("a",), ("a", "b"), ("b",)]) == [(0, 0, None), (None, 1, 0)]
+    assert aligned([("a", "a"), ("a",)]) == [(0, None), (1, 0)]  # an adapter that was chosen after the first answer
+    assert aligned([("a", "b", "a"), ("a", "b")]) == [(0, 0), (1, 1), (2, None)]
     assert aligned([(), ()]) == aligned([]) == []
 
 
