@@ -156,7 +156,7 @@ def test_adapters_that_can_not_share_a_batch_answer_one_after_the_other(
 
 @pytest.mark.slow
 def test_what_can_not_be_answered_is_a_plain_error(loaded: LoadedModel) -> None:
-    with pytest.raises(StudioError, match="no adapter 'other'"):
+    with pytest.raises(StudioError, match="adapter 'other' is not loaded"):
         generate(loaded, [Column("other", ask("a"))], greedy(loaded, 4))
     with pytest.raises(StudioError, match="reads at most 256"):
         generate(loaded, [Column(None, ask("Paint " * 300))], greedy(loaded, 4))

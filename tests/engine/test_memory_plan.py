@@ -83,7 +83,7 @@ def test_a_run_out_of_memory_ends_with_the_numbers_and_the_change_that_fits(
     numbers = json.loads(run.complete.read_text())
     last = events(run, Finished)[0]
     assert (last.state, last.message, last.hint) == ("failed", numbers["message"], numbers["hint"])
-    assert "ran out of memory; asked for 1.50 GiB more" in last.message
+    assert "ran out of memory; 1.50 GiB more requested" in last.message
     assert "GiB estimated" in last.message
     assert numbers["memory"] == {"asked": round(1.5 * GIB), "free": 0, "total": held, "held": held}
     assert (numbers["retry"] is None) == ("smaller model" in last.hint)

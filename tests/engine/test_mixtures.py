@@ -118,7 +118,7 @@ def test_first_weights_that_experts_can_not_bear_are_refused_in_words(first: str
             model, base="x", revision=None, target=target, seed=0, init_lora_weights=first, r=2, lora_dropout=0.0
         )
 
-    with pytest.raises(StudioError, match=f"can't begin with {first}"):
+    with pytest.raises(StudioError, match=f"do not support the initialization {first}"):
         put_on("all-linear")
     assert put_on("attention").get_nb_trainable_parameters()[0] > 0
 

@@ -241,7 +241,11 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint_whole(
         patch.setattr(EventLog, "emit", emit_and_fill)
         assert train(run) == 1
         last = events(run, Finished)[-1]
-        assert (last.state, "is full" in last.message, "checkpoint-4 is whole" in last.hint) == ("failed", True, True)
+        assert (last.state, "is full" in last.message, "checkpoint-4 is complete" in last.hint) == (
+            "failed",
+            True,
+            True,
+        )
         assert sorted(folder.name for folder in run.checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert train(run, "--resume") == 0
     assert events(run, RunStarted)[-1].resumed_from_step == 4

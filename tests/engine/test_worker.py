@@ -69,7 +69,7 @@ def test_a_finished_run_holds_adapter_checkpoints_report_and_numbers(trained: Ru
     assert list(trained.tensorboard.glob("events.out.tfevents.*"))
     report = trained.report.read_text(encoding="utf-8")
     assert "| validation loss |" in report
-    assert f"| real tokens a second | {numbers['tokens_per_second']:,.0f} |" in report
+    assert f"| Tokens/s (without padding) | {numbers['tokens_per_second']:,.0f} |" in report
 
 
 def test_phases_and_numbers_come_as_events_in_order(trained: RunFolder) -> None:
@@ -259,7 +259,7 @@ def test_running_out_of_memory_says_what_helps(
     run = make_run()
     assert train(run) == 1
     last = events(run)[-1]
-    assert last.message.startswith("The machine ran out of memory; asked for 20.00 GiB more")
+    assert last.message.startswith("The machine ran out of memory; 20.00 GiB more requested")
     assert last.hint
 
 
