@@ -53,7 +53,8 @@ def default_title(config: Config, titles: Iterable[str]) -> str:
     model = re.split(r"[/\\]", config.model.name.rstrip("/\\"))[-1]
     data = Path(config.data.train_file.removeprefix("hub:").partition("?")[0]).stem
     start = re.sub(r"[^\w.]+", "-", f"{model}-{data}".lower()).strip("-")[:60]
-    numbers = [int(match[1]) for title in titles if (match := re.fullmatch(rf"{re.escape(start)}-(\d{{1,6}})", title))]
+    ends = [title.removeprefix(f"{start}-") for title in titles if title.startswith(f"{start}-")]
+    numbers = [int(end) for end in ends if end.isascii() and end.isdigit() and len(end) <= 6]
     return f"{start}-{max(numbers, default=0) + 1}"
 
 
