@@ -167,10 +167,10 @@ def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(pa
     upload(page, path)
     tab = page.locator("#tab-data")
     expect(tab.get_by_text("The rows contain answers and preference pairs")).to_be_visible(timeout=PATIENCE)
-    tab.get_by_label("“chosen” the better answer").click()
+    tab.get_by_label("“chosen” the chosen answer").click()
     expect(tab.get_by_text("Preference pairs for DPO")).to_be_visible(timeout=PATIENCE)
-    tab.get_by_label("“output” the assistant's").click()
-    expect(tab.locator(".ls-words").first).to_contain_text("output the assistant's", timeout=PATIENCE)
+    tab.get_by_label("“output” the assistant turn").click()
+    expect(tab.locator(".ls-words").first).to_contain_text("output the assistant turn", timeout=PATIENCE)
 
     tab.get_by_text("Fix column mapping").click()
     choose(page, "#reading-assistant", "chosen")
@@ -190,7 +190,7 @@ def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(pa
     open_tab(page, "Data")
     tab.get_by_text("Fix column mapping").click()
     tab.get_by_role("button", name="Reset to detected mapping").click()
-    expect(tab.locator(".ls-words").first).to_contain_text("output the assistant's", timeout=PATIENCE)
+    expect(tab.locator(".ls-words").first).to_contain_text("output the assistant turn", timeout=PATIENCE)
 
 
 def test_the_windows_of_a_long_text_are_turned_like_pages(page: Page, tmp_path: Path) -> None:

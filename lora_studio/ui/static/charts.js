@@ -64,7 +64,8 @@ studio.charts = (() => {
       const tone = tones(box);
       const width = box.clientWidth;
       const columns = width < 460 ? 1 : width < 820 ? 2 : 3;
-      const legend = data.panels.flatMap((panel) => (panel.main ? panel.lines.filter(({kind}) => kind !== 'pale') : []));
+      const named = ({kind}) => kind !== 'pale';
+      const legend = data.panels.flatMap((panel) => (panel.main ? panel.lines.filter(named) : []));
       const needed = legend.reduce((sum, {name}) => sum + 56 + 7 * name.length, 120); // with room for the caption
       const lines = Math.ceil(needed / Math.max(width - 64, 1));
       const top = lines > 1 ? 36 + 20 * lines : 30; // a legend of several lines stands above the caption

@@ -9,7 +9,8 @@ window.studio ??= {};
   studio.chatClicks = ({element, trigger}) => {
     studio.clicks({element, trigger}, {more});
     element.addEventListener('change', ({target}) => {
-      if (target.matches('select')) trigger('click', {act: 'pick', column: target.dataset.column, value: target.value, text: ''});
+      const {column} = target.dataset;
+      if (target.matches('select')) trigger('click', {act: 'pick', column, value: target.value, text: ''});
     });
   };
 
@@ -38,7 +39,8 @@ window.studio ??= {};
     view.setAttribute('role', 'region');
     view.setAttribute('aria-label', 'Conversation');
     const place = () => {
-      if (chat.offsetParent) root.style.setProperty('--chat-top', `${Math.round(chat.getBoundingClientRect().top + scrollY)}px`);
+      const top = Math.round(chat.getBoundingClientRect().top + scrollY);
+      if (chat.offsetParent) root.style.setProperty('--chat-top', `${top}px`);
     };
     new ResizeObserver(place).observe(document.body);
     new IntersectionObserver(place).observe(chat);
@@ -89,7 +91,8 @@ window.studio ??= {};
     chat.addEventListener(
       'keydown',
       (event) => {
-        if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey) || !event.target.closest('#chat-question')) return;
+        if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+        if (!event.target.closest('#chat-question')) return;
         event.preventDefault();
         event.stopPropagation();
         document.querySelector('#chat-send')?.click();
