@@ -107,7 +107,7 @@ def test_turns_side_by_side_are_turns(write):
     rows = [{name: [turn[name] for turn in talk] for name in talk[0]} for talk in TALKS]
     file = read_records(write("a.jsonl", [{"messages": row} for row in rows]))
     assert [record.fields for record in file.records] == [{"messages": talk} for talk in TALKS]
-    assert file.assumptions[-1].startswith("3 rows have roles and contents in parallel lists")
+    assert file.assumptions[-1].startswith("3 rows have roles and contents in lists side by side")
     answers = {"answers": {"text": ["a"], "answer_start": [3]}}
     assert read_records(write("b.jsonl", [answers])).records[0].fields == answers
 

@@ -141,7 +141,7 @@ def test_the_reading_says_how_what_was_assumed_and_what_the_first_row_trains(wri
     assert said.startswith(f"Format: {prepared.format.words}")
     assert said.endswith("Trained tokens of the first row: “One⏎two<|im_end|> … One⏎two<|im_end|>”.")
     prepared.assumptions.append("The file is read as x.")
-    assert " The file is read as x. The first row trains" in report.reading(prepared)
+    assert " The file is read as x. Trained tokens of the first row:" in report.reading(prepared)
     assert describe(prepared)["reading"] == report.reading(prepared)
 
 
