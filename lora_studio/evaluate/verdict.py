@@ -48,7 +48,8 @@ def leading(summary: Mapping[str, Any], number: int) -> Mapping[str, Any]:
     """
     metrics = list(summary["metrics"].values())
     first, name = metrics[0], difference_name(number)
-    saturated = first["unit"] == "share" and {first[column["name"]]["value"] for column in summary["columns"]} <= {0, 1}
+    compared = (summary["columns"][0], summary["columns"][number])
+    saturated = first["unit"] == "share" and {first[column["name"]]["value"] for column in compared} <= {0, 1}
     if first[name]["words"] != "the same" or not saturated:
         return first
     return next((metric for metric in metrics[1:] if metric[name]["words"] != "the same"), first)

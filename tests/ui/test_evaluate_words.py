@@ -136,6 +136,12 @@ def test_where_nothing_is_answered_letter_by_letter_the_next_metric_decides() ->
     assert sentence.kind == "good"
     assert sentence.words == "Better than the base: token accuracy 6 % → 60 %, n = 24, p < 0.001"
     assert elsewhere(summary(same, closer)) == ""
+    third = {"adapter2": {"value": 0.5}, "difference2": metric(0.0, 0.5, "better, significant", 0.01)["difference"]}
+    both = summary({**same, **third}, {**closer, **third}, titles=("Base", "pirate", "polite"))
+    assert [item.words.partition(":")[2].split(",")[0] for item in verdict(both)] == [
+        " token accuracy 6 % → 60 %",
+        " exact match 0 % → 50 %",
+    ]
     half = metric(0.5, 0.5, "the same", 1.0)
     assert verdict(summary(half, closer))[0].words.startswith("No better than the base: exact match 50 % both")
 
