@@ -292,7 +292,7 @@ def test_a_page_tells_that_its_server_was_killed_and_the_next_server_finds_the_r
 
 
 def stop_resume_and_delete(page: Page, run: RunFolder) -> None:
-    expect(page.locator("#status")).to_contain_text("pirate is", timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text("demo-pirate-1 is", timeout=PATIENCE)
     for tab in ("Runs", "Chat", "Data", "Runs"):  # faster than the server answers what each of them asks for
         open_tab(page, tab)
     wait_for_points(page, wait_for_points(page, 1))

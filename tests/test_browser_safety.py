@@ -88,7 +88,7 @@ def test_hostile_text_is_shown_and_never_run_and_no_secret_stays_in_the_browser(
     form = page.locator("#export-form")
     form.get_by_label("Token", exact=True).fill(TOKEN)
     form.get_by_label("Repository", exact=True).fill("me/kept")
-    form.get_by_label("Licence", exact=True).fill("mit")  # leaves the field before, whose form is kept
+    form.get_by_label("License", exact=True).fill("mit")  # leaves the field before, whose form is kept
     open_tab(page, "Evaluate")
     page.wait_for_timeout(1000)
     written = [path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()]
