@@ -1,6 +1,7 @@
 """The shape of the code: which packages may import which, how long a module may be, what every module begins with."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,23 @@ def test_torch_stays_in_the_engine_and_gradio_in_the_page(path: Path) -> None:
     assert package in ("ui", "api") or "gradio" not in {
         module.split(".")[0] for module, _ in imports(path, everywhere=True)
     }
+
+
+GPUS = re.compile(r"\btorch\.(cuda|xpu|mps|version|backends\.(cuda|mps|cudnn))\b|get_device_module")
+KIND_WORDS = re.compile(r"[=!]= ['\"](cuda|rocm|xpu|mps)['\"]")
+KNOWS_GPUS = {"lora_studio.engine.accelerator"}
+
+
+def test_only_the_accelerator_names_a_kind_of_gpu_of_torch() -> None:
+    calls = {
+        name_of(path)
+        for path in MODULES
+        for node in nodes_of(path)
+        if isinstance(node, ast.Attribute) and GPUS.search(ast.unparse(node))
+    }
+    assert calls == KNOWS_GPUS
+    compared = {name_of(path) for path in MODULES if KIND_WORDS.search(ast.unparse(tree_of(path)))}
+    assert not compared, "ask models.accelerators what a kind of device can do"
 
 
 def test_tabs_do_not_import_each_other() -> None:

@@ -18,6 +18,7 @@ from lora_studio import __version__
 from lora_studio.access.serving import add_flags as add_serving_flags
 from lora_studio.cli.output import plain_output
 from lora_studio.errors import EngineError, StudioError
+from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -105,10 +106,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
     estimate = add("estimate", "estimate memory by part, trainable parameters and the best savings", output)
     estimate.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
-    estimate.add_argument("--device", choices=("cuda", "cpu"), help=("estimate for another device than this machine's"))
-    estimate.add_argument(
-        "--memory", type=float, metavar="GIB", help=("memory of that device in GiB (default: free memory)")
-    )
+    estimate.add_argument("--device", choices=tuple(DEVICE_KINDS), help="estimate for another device than this one")
+    estimate.add_argument("--memory", type=float, metavar="GIB", help="its memory in GiB (default: what is free here)")
     chat = add("chat", "chat with an adapter, or compare it with its base", output)
     _add_chat_flags(chat)
     evaluate = add("evaluate", "answer a test file with an adapter and its base, and compute metrics", output)

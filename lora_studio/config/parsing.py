@@ -17,6 +17,7 @@ from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import meant, plain_value, settings
 from lora_studio.errors import StudioError
+from lora_studio.models.accelerators import FLASH_ATTENTION, FLOAT16, missing, optimizer_without
 from lora_studio.models.module_patterns import PatternError, check, is_regular_expression
 
 NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
@@ -120,20 +121,18 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _preference(config)
 
 
-def machine_conflicts(config: Config, *, cuda: bool) -> Iterator[Problem]:
-    """What can't work here: `cuda` says whether this machine has an NVIDIA GPU."""
-    optim = config.training.optim
-    if optim.startswith("paged") and not cuda:
-        instead = optim.removeprefix("paged_").replace("adamw_32bit", "adamw_torch")
-        yield Problem(
-            "training.optim",
-            f"{optim} moves optimizer state out of a CUDA GPU, but this machine has none; use {instead}",
-        )
-    if config.model.dtype == "float16" and not cuda:
-        yield Problem("model.dtype", "float16 needs a CUDA GPU, but this machine has none; use auto or float32")
-    if config.model.attn_implementation == "flash_attention_2" and not (cuda and _installed("flash_attn")):
-        lacks = "the package flash-attn is not installed" if cuda else "this machine has no CUDA GPU"
-        yield Problem("model.attn_implementation", f"flash_attention_2 cannot run here: {lacks}; use auto or sdpa")
+def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:
+    """What can't work on this machine's device, which is of that kind (one of `accelerators.DEVICE_KINDS`)."""
+    optim, model = config.training.optim, config.model
+    why, instead = optimizer_without(optim, kind)
+    if why:
+        yield Problem("training.optim", f"{optim} cannot run here: {why}; use {instead}")
+    if model.dtype == FLOAT16 and (why := missing(kind, FLOAT16)):
+        yield Problem("model.dtype", f"float16 cannot be trained here: {why}; use auto or float32")
+    if model.attn_implementation == FLASH_ATTENTION and (why := _no_flash_attention(kind)):
+        yield Problem("model.attn_implementation", f"flash_attention_2 cannot run here: {why}; use auto or sdpa")
+    if model.quantization != "none" and (why := missing(kind, model.quantization) or _no_package("bitsandbytes")):
+        yield Problem("model.quantization", f"{model.quantization} cannot run here: {why}; use none")
     tracker = config.tracking.report_to
     if tracker != "tensorboard" and not _installed(tracker):
         yield Problem(
@@ -144,6 +143,16 @@ def machine_conflicts(config: Config, *, cuda: bool) -> Iterator[Problem]:
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _no_package(package: str) -> str:
+    """That a package is not installed; "" where it is."""
+    return "" if _installed(package) else f"the package {package} is not installed"
+
+
+def _no_flash_attention(kind: str) -> str:
+    lacks = missing(kind, FLASH_ATTENTION)
+    return lacks or ("" if _installed("flash_attn") else "the package flash-attn is not installed")
 
 
 def _adapter(config: Config) -> Iterator[Problem]:

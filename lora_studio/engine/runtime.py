@@ -30,6 +30,7 @@ from lora_studio.jobs.events import (
     fold_lines,
     to_line,
 )
+from lora_studio.models.hardware import CPU_ONLY, one_gpu
 from lora_studio.workspace import JobFolder, RunFolder
 
 Folder = TypeVar("Folder", bound=JobFolder)
@@ -248,14 +249,36 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+def see_one_gpu() -> None:
+    """From now on this process uses the first of the GPUs that it may use. It has not imported torch yet."""
+    os.environ.update(one_gpu(os.environ))
+
+
+def see_no_gpu() -> None:
+    """From now on this process uses the CPU alone. It has not imported torch yet."""
+    os.environ.update(CPU_ONLY)
+
+
+MEMORY_SIGNS = (
+    "out of memory",  # CUDA, HIP, XPU and MPS all say so, with their name before it
+    "outofmemory",
+    "out_of_memory",
+    "can't allocate memory",
+    "not enough memory",
+    "blas_status_alloc_failed",
+    "invalid buffer size",  # MPS, for a tensor larger than Metal allows
+    "error_out_of_device_memory",
+    "error_out_of_host_memory",
+    "error_out_of_resources",
+)
+"""Parts of messages, in lower case, of allocators, matrix libraries and drivers that have no memory left."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out. torch's error is known by its name, because torch is not imported here; the CPU's
     allocator and cuBLAS raise a RuntimeError that only its text tells apart."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return not kinds.isdisjoint(("MemoryError", "OutOfMemoryError")) or any(sign in str(error) for sign in MEMORY_SIGNS)
+    kinds, text = {kind.__name__ for kind in type(error).__mro__}, str(error).lower()
+    return not kinds.isdisjoint(("MemoryError", "OutOfMemoryError")) or any(sign in text for sign in MEMORY_SIGNS)
 
 
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -188,19 +188,24 @@ class Trainer(WithoutRouterLoss, SFTTrainer):
         return output._replace(metrics=measured)
 
 
+def device(use_cpu: bool) -> torch.device:
+    """The first GPU that torch can use (CUDA, ROCm, Intel or Apple), else the CPU, as the trainer chooses it."""
+    gpu = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if gpu is None else torch.device(gpu.type, 0)
+
+
 def load_model(settings: dict[str, Any], base: str) -> Any:
     """The base as the run loaded it, with the run's initial adapter."""
     how = settings["base"]
     quantized = dict(how["quantization"] or {})
     if "bnb_4bit_compute_dtype" in quantized:
         quantized["bnb_4bit_compute_dtype"] = DTYPES[quantized["bnb_4bit_compute_dtype"]]
-    device = "cpu" if settings["training"]["use_cpu"] else 0
     set_seed(settings["training"]["seed"])
     model = AutoModelForCausalLM.from_pretrained(
         base,
         revision=how["revision"],
         dtype=DTYPES[how["dtype"]],
-        device_map={"": device},
+        device_map={"": device(settings["training"]["use_cpu"])},
         quantization_config=BitsAndBytesConfig(**quantized) if quantized else None,
         attn_implementation=how["attn_implementation"],
         use_safetensors=True,

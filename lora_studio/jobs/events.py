@@ -77,7 +77,7 @@ def _earlier_reason(state: str, message: str) -> Reason:
 class RunStarted:
     """A worker took the run up; a resumed run has one of these for each start.
 
-    `device` is the device's name, `device_kind` PyTorch's type of it ("cpu", "cuda").
+    `device` is the device's name, `device_kind` one of `accelerators.DEVICE_KINDS` ("cpu", "cuda", "mps", …).
     """
 
     time: float

@@ -15,6 +15,7 @@ from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
+from lora_studio.models.accelerators import missing
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import changes_that_fit
 from lora_studio.models.hardware import Device, devices
@@ -90,7 +91,7 @@ def preflight(
     checks = [
         _model(config, numbers, seen),
         *_code(config),
-        *_precision(config, model),
+        *_precision(config, model, machine.device.kind),
         _data(config, data, seen),
         _template(data),
         _modules(config, model, seen),
@@ -129,11 +130,14 @@ def _code(config: Config) -> list[Check]:
     return [Check("Code", NOTE, warning(config.model.name), "Continue only if you know what this code does.")]
 
 
-def _precision(config: Config, model: Architecture | None) -> list[Check]:
+def _precision(config: Config, model: Architecture | None, kind: str) -> list[Check]:
     """That a base which is stored in 4 or 8 bits stays so, whatever is chosen; nothing for all others."""
     if model is None or model.stored == "none":
         return []
     title, stored, chosen = "Precision", BITS[model.stored], config.model.quantization
+    if why := missing(kind, model.stored):
+        found = f"The base is stored in {stored}, which cannot run here: {why}."
+        return [Check(title, FAILED, found, "Use a 16-bit version of the base.")]
     if chosen not in ("none", model.stored):
         advice = f"Set model.quantization to {model.stored}, or use a 16-bit version of the base."
         return [Check(title, FAILED, f"The base is stored in {stored} and cannot be loaded in {chosen}.", advice)]

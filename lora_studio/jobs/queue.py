@@ -16,9 +16,10 @@ from typing import Any
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, fits
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
+from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.hardware import Device, devices
-from lora_studio.models.memory import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
+from lora_studio.models.memory import auto_width, weight_bytes
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import Workspace, write_atomically
 
@@ -181,12 +182,11 @@ def model_bytes(
     model = architecture(numbers) if numbers else None
     if model is None:
         return None
-    width = 2 if device == "cuda" else 4
+    width = auto_width(device)
     weights = weight_bytes(model, quantization if model.stored == "none" else model.stored, width)
     learned = sum((folder / WEIGHTS_FILE).stat().st_size for folder in adapters)
     cache = 2 * model.layers * model.kv_heads * model.head_size * width * tokens
-    fixed = CUDA_CONTEXT if device == "cuda" else CPU_LIBRARIES
-    return round(SPARE * (weights + cache)) + learned + fixed
+    return round(SPARE * (weights + cache)) + learned + DEVICE_KINDS[device].context
 
 
 def verdict(

@@ -245,7 +245,7 @@ class Supervisor:
 
         Raises `ConfigError` for settings that this machine can't do.
         """
-        if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
+        if problems := list(machine_conflicts(config, devices()[0].kind)):
             raise ConfigError(problems)
         self.workspace.policy.check_request(files_of(config))
         config = self.workspace.policy.admit(config)

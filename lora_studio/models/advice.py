@@ -10,6 +10,7 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import contradictions
 from lora_studio.config.sections import Config
+from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8BIT, missing
 from lora_studio.models.memory import Estimate, estimate, settled, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
 
@@ -71,9 +72,10 @@ def _smaller(config: Config, device: str, longest: int | None) -> Iterator[Chang
         }
         cost = "same effective batch size"
         yield Change("rows", f"Batch size {halved} instead of {rows}", cost, settings)
-    if device == "cuda" and training.optim.startswith("adamw_torch"):
+    small_optimizer = DEVICE_KINDS[device].is_gpu and not missing(device, OPTIMIZER_8BIT)
+    if small_optimizer and training.optim.startswith("adamw_torch"):
         yield Change("optimizer", "Use an 8-bit optimizer", "almost none", {"training.optim": "adamw_8bit"})
-    if config.model.quantization != "4bit":
+    if config.model.quantization != "4bit" and not missing(device, FOUR_BIT):
         cost = "slower steps and a quantized base"
         yield Change("quantization", "Load the base in 4-bit", cost, {"model.quantization": "4bit"})
     length = min(config.data.max_length, longest or config.data.max_length)

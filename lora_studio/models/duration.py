@@ -3,9 +3,11 @@
 It is for the first run with a model; from then on the measured speed of earlier runs is used.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_studio.config.sections import Config
+from lora_studio.models.accelerators import CUDA, MPS, ROCM, XPU
 from lora_studio.models.hardware import Device
 from lora_studio.models.memory import quantization_of
 from lora_studio.models.shape import Architecture
@@ -19,7 +21,19 @@ GPU_TERAFLOPS = {
     "3090": 71, "3080": 60, "3070": 41, "3060": 26, "3050": 18, "2080": 54, "2070": 40, "2060": 26, "TITAN RTX": 65,
 }  # fmt: skip
 """Dense 16-bit tensor operations a second, in 10¹², as the vendor's data sheets have them; the longer name first."""
-UNKNOWN_GPU_TERAFLOPS = 40.0
+AMD_TERAFLOPS = {
+    "MI325X": 1307, "MI300X": 1307, "MI300A": 981, "MI250X": 383, "MI250": 362, "MI210": 181, "MI100": 185,
+    "7900 XTX": 123, "7900 XT": 103, "W7900": 123,
+}  # fmt: skip
+APPLE_TERAFLOPS = {"ULTRA": 28, "MAX": 14, "PRO": 7}
+"""By the size of the chip, of any generation: Apple publishes none, and these are right within a factor of two."""
+TERAFLOPS: Mapping[str, tuple[Mapping[str, float], float]] = {
+    CUDA: (GPU_TERAFLOPS, 40.0),
+    ROCM: (AMD_TERAFLOPS, 60.0),
+    XPU: ({"MAX 1550": 832}, 40.0),
+    MPS: (APPLE_TERAFLOPS, 4.0),
+}
+"""For each kind of GPU the known ones, and what an unknown one is taken for."""
 GPU_SHARE = 0.35
 """The share of its peak that a GPU reaches when it fine-tunes; 0.3 to 0.45 is usual."""
 CPU_GIGAFLOPS_A_CORE = 25.0
@@ -47,7 +61,7 @@ def training_seconds(config: Config, model: Architecture, device: Device, work: 
     # Forward, backward for the inputs alone (the base is frozen), forward again for checkpoints, and for the reference.
     passes = 2 + (config.training.gradient_checkpointing is True) + preference
     flops = work.tokens * sequences * passes * _forward_flops(model, work.length)
-    least = (GPU_STEP_SECONDS if device.kind == "cuda" else CPU_STEP_SECONDS) * model.layers * sequences
+    least = (GPU_STEP_SECONDS if device.is_gpu else CPU_STEP_SECONDS) * model.layers * sequences
     slower = SLOWER[quantization_of(config, model)]
     return flops * slower / flops_per_second(device) + work.batches * least
 
@@ -62,12 +76,13 @@ def _forward_flops(model: Architecture, length: float) -> float:
 
 def flops_per_second(device: Device) -> float:
     """What fine-tuning reaches on a device."""
-    if device.kind != "cuda":
+    if not device.is_gpu:
         cores = _cores(device.name)
         return cores * CPU_GIGAFLOPS_A_CORE * GIGA
     name = device.name.upper()
-    known = next((value for part, value in GPU_TERAFLOPS.items() if part in name), UNKNOWN_GPU_TERAFLOPS)
-    return known * TERA * GPU_SHARE
+    known, otherwise = TERAFLOPS[device.kind]
+    peak = next((value for part, value in known.items() if part in name), otherwise)
+    return peak * TERA * GPU_SHARE
 
 
 def _cores(name: str) -> int:

@@ -1,39 +1,115 @@
-"""Which accelerator this machine has, its memory, load and temperature, without torch.
+"""The devices of this machine, without torch: names, memory, load, temperature, and what is not available on them.
 
-The page shows it before anything is loaded; the engine decides for itself what it uses.
+The page shows them before anything is loaded; `engine.accelerator` turns the same devices into calls of torch.
 """
 
 import functools
+import importlib.util
+import os
+import platform
+import re
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pynvml
 
+from lora_studio.models.accelerators import CPU, CUDA, DEVICE_KINDS, MPS, PINNED, ROCM, XPU, Kind
+from lora_studio.models.vendor_tools import RECENT_SECONDS, Card, amd_cards, apple_card, intel_cards
 from lora_studio.units import GIB
 
-RECENT_SECONDS = 5.0
+VISIBLE: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    CUDA: (("CUDA_VISIBLE_DEVICES",),),
+    ROCM: (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")),
+    XPU: (("ZE_AFFINITY_MASK",),),
+}
+"""The variables that choose among the GPUs of a kind, one choice after the other; of several names the first set."""
+CPU_ONLY = {"LORA_STUDIO_DEVICE": CPU, "CUDA_VISIBLE_DEVICES": ""}
+"""The variables with which a process uses no GPU of any kind: the first is ours, for those that nothing else hides."""
+BFLOAT16_CAPABILITY = 8  # NVIDIA's Ampere; earlier GPUs only emulate bfloat16
+ENTRIES_OF_TORCH = {CUDA: "cuda", ROCM: "hip", XPU: "xpu"}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An accelerator, or the CPU with the machine's memory. Memory in bytes."""
+    """A GPU, or the CPU with the machine's memory. Memory in bytes, load in percent; None for what is not reported.
+
+    `index` is the device's number among those of its kind that this process may use, as PyTorch counts them. `uuid` is
+    the driver's name for it, "" where there is none. `bf16` says that it computes in bfloat16 without emulation.
+    """
 
     name: str
     kind: str
     memory_total: int
     memory_free: int
+    index: int = 0
+    uuid: str = ""
+    bf16: bool = True
+    load: float | None = None
+    celsius: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.memory_free / GIB:.1f} of {self.memory_total / GIB:.1f} GiB free"
+        shared = ", shared with the system" if self.facts.unified else ""
+        return f"{self.name}, {self.memory_free / GIB:.1f} of {self.memory_total / GIB:.1f} GiB free{shared}"
+
+    @property
+    def facts(self) -> Kind:
+        """What holds for every device of the kind."""
+        return DEVICE_KINDS[self.kind]
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.facts.is_gpu
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What is not available on the device, with the reason."""
+        emulated = self.is_gpu and not self.bf16
+        return {**self.facts.lacks, **({"bfloat16": "this GPU only emulates it"} if emulated else {})}
+
+    def describe(self) -> str:
+        """The device in sentences: its kind, load and temperature, and what is not available on it."""
+        readings = [f"{self.load:.0f} % busy"] if self.load is not None else []
+        readings += [f"{self.celsius:.0f} °C"] if self.celsius is not None else []
+        sentences = [", ".join([self.facts.title, *readings])]
+        sentences += [f"No {feature}: {why}" for feature, why in self.lacks.items() if feature != PINNED]
+        return " ".join(f"{sentence}." for sentence in sentences)
 
 
 def devices() -> list[Device]:
-    """The NVIDIA GPUs whose memory the driver reports; the CPU if there are none."""
-    return _nvidia() or [cpu()]
+    """The GPUs that the installed PyTorch can use and this process may see; the CPU if there are none.
+
+    A run, a chat and an evaluation take the first.
+    """
+    usable = frozenset() if cpu_only(os.environ) else torch_kinds()
+    for kind, cards in CARDS.items():
+        if kind in usable and (listed := gpus(kind, cards())):
+            return listed
+    return [cpu()]
+
+
+def gpus(kind: str, cards: Sequence[Card]) -> list[Device]:
+    """Cards as devices, in PyTorch's order; without those that are hidden or whose memory is unknown."""
+    return [
+        Device(
+            name=card.name,
+            kind=kind,
+            memory_total=card.memory_total,
+            memory_free=card.memory_free,
+            index=index,
+            uuid=card.uuid,
+            bf16=card.bf16,
+            load=card.load,
+            celsius=card.celsius,
+        )
+        for index, card in enumerate(visible(kind, cards, os.environ))
+        if card.memory_total
+    ]
 
 
 def recent_devices() -> tuple[Device, ...]:
@@ -49,15 +125,125 @@ def _devices_at(_moment: int) -> tuple[Device, ...]:
 def cpu() -> Device:
     """The processor and the machine's memory."""
     memory = psutil.virtual_memory()
-    return Device(f"CPU, {psutil.cpu_count()} cores", "cpu", memory.total, memory.available)
+    return Device(f"CPU, {psutil.cpu_count()} cores", CPU, memory.total, memory.available)
 
 
-def _nvidia() -> list[Device]:
+@functools.cache
+def torch_kinds() -> frozenset[str]:
+    """The kinds of GPUs that the installed PyTorch is built for. Its version.py is read, so torch is not imported."""
+    if sys.platform == "darwin":
+        return frozenset({MPS} if platform.machine() == "arm64" else ())
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    return kinds_of_build(version.read_text(encoding="utf-8")) if version and version.is_file() else frozenset()
+
+
+def kinds_of_build(version: str) -> frozenset[str]:
+    """The kinds named in a version.py of torch: `cuda: Optional[str] = '12.8'`, `hip = '6.4'`, `xpu = '2025'`."""
+    built = re.findall(r"^(\w+)\b[^=\n]*=\s*['\"]", version, re.MULTILINE)
+    return frozenset(kind for kind, entry in ENTRIES_OF_TORCH.items() if entry in built)
+
+
+def visible(kind: str, cards: Sequence[Card], environ: Mapping[str, str]) -> list[Card]:
+    """The cards that the environment leaves to a process, in the order in which PyTorch numbers them."""
+    left = list(cards)
+    for names in VISIBLE.get(kind, ()):
+        choice = next((environ[name] for name in names if name in environ), None)
+        if choice is not None:
+            left = _chosen(kind, left, choice)
+    return left
+
+
+def _chosen(kind: str, cards: list[Card], choice: str) -> list[Card]:
+    """As the drivers read such a list: it ends at the first name that is none, and a repeated one leaves nothing."""
+    positions: list[int] = []
+    for name in choice.split(","):
+        position = _position(cards, name.strip().partition(".")[0] if kind == XPU else name.strip())
+        if position is None:
+            break
+        if position in positions and kind != XPU:  # there a card may be named for each of its tiles
+            return []
+        positions.append(position)
+    return [cards[position] for position in dict.fromkeys(positions)]
+
+
+def _position(cards: Sequence[Card], name: str) -> int | None:
+    """The place of the card with this number, UUID or serial number; the beginning of a UUID suffices."""
+    if name.isdecimal():
+        return int(name) if int(name) < len(cards) else None
+    digits = "" if name.startswith("-") else _digits(name)
+    called = (
+        at for at, card in enumerate(cards) if any(_digits(own).startswith(digits) for own in (card.uuid, card.serial))
+    )
+    return next(called, None) if digits else None
+
+
+def _digits(name: str) -> str:
+    """ "GPU-1F9D-E0…" and "0x1f9de0…" as the same lower-case digits."""
+    return name.lower().removeprefix("gpu-").removeprefix("0x").replace("-", "")
+
+
+def cpu_only(environ: Mapping[str, str]) -> bool:
+    """Whether LORA_STUDIO_DEVICE leaves only the CPU."""
+    return environ.get("LORA_STUDIO_DEVICE", "").strip().lower() == CPU
+
+
+def one_gpu(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables with which a process sees the first of its GPUs alone. A trainer would take all that it sees."""
+    chosen = {
+        name: environ[name].partition(",")[0]
+        for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+        if name in environ
+    }
+    return chosen or {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def _nvidia() -> list[Card]:
+    """The GPUs of the driver, and after them the MIG slices that the environment names."""
     if not _load_driver():
         return []
     handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, at) for at in range(_ask(pynvml.nvmlDeviceGetCount) or 0)]
-    answers = [(_ask(pynvml.nvmlDeviceGetName, it), _ask(pynvml.nvmlDeviceGetMemoryInfo, it)) for it in handles if it]
-    return [Device(name, "cuda", memory.total, memory.free) for name, memory in answers if name and memory]
+    slices = [
+        name for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if (name := part.strip())[:4] == MIG
+    ]
+    cards = [_nvidia_card(handle) for handle in handles]
+    return cards + [_nvidia_card(_ask(pynvml.nvmlDeviceGetHandleByUUID, name), name) for name in slices]
+
+
+MIG = "MIG-"
+
+
+def _nvidia_card(handle: Any, uuid: str = "") -> Card:
+    """A card as the driver describes it; with 0 bytes where it does not answer."""
+    name, memory = _ask(pynvml.nvmlDeviceGetName, handle), _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if not name or not memory:
+        return Card("NVIDIA GPU", 0, 0)
+    uuid = uuid or _ask(pynvml.nvmlDeviceGetUUID, handle) or ""
+    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    reading = _nvidia_reading(handle)
+    return Card(
+        name,
+        memory.total,
+        memory.free,
+        uuid=uuid,
+        bf16=capability is None or capability[0] >= BFLOAT16_CAPABILITY,
+        load=reading.load,
+        celsius=reading.celsius,
+    )
+
+
+def _apple() -> list[Card]:
+    memory = psutil.virtual_memory()
+    return [apple_card(memory.total, memory.available)]
+
+
+CARDS: Mapping[str, Callable[[], list[Card]]] = {
+    CUDA: _nvidia,
+    ROCM: amd_cards,
+    XPU: intel_cards,
+    MPS: _apple,
+}
+"""Who knows the GPUs of each kind."""
 
 
 @functools.cache
@@ -72,6 +258,8 @@ def _load_driver() -> bool:
 
 def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
     """The driver's answer; None for what this card does not report."""
+    if None in arguments:
+        return None
     try:
         return function(*arguments)
     except pynvml.NVMLError:
@@ -92,11 +280,15 @@ class SensorReading:
 
 
 class Sensors:
-    """Reads the CPU, or the GPU with a UUID of the driver (GPU-…), every few seconds until `close`."""
+    """Reads a device's load and temperature every few seconds until `close`.
 
-    def __init__(self, gpu: str | None = None, seconds: float = SECONDS) -> None:
+    It is the NVIDIA GPU with a UUID of the driver (GPU-…), the first GPU of another kind, or the CPU.
+    """
+
+    def __init__(self, kind: str = CPU, uuid: str = "", seconds: float = SECONDS) -> None:
         self.last = SensorReading()
-        self._gpu = gpu
+        self._kind = kind
+        self._uuid = uuid
         self._seconds = seconds
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sensors", daemon=True)
@@ -110,7 +302,17 @@ class Sensors:
 
     def _watch(self) -> None:
         while not self._closing.wait(self._seconds):
-            self.last = gpu_reading(self._gpu) if self._gpu else cpu_reading()
+            self.last = device_reading(self._kind, self._uuid)
+
+
+def device_reading(kind: str, uuid: str = "") -> SensorReading:
+    """Load and temperature of a device; nothing where nobody reports them."""
+    if kind == CPU:
+        return cpu_reading()
+    if kind == CUDA:
+        return gpu_reading(uuid)
+    first = next(iter(gpus(kind, CARDS[kind]())), None)
+    return SensorReading(first.load, first.celsius) if first else SensorReading()
 
 
 def cpu_reading() -> SensorReading:
@@ -126,11 +328,12 @@ def _cpu_celsius() -> float | None:
     return float(readings[0]) if readings else None
 
 
-def gpu_reading(gpu: str) -> SensorReading:
-    """Load and temperature of the GPU with that UUID; nothing without a driver or such a card."""
-    handle = _ask(pynvml.nvmlDeviceGetHandleByUUID, gpu) if _load_driver() else None
-    if handle is None:
-        return SensorReading()
+def gpu_reading(uuid: str) -> SensorReading:
+    """Load and temperature of the NVIDIA GPU with that UUID; nothing without a driver or such a card."""
+    return _nvidia_reading(_ask(pynvml.nvmlDeviceGetHandleByUUID, uuid) if _load_driver() else None)
+
+
+def _nvidia_reading(handle: Any) -> SensorReading:
     load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     celsius = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
     return SensorReading(None if load is None else float(load.gpu), None if celsius is None else float(celsius))

@@ -12,6 +12,7 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config
 from lora_studio.files import JsonObject
+from lora_studio.models.accelerators import DEVICE_KINDS, MIB
 from lora_studio.models.shape import Adapter, Architecture, Linear, adapter, names
 
 GATED = ("gate_proj", "gate_up_proj")
@@ -22,7 +23,7 @@ class Arithmetic:
     """How a step computes: bytes of a number in matrix products (2 for 16-bit), and what stands around it.
 
     `mixed` says that adapter weights are 32-bit below 16-bit products; `quantized` that the base is in 8 or 4 bits;
-    `mask_bytes` what a dropout keeps for each number (one byte in PyTorch's CUDA kernel, the number's size on the CPU);
+    `mask_bytes` what a dropout keeps for each number (one byte in PyTorch's fused kernel, else the number's size);
     `masked` that attention gets a mask, as it does for rows of several lengths and for packed ones.
     """
 
@@ -153,7 +154,6 @@ def working_bytes(model: Architecture, how: Arithmetic) -> int:
     return (3 * how.width + casts) * inner + 2 * how.width * model.hidden
 
 
-MIB = 1024**2
 PARTS = {
     "weights": ("Base model", "Weights of the base model as loaded."),
     "adapter": ("Adapter", "Trained weights in 32-bit, and their copies in the compute dtype."),
@@ -164,11 +164,6 @@ PARTS = {
     "overhead": ("System", "Memory of driver and libraries, and fragmentation of the allocator."),
 }
 """The parts by their keys: title, and what they are in a sentence."""
-CUDA_CONTEXT = 512 * MIB  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU
-CUBLAS_WORKSPACE = 32 * MIB  # PyTorch's default from Hopper on; 8 MiB before
-CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its libraries (torch 2.13 for the CPU)
-CUDA_RESERVE = 0.06  # of what changes in size from batch to batch: blocks that the allocator can't use again
-CPU_RESERVE = 0.15
 TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
 PAGE = 4096  # bytes that Linux gives at once: of each row of the buffer, up to one more than its words need
 COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
@@ -195,7 +190,7 @@ class Estimate:
     @property
     def measurable(self) -> int:
         """The part that PyTorch's own counter sees on a GPU: all but the driver's memory. On the CPU all of it."""
-        return self.total - (CUDA_CONTEXT if self.device == "cuda" else 0)
+        return self.total - DEVICE_KINDS[self.device].library_bytes
 
     @property
     def share(self) -> float:
@@ -207,7 +202,7 @@ class Estimate:
 
 
 def estimate(config: Config, model: Architecture, device: str, longest: int | None = None) -> Estimate:
-    """What a run of `config` needs on a device of that kind ("cuda" or "cpu").
+    """What a run of `config` needs on a device of that kind (one of `accelerators.DEVICE_KINDS`).
 
     `longest` is the longest row in tokens where it is known; else every row is taken to fill `data.max_length`.
     Checkpointing left to "auto" is counted as off: `choose_checkpointing` settles it.
@@ -217,8 +212,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
     sequence = min(config.data.max_length, longest or config.data.max_length)
     checkpointing = config.training.gradient_checkpointing is True
     activations, logits = _step(config, model, trained, how, sequence, checkpointing)
-    on_gpu = device == "cuda"
-    fixed, spare = (CUDA_CONTEXT + CUBLAS_WORKSPACE, CUDA_RESERVE) if on_gpu else (CPU_LIBRARIES, CPU_RESERVE)
+    kind = DEVICE_KINDS[device]
     parts = {
         "weights": weight_bytes(
             model,
@@ -231,7 +225,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
         "optimizer": optimizer_bytes(config.training.optim, model, trained, config.lora.r),
         "activations": activations,
         "logits": logits,
-        "overhead": fixed + round(spare * (activations + logits)),
+        "overhead": kind.context + kind.workspace + round(kind.reserve * (activations + logits)),
     }
     return Estimate(
         parts=parts,
@@ -271,7 +265,12 @@ def _has_reference(config: Config) -> bool:
 def weight_width(config: Config, device: str) -> int:
     """Bytes of an unquantized weight: auto is 16 bits on a GPU and 32 on the CPU (see engine/models/load.py)."""
     dtype = config.model.dtype
-    return (2 if device == "cuda" else 4) if dtype == "auto" else 4 if dtype == "float32" else 2
+    return auto_width(device) if dtype == "auto" else 4 if dtype == "float32" else 2
+
+
+def auto_width(device: str) -> int:
+    """Bytes of a weight in the precision that a device computes in of itself."""
+    return 2 if DEVICE_KINDS[device].is_gpu else 4
 
 
 def quantization_of(config: Config, model: Architecture) -> str:
@@ -281,15 +280,15 @@ def quantization_of(config: Config, model: Architecture) -> str:
 
 def arithmetic(config: Config, device: str, quantization: str | None = None) -> Arithmetic:
     """How the step computes: 16-bit bases train under mixed precision on a GPU; the CPU computes as the weights are."""
-    width = weight_width(config, device)
+    width, kind = weight_width(config, device), DEVICE_KINDS[device]
     training = config.training
     return Arithmetic(
         width=width,
-        mixed=width == 2 and device == "cuda",
+        mixed=width == 2 and kind.is_gpu,
         quantization=quantization or config.model.quantization,
         dropout=config.lora.lora_dropout > 0,
-        mask_bytes=1 if device == "cuda" else 4,
-        eager=config.model.attn_implementation == "eager",
+        mask_bytes=1 if kind.fused else width if kind.is_gpu else 4,
+        eager=config.model.attn_implementation == "eager" or kind.whole_attention,
         masked=config.model.attn_implementation != "flash_attention_2"
         and (training.packing or sequences_at_once(config) > 1),
     )
@@ -405,7 +404,7 @@ def choose_checkpointing(
     if setting != "auto":
         return setting
     without = estimate(with_settings(config, {"training.gradient_checkpointing": False}), model, device, longest)
-    return device == "cuda" and verdict(without.total, available) != "fits"
+    return DEVICE_KINDS[device].is_gpu and verdict(without.total, available) != "fits"
 
 
 def sequences_at_once(config: Config) -> int:

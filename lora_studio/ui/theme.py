@@ -132,7 +132,8 @@ def brand() -> str:
 
 def tools(devices: Sequence[Device], logins: bool = False) -> str:
     """What stands at the right of the header: device, version, docs, theme switch, help, and the way out of a login."""
-    return render("page.tools", " · ".join(map(str, devices)), __version__, logins)
+    about = "\n".join(["The device that trains, and its free memory.", *(device.describe() for device in devices)])
+    return render("page.tools", " · ".join(map(str, devices)), about, __version__, logins)
 
 
 STATIC = Path(__file__).parent / "static"

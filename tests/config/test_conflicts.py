@@ -64,9 +64,9 @@ def test_a_warm_up_that_outlasts_the_run_is_refused() -> None:
     assert wrong(**stable, training__decay_ratio=0.5) == {"training.decay_ratio"}
 
 
-def here(cuda: bool, **settings: Any) -> dict[str, str]:
+def here(kind: str, **settings: Any) -> dict[str, str]:
     config = parse(nest({path.replace("__", "."): value for path, value in settings.items()}))
-    return {problem.path: problem.message for problem in machine_conflicts(config, cuda=cuda)}
+    return {problem.path: problem.message for problem in machine_conflicts(config, kind)}
 
 
 def test_what_needs_a_gpu_is_refused_without_one_and_says_what_to_take() -> None:
@@ -75,22 +75,56 @@ def test_what_needs_a_gpu_is_refused_without_one_and_says_what_to_take() -> None
         "model__dtype": "float16",
         "model__attn_implementation": "flash_attention_2",
     }
-    found = here(False, **settings)
+    found = here("cpu", **settings)
     assert set(found) == {"training.optim", "model.dtype", "model.attn_implementation"}
     assert found["training.optim"].endswith("use adamw_torch")
-    assert here(False, training__optim="paged_lion_8bit")["training.optim"].endswith("use lion_8bit")
-    assert set(here(True, training__optim="paged_adamw_8bit", model__dtype="float16")) == set()
+    assert here("cpu", training__optim="paged_lion_8bit")["training.optim"].endswith("use lion_8bit")
+    assert set(here("cuda", training__optim="paged_adamw_8bit", model__dtype="float16")) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("cuda", set()),
+        ("rocm", {"training.optim"}),
+        ("xpu", {"training.optim"}),
+        ("mps", {"training.optim", "model.dtype", "model.quantization"}),
+        ("cpu", {"training.optim", "model.dtype"}),
+    ],
+)
+def test_each_kind_of_device_refuses_what_it_lacks(kind: str, refused: set[str]) -> None:
+    settings = {"training__optim": "paged_adamw_8bit", "model__dtype": "float16", "model__quantization": "4bit"}
+    found = here(kind, **settings)
+    assert set(found) == refused
+    assert all("cannot run here: " in words or "cannot be trained here: " in words for words in found.values())
+    assert here(kind) == {}
+
+
+def test_a_mac_says_why_and_what_to_take_instead() -> None:
+    assert here("mps", model__quantization="8bit")["model.quantization"] == (
+        "8bit cannot run here: bitsandbytes ships no kernels for Apple GPUs and would download them as code from the "
+        "Hub; use none"
+    )
+    assert here("mps", training__optim="adamw_8bit")["training.optim"].endswith("use adamw_torch")
+    assert "not built for Apple GPUs" in here("mps", model__attn_implementation="flash_attention_2").popitem()[1]
+
+
+def test_quantization_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_studio.config.parsing._installed", lambda package: package != "bitsandbytes")
+    assert here("cuda", model__quantization="4bit") == {
+        "model.quantization": "4bit cannot run here: the package bitsandbytes is not installed; use none"
+    }
 
 
 def test_a_tracker_that_is_not_installed_is_refused_and_one_that_is_there_is_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if importlib.util.find_spec("trackio") is None:
-        assert "pip install trackio" in here(False, tracking__report_to="trackio")["tracking.report_to"]
+        assert "pip install trackio" in here("cpu", tracking__report_to="trackio")["tracking.report_to"]
     (tmp_path / "wandb.py").write_text("run = None\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert here(False, tracking__report_to="wandb") == {}
-    assert here(False) == {}
+    assert here("cpu", tracking__report_to="wandb") == {}
+    assert here("cpu") == {}
 
 
 def test_rewards_decide_what_is_best_only_where_they_are_measured() -> None:

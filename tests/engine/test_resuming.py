@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
 from lora_studio.engine import runtime
+from lora_studio.engine.accelerator import RandomNumbers
 from lora_studio.engine.chat.session import Call, SessionWorker
 from lora_studio.engine.evaluate import worker
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.callbacks import RandomNumbers, ReportCallback
+from lora_studio.engine.train.callbacks import ReportCallback
 from lora_studio.engine.train.rows import other_rows
 from lora_studio.engine.train.settings import lengthen
 from lora_studio.engine.train.trainers import follow_schedule

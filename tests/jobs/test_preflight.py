@@ -122,6 +122,14 @@ def test_a_base_stored_in_4_bits_is_told_and_another_choice_refused(tmp_path: Pa
     assert (found.state, "stored in 4 bits" in found.found) == (state, True)
 
 
+def test_a_base_stored_in_4_bits_is_refused_on_an_apple_gpu(tmp_path: Path) -> None:
+    mac = Machine(Device("Apple M2", "mps", 16 * GIB, 12 * GIB), 12 * GIB, 50 * GIB)
+    report = preflight(config(**stored(tmp_path)), mac, FIRST)
+    refused = next(found for found in report.checks if found.title == "Precision")
+    assert (refused.state, refused.advice) == ("failed", "Use a 16-bit version of the base.")
+    assert "cannot run here: bitsandbytes ships no kernels for Apple GPUs" in refused.found
+
+
 def test_first_weights_that_need_the_whole_base_are_refused_on_one_that_is_stored_in_4_bits(tmp_path: Path) -> None:
     assert check("Precision", config(**stored(tmp_path), lora__init_lora_weights="pissa")).state == "failed"
 

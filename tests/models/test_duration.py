@@ -52,6 +52,17 @@ def test_more_work_takes_longer_and_a_faster_device_less() -> None:
     assert seconds(Device("CPU, 2 cores", "cpu", 8 * GIB, 8 * GIB)) > 10 * plain
 
 
+def test_every_kind_of_gpu_is_faster_than_a_cpu_and_known_by_its_name() -> None:
+    def of(kind: str, name: str) -> float:
+        return flops_per_second(Device(name, kind, GIB, GIB))
+
+    assert of("rocm", "AMD Instinct MI300X") > of("cuda", "NVIDIA H100 80GB HBM3") > of("rocm", "Radeon RX 7900 XT")
+    assert of("mps", "Apple M2 Max") > of("mps", "Apple M2 Pro") > of("mps", "Apple M2")
+    assert min(of(kind, "?") for kind in ("cuda", "rocm", "xpu", "mps")) > flops_per_second(
+        Device("CPU, 16 cores", "cpu", GIB, GIB)
+    )
+
+
 def test_devices_are_known_by_the_longest_name_that_fits() -> None:
     assert flops_per_second(gpu("NVIDIA A10G")) < flops_per_second(gpu("NVIDIA A10"))
     assert (

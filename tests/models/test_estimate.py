@@ -7,7 +7,8 @@ import pytest
 
 from lora_studio.config.parsing import nest, parse
 from lora_studio.config.sections import Config
-from lora_studio.models.advice import best_changes, changes_that_fit, corrected
+from lora_studio.models.accelerators import DEVICE_KINDS
+from lora_studio.models.advice import _changes, best_changes, changes_that_fit, corrected
 from lora_studio.models.memory import (
     arithmetic,
     choose_checkpointing,
@@ -184,6 +185,34 @@ def test_the_three_changes_save_what_they_promise_and_the_largest_comes_first() 
     assert [change.saves for change in changes] == sorted((change.saves for change in changes), reverse=True)
     for change in changes:
         assert now - estimate(with_settings(start, change.settings), model(), "cuda").total == change.saves > 0
+
+
+def test_each_kind_of_device_has_its_own_system_memory() -> None:
+    found = {kind: estimate(config(model__quantization="none"), model(), kind) for kind in DEVICE_KINDS}
+    weights = {kind: each.parts["weights"] for kind, each in found.items()}
+    assert weights["cpu"] == 2 * weights["cuda"]
+    assert weights["cuda"] == weights["rocm"] == weights["xpu"] == weights["mps"]
+    assert found["rocm"].parts["overhead"] > found["cuda"].parts["overhead"] > found["xpu"].parts["overhead"]
+    hidden = {kind: each.total - each.measurable for kind, each in found.items()}
+    assert hidden["cpu"] == 0
+    assert hidden["mps"] > hidden["rocm"] > hidden["cuda"] == hidden["xpu"] > 0
+
+
+def test_attention_on_an_apple_gpu_keeps_its_matrix() -> None:
+    kept = [
+        estimate(config(model__quantization="none", data__max_length=length), model(), kind).parts["activations"]
+        for kind in ("cuda", "mps")
+        for length in (1024, 4096)
+    ]
+    assert kept[1] / kept[0] < 4.5 < kept[3] / kept[2]
+
+
+def test_changes_that_a_device_lacks_are_not_offered() -> None:
+    plain = {"model__quantization": "none", "training__gradient_checkpointing": True}
+    offered = {kind: {change.kind for change in _changes(config(**plain), kind, None)} for kind in DEVICE_KINDS}
+    assert offered["cuda"] == offered["rocm"] >= {"optimizer", "quantization"}
+    assert offered["cuda"] - offered["mps"] == {"optimizer", "quantization"}
+    assert offered["cuda"] - offered["cpu"] == {"optimizer"}
 
 
 def test_fewer_rows_at_once_keep_the_effective_batch() -> None:

@@ -38,12 +38,19 @@ def _temperature(card: str, sensor: int) -> int:
     return 61
 
 
+def _capability(card: str) -> tuple[int, int]:
+    _card(card, "GPU-1", "GPU-2")
+    return (9, 0) if card == "GPU-1" else (7, 5)
+
+
 DRIVER: dict[str, Callable[..., Any]] = {
     "nvmlInit": lambda: None,
     "nvmlDeviceGetCount": lambda: len(CARDS),
     "nvmlDeviceGetHandleByIndex": lambda at: CARDS[at],
     "nvmlDeviceGetHandleByUUID": lambda uuid: _card(uuid, *CARDS),
     "nvmlDeviceGetName": lambda card: f"Card {card[-1]}",
+    "nvmlDeviceGetUUID": lambda card: _card(card, *CARDS),
+    "nvmlDeviceGetCudaComputeCapability": _capability,
     "nvmlDeviceGetMemoryInfo": _memory,
     "nvmlDeviceGetUtilizationRates": _load,
     "nvmlDeviceGetTemperature": _temperature,
@@ -54,6 +61,8 @@ DRIVER: dict[str, Callable[..., Any]] = {
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, function in DRIVER.items():
         monkeypatch.setattr(pynvml, name, function)
+    monkeypatch.setattr(hardware, "torch_kinds", lambda: {"cuda"})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     hardware._load_driver.cache_clear()
     yield
     hardware._load_driver.cache_clear()
@@ -61,7 +70,51 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_cards_whose_memory_is_known_are_the_devices(driver: None) -> None:
     memory = 8 * GIB, 3 * GIB
-    assert devices() == [Device("Card 1", "cuda", *memory), Device("Card 2", "cuda", *memory)]
+    assert devices() == [
+        Device("Card 1", "cuda", *memory, index=0, uuid="GPU-1", load=57.0, celsius=61.0),
+        Device("Card 2", "cuda", *memory, index=1, uuid="GPU-2", bf16=False, celsius=61.0),
+    ]
+    assert devices()[0].describe() == "NVIDIA GPU (CUDA), 57 % busy, 61 °C."
+    assert devices()[1].describe() == "NVIDIA GPU (CUDA), 61 °C. No bfloat16: this GPU only emulates it."
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("1", ["Card 2"]),
+        ("1,0", ["Card 2", "Card 1"]),
+        ("GPU-2", ["Card 2"]),
+        ("0,-1,1", ["Card 1"]),
+        ("0,7,1", ["Card 1"]),
+        ("2,1", ["Card 2"]),  # the third has fallen off the bus, and is the first of the two
+        ("0,0", ["CPU"]),
+        ("", ["CPU"]),
+        ("NoDevFiles", ["CPU"]),
+    ],
+)
+def test_only_visible_cards_are_devices(
+    driver: None, monkeypatch: pytest.MonkeyPatch, choice: str, names: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+    found = devices()
+    assert [device.name.partition(",")[0] for device in found] == names
+    assert [device.index for device in found] == ([1] if choice == "2,1" else list(range(len(names))))
+
+
+def test_a_slice_of_a_card_is_known_by_its_own_name(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: {"MIG-7-1": "GPU-2"}[uuid])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7-1")
+    assert [(device.uuid, device.memory_free) for device in devices()] == [("MIG-7-1", 3 * GIB)]
+
+
+def test_a_torch_without_cuda_and_a_variable_of_ours_leave_the_cpu(
+    driver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_DEVICE", "cpu")
+    assert [device.kind for device in devices()] == ["cpu"]
+    monkeypatch.delenv("LORA_STUDIO_DEVICE")
+    monkeypatch.setattr(hardware, "torch_kinds", lambda: set())
+    assert [device.kind for device in devices()] == ["cpu"]
 
 
 def test_load_and_temperature_are_those_of_the_card_with_that_uuid(driver: None) -> None:
@@ -75,6 +128,7 @@ def test_a_machine_without_a_driver_has_its_cpu(monkeypatch: pytest.MonkeyPatch)
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    monkeypatch.setattr(hardware, "torch_kinds", lambda: {"cuda"})
     hardware._load_driver.cache_clear()
     assert gpu_reading("GPU-1") == SensorReading()
     assert [device.kind for device in devices()] == ["cpu"]

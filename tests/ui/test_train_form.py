@@ -55,9 +55,13 @@ def test_a_recipe_is_suggested_by_model_data_and_device(now: recipes.Situation, 
 
 def test_a_recipe_for_a_gpu_is_not_available_without_one() -> None:
     by_title = {recipe.title: recipe for recipe in recipes.recipes(situation())}
-    assert by_title["QLoRA"].unavailable == "Needs an NVIDIA GPU"
+    assert by_title["QLoRA"].unavailable == "Needs a GPU"
     assert "disabled" in recipes.markup(situation(), None, typed())
     assert not any(recipe.unavailable for recipe in recipes.recipes(situation(gpu(24))))
+    for kind, words in (("rocm", ""), ("xpu", ""), ("mps", "Not on Apple GPUs")):
+        there = situation(Device("A GPU", kind, 24 * GIB, 24 * GIB), "my/model", fits=False)
+        assert recipes.recipes(there)[2].unavailable == words
+        assert suggested(there) == ["lora" if words else "gpu-24gb"]
 
 
 def test_a_card_says_what_a_click_would_change_and_the_click_changes_just_that() -> None:

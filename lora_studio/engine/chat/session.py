@@ -4,7 +4,6 @@ A thread reads the requests, so that a stop arrives while an answer is generated
 because its parent is gone. Output of libraries goes to stderr.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -207,11 +206,10 @@ class SessionWorker:
 
     def _forget_model(self) -> None:
         if self._loaded is not None:
-            import torch
+            from lora_studio.engine.models.load import give_back_memory
 
             self._loaded, self._loaded_for, self._adapters = None, (), {}
-            gc.collect()
-            torch.cuda.empty_cache()
+            give_back_memory()
 
 
 class Inbox(threading.Thread):
@@ -274,8 +272,10 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
 
 def main() -> None:
     """Serves until stdin closes."""
+    from lora_studio.engine.runtime import see_one_gpu
+
     if "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        see_one_gpu()
     # A lone surrogate in a shown bad row cannot be encoded: it becomes a question mark.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

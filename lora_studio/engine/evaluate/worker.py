@@ -25,6 +25,7 @@ from lora_studio.engine.runtime import (
     ending_of,
     is_out_of_memory,
     leave,
+    see_one_gpu,
     unexpected,
 )
 from lora_studio.errors import StudioError
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if child is None:
         return WRONG_INPUT
     folder, log, stop = child.folder, child.log, child.stop
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    see_one_gpu()
     if not child.resume:
         folder.predictions.unlink(missing_ok=True)
 
@@ -78,8 +79,8 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     notes, card = _same_base(cards), cards[0]
     done_rows = {row["row"] for row in folder.rows()}
     dtype = load.dtype_name(load.choose_dtype("auto"))
-    device = load.device().type
-    log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(done_rows), device))
+    kind = load.device_kind()
+    log.emit(RunStarted(time.time(), os.getpid(), kind, dtype, len(done_rows), kind))
     log.phase("data")
     tokenizer = load_tokenizer(card.base, card.revision)
     voices = voices_of({column.name: column.folder for column in request.columns}, tokenizer)

@@ -221,7 +221,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
         **trainer_values(
             config,
             state.dtype,
-            on_cpu=state.device_kind == "cpu",
+            kind=state.device_kind,
             measured=bool(state.data and state.data.validation_rows),
             checkpointing=state.memory.gradient_checkpointing if state.memory else setting is True,
         ),

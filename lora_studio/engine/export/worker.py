@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if child is None:
         return WRONG_INPUT
     folder, log, stop = child.folder, child.log, child.stop
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    runtime.see_no_gpu()
 
     def work() -> None:
         log.phase("start")

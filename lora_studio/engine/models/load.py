@@ -3,11 +3,11 @@
 Remote code runs only if the model was named for it at the start, and nothing else is downloaded.
 """
 
+import gc
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
-import psutil
 import torch
 from tqdm.auto import tqdm
 from transformers import (
@@ -19,9 +19,11 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
+from lora_studio.engine.accelerator import auto_dtype, device, device_kind, empty_cache, read_memory
 from lora_studio.engine.models.tokenizer import checked_source, first_line, not_loadable
 from lora_studio.engine.train_script import keep_unpacked, without_router_logits
 from lora_studio.errors import StudioError
+from lora_studio.models.accelerators import CPU, FLASH_ATTENTION, FLOAT16, missing
 from lora_studio.models.hub import may_run_code_of
 from lora_studio.models.shape import stored_quantization
 from lora_studio.units import count
@@ -33,27 +35,14 @@ CAN_BE_FULL = ("(bitsandbytes)", "fp8", "mxfp4")
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def device() -> torch.device:
-    """The first CUDA GPU, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"CPU, {count(torch.get_num_threads(), 'thread')}"
-
-
 def choose_dtype(name: str) -> torch.dtype:
-    """The dtype of a `model.dtype` setting; auto is bf16 if the GPU supports it, else fp16, and fp32 on the CPU."""
-    if name != "auto":
-        dtype = DTYPES[name]
-        if dtype is torch.float16 and not torch.cuda.is_available():
-            raise StudioError("float16 needs a CUDA GPU; this machine has none.", "Use auto or float32.")
-        return dtype
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    """The dtype of a `model.dtype` setting; auto is what suits the device (`accelerator.auto_dtype`)."""
+    if name == "auto":
+        return auto_dtype()
+    kind = device_kind()
+    if name == FLOAT16 and kind == CPU:
+        raise StudioError(f"float16 cannot run here: {missing(kind, FLOAT16)}.", "Use auto or float32.")
+    return DTYPES[name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -61,10 +50,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def memory_bytes() -> int:
-    """Peak memory: reserved by PyTorch on the GPU, or this process's resident memory on the CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    return psutil.Process().memory_info().rss
+    """Peak memory: reserved by PyTorch on a GPU, or this process's resident memory on the CPU."""
+    memory = read_memory()
+    return memory.now if device_kind() == CPU else memory.peak
+
+
+def give_back_memory() -> None:
+    """Frees what dropped models held, also on the device."""
+    gc.collect()
+    empty_cache()
 
 
 def load_model(
@@ -90,6 +84,9 @@ def load_model(
             f"{name} is stored in {stored} and cannot be loaded in {quantization}.",
             f"Set model.quantization to {stored}, or use a 16-bit version of the base.",
         )
+    rounding = quantization if stored == "none" else stored
+    if rounding != "none" and (why := missing(device_kind(), rounding)):
+        raise StudioError(f"{name} cannot run in {rounding} here: {why}.", "Use a 16-bit base, without quantization.")
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
     lacking = why_no_flash_attention(torch_dtype)
     attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
@@ -195,8 +192,8 @@ def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
 
 def why_no_flash_attention(dtype: torch.dtype) -> str:
     """Why FlashAttention 2 cannot be used here; "" if it can."""
-    if not torch.cuda.is_available():
-        return "it needs a CUDA GPU"
+    if lacks := missing(device_kind(), FLASH_ATTENTION):
+        return lacks
     if dtype is torch.float32:
         return "it needs 16-bit precision"
     return "" if is_flash_attn_2_available() else "the package flash-attn is not installed"

@@ -17,11 +17,11 @@ from transformers.integrations import get_reporting_integration_callbacks
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.preview import Question
+from lora_studio.engine.accelerator import RandomNumbers, device_kind, device_uuid, read_memory
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog, StopSignal
-from lora_studio.engine.train.memory import gpu_id, read_memory
 from lora_studio.engine.train.rows import check_rows_to_measure
 from lora_studio.engine.train.settings import RISING
 from lora_studio.jobs.events import (
@@ -270,19 +270,6 @@ def put_trackers_last(trainer: Trainer) -> None:
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
-class RandomNumbers:
-    """A snapshot of torch's random state on the CPU and the GPUs."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._gpus:
-            torch.cuda.set_rng_state_all(self._gpus)
-
-
 class ReportCallback(TrainerCallback):
     """Converts the trainer's callbacks to events. `tokens_before` is the count of earlier starts of a resumed run."""
 
@@ -434,4 +421,4 @@ def for_trackers(point: StepLogged) -> dict[str, float]:
 def report_callback(log: EventLog, stop: StopSignal) -> ReportCallback:
     """The callback with this device's sensors; a resumed run continues its count of tokens."""
     steps = log.state().steps
-    return ReportCallback(log, stop, steps[-1].tokens if steps else 0, Sensors(gpu_id()))
+    return ReportCallback(log, stop, steps[-1].tokens if steps else 0, Sensors(device_kind(), device_uuid()))

@@ -2,75 +2,20 @@
 
 import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
-import psutil
-import torch
-
 from lora_studio.config.sections import Config
+from lora_studio.engine.accelerator import available_bytes, device_kind, read_memory
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import MemoryEstimated, RunState
+from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.advice import correction
 from lora_studio.models.memory import Estimate, estimate, settled
 from lora_studio.models.shape import architecture
 from lora_studio.units import GIB
 
-STATUS = Path("/proc/self/status")
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes. On a GPU: reserved by PyTorch, allocated to tensors, peak reserved; on the CPU: resident memory.
-
-    `available` is what this process could hold: its own memory plus what is free.
-    """
-
-    now: int
-    allocated: int
-    peak: int
-    available: int
-
-
-def read_memory() -> Memory:
-    """The current memory; takes well under a millisecond."""
-    if torch.cuda.is_available():
-        now = torch.cuda.memory_reserved()
-        available = torch.cuda.mem_get_info()[0] + now
-        return Memory(now, torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved(), available)
-    now = psutil.Process().memory_info().rss
-    return Memory(now, 0, max(now, _high_water()), psutil.virtual_memory().available + now)
-
-
-def _high_water() -> int:
-    """The peak resident memory of this process on Linux; 0 elsewhere."""
-    if not STATUS.is_file():
-        return 0
-    for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def gpu_id() -> str | None:
-    """The driver's id of the GPU in use; None on the CPU."""
-    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
-
-
-ASKED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+) ?(bytes|KiB|MiB|GiB)?", re.IGNORECASE)
-UNITS = {"": 1, "bytes": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
-
-
-def device_kind() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def available_bytes() -> int:
-    """The memory that this process could hold: what is free on the device plus its own."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+ASKED = re.compile(r"(?:Tried to allocate|Invalid buffer size:) ([\d.]+) ?(bytes|[KMG]i?B)?", re.IGNORECASE)
+UNITS = {"": 1, "bytes": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
 def foresee(config: Config, numbers: JsonObject, longest: int) -> tuple[bool, MemoryEstimated | None]:
@@ -81,7 +26,7 @@ def foresee(config: Config, numbers: JsonObject, longest: int) -> tuple[bool, Me
     model = architecture(numbers)
     setting = config.training.gradient_checkpointing
     if model is None:
-        return setting is True or (setting == "auto" and torch.cuda.is_available()), None
+        return setting is True or (setting == "auto" and DEVICE_KINDS[device_kind()].is_gpu), None
     device, available = device_kind(), available_bytes()
     effective = settled(config, model, device, available, longest)
     expected = estimate(effective, model, device, longest)
@@ -103,7 +48,7 @@ def _reason(config: Config, expected: Estimate, available: int) -> str:
     room = f"of {available / GIB:.1f} GiB"
     if expected.gradient_checkpointing:
         return f"Gradient checkpointing is on: without it, the run would need more than 90 % {room}."
-    if device_kind() == "cpu":
+    if not DEVICE_KINDS[device_kind()].is_gpu:
         return "Gradient checkpointing is off: on the CPU, memory suffices and it costs time."
     return f"Gradient checkpointing is off: the run fits without it, using about {expected.total / GIB:.1f} {room}."
 
@@ -129,10 +74,11 @@ class OutOfMemory(TypedDict):
 def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemory:
     """The entries of complete.json for a run that ran out of memory: the numbers, and settings that fit (`retry`)."""
     requested = asked_bytes(str(error))
-    total, free, allocated = device_numbers()
+    now, on_gpu = read_memory(), DEVICE_KINDS[device_kind()].is_gpu
+    total, free, allocated = now.total, now.free, now.peak if on_gpu else now.now
     foreseen = state.memory
     words = [
-        f"{'The GPU' if torch.cuda.is_available() else 'The machine'} ran out of memory",
+        f"{'The GPU' if on_gpu else 'The machine'} ran out of memory",
         f"{requested / GIB:.2f} GiB more requested" if requested else "",
         f"{allocated / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
         f"{foreseen.total_bytes / GIB:.2f} GiB estimated" if foreseen else "",
@@ -153,13 +99,5 @@ def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemor
 def asked_bytes(text: str) -> int:
     """The size of a failed allocation, from PyTorch's message; 0 if it does not say."""
     match = ASKED.search(text)
-    return round(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
-
-
-def device_numbers() -> tuple[int, int, int]:
-    """Bytes of the device: total, free, and held by this process."""
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return total, free, torch.cuda.max_memory_reserved()
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available, psutil.Process().memory_info().rss
+    unit = (match[2] or "").lower() if match else ""
+    return round(float(match[1]) * UNITS[unit if unit == "bytes" else unit[:1]]) if match else 0

@@ -15,8 +15,9 @@ from transformers import TrainerCallback
 
 from lora_studio.config.parsing import ConfigError, load_config, machine_conflicts
 from lora_studio.config.sections import Config
+from lora_studio.engine.accelerator import device_kind, device_name, read_memory
 from lora_studio.engine.chat.logprobs import against_base
-from lora_studio.engine.models.load import choose_dtype, device, device_name, dtype_name
+from lora_studio.engine.models.load import choose_dtype, dtype_name
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.engine.train.callbacks import (
     EarlyStopping,
@@ -27,7 +28,6 @@ from lora_studio.engine.train.callbacks import (
     put_trackers_last,
     report_callback,
 )
-from lora_studio.engine.train.memory import read_memory
 from lora_studio.engine.train.model import CardValues, TrainedModel, build_model, studio_card
 from lora_studio.engine.train.report import TrainResult, final_evaluation, mean_loss, training_speed, write_report
 from lora_studio.engine.train.rows import TrainingRows, prepare_rows
@@ -91,13 +91,13 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
 def begin(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> Context:
     """Reads the config, and finds where to start from."""
     config = load_config(run.config)
-    if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
+    if problems := list(machine_conflicts(config, device_kind())):
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
     checkpoint, notes = last_whole_checkpoint(run) if resume else (None, [])
     context = Context(run, config, log, stop, dtype, checkpoint)
     first_step = step_of(checkpoint.name) if checkpoint else 0
-    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step, device().type))
+    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step, device_kind()))
     context.warn([*notes, base_changed(config, checkpoint)])
     return context
 
@@ -217,7 +217,7 @@ def train_result(
         "train_rows": len(rows.prepared.train),
         "validation_rows": len(rows.prepared.validation),
         "tokens_per_second": training_speed(state.steps),
-        "device_kind": device().type,
+        "device_kind": device_kind(),
         "quantization": model.quantization,
         "peak_memory_bytes": read_memory().peak,
         "estimated_memory_bytes": model.foreseen.measurable_bytes if model.foreseen else None,

@@ -13,7 +13,9 @@ from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from lora_studio.config.sections import Config
-from lora_studio.engine.models.load import device, dtype_name
+from lora_studio.engine.accelerator import device_kind
+from lora_studio.engine.models.load import dtype_name
+from lora_studio.models.accelerators import CUDA, DEVICE_KINDS, PINNED, missing
 from lora_studio.workspace import RunFolder
 
 PROJECT = "lora-studio"
@@ -98,8 +100,8 @@ def trainer_settings(
     dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
     sft = partial(SFTConfig, **packing_values(config))
     method: Callable[..., SFTConfig | DPOConfig] = dpo if config.training.method == "dpo" else sft
-    on_cpu = device().type == "cpu"
-    values = trainer_values(config, dtype_name(dtype), on_cpu=on_cpu, measured=measured, checkpointing=checkpointing)
+    kind = device_kind()
+    values = trainer_values(config, dtype_name(dtype), kind=kind, measured=measured, checkpointing=checkpointing)
     return method(
         output_dir=str(run.checkpoints),
         report_to=list(dict.fromkeys(["tensorboard", config.tracking.report_to])),
@@ -120,10 +122,10 @@ def packing_values(config: Config) -> TrainerArguments:
     }
 
 
-def trainer_values(
-    config: Config, dtype: str, *, on_cpu: bool, measured: bool, checkpointing: bool
-) -> TrainerArguments:
-    """Arguments shared by both methods, as plain values; an exported training script uses the same."""
+def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, checkpointing: bool) -> TrainerArguments:
+    """Arguments shared by both methods, as plain values; `kind` is the device's. An exported script uses the same."""
+    kind = kind if kind in DEVICE_KINDS else CUDA  # an older run's events need not name the kind
+    on_cpu = not DEVICE_KINDS[kind].is_gpu
     training, evaluation = config.training, config.evaluation
     return {
         **training.model_dump(include=SAME_NAME),
@@ -141,7 +143,7 @@ def trainer_values(
         "use_cpu": on_cpu,
         "bf16": dtype == "bfloat16" and not on_cpu,
         "fp16": dtype == "float16",
-        "dataloader_pin_memory": not on_cpu,
+        "dataloader_pin_memory": not missing(kind, PINNED),
     }
 
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if child is None:
         return WRONG_INPUT
     if "LOCAL_RANK" not in os.environ:  # trl takes one GPU per process
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        runtime.see_one_gpu()
     run, log, stop = child.folder, child.log, child.stop
     result: JsonObject = {}
 

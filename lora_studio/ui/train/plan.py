@@ -7,11 +7,12 @@ from pathlib import Path
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
 from lora_studio.jobs.session import FileSummary, count_rows
+from lora_studio.models.accelerators import MIB
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import Change, best_changes
 from lora_studio.models.duration import Work, training_seconds
 from lora_studio.models.hardware import Device, recent_devices
-from lora_studio.models.memory import MIB, Estimate, estimate, settled, verdict, with_settings
+from lora_studio.models.memory import Estimate, estimate, settled, verdict, with_settings
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.runs.summary import Speed, speed
 from lora_studio.ui.data.choice import DataLook

@@ -55,7 +55,7 @@ def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
 
 def on_this_machine(config: Config) -> list[Problem]:
     """What this machine's device can't do of a valid config."""
-    return list(machine_conflicts(config, cuda=recent_devices()[0].kind == "cuda"))
+    return list(machine_conflicts(config, recent_devices()[0].kind))
 
 
 def problems_of(settings: Mapping[str, Any]) -> list[Problem]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.config.presets import Preset, presets
+from lora_studio.models.accelerators import FOUR_BIT
 from lora_studio.models.hardware import Device
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
@@ -56,8 +57,9 @@ def situation(raws: Sequence[Any], planned: Plan | None, device: Device, shape: 
 
 def recipes(now: Situation) -> tuple[Recipe, ...]:
     """The four cards, in the same order wherever the page is opened; one of them is suggested."""
-    on_gpu, demo = now.device.kind == "cuda", now.model == DEMO_MODEL
-    suggested = "preference" if now.pairs else "demo" if demo else "qlora" if on_gpu and now.fits is False else "lora"
+    on_gpu, demo = now.device.is_gpu, now.model == DEMO_MODEL
+    in_4bit = on_gpu and FOUR_BIT not in now.device.lacks
+    suggested = "preference" if now.pairs else "demo" if demo else "qlora" if in_4bit and now.fits is False else "lora"
     memory = now.device.memory_total / GIB
     qlora = next(name for least, name in QLORA_BY_MEMORY if memory >= least)
     # Pairs of one's own are not replaced by the built-in ones.
@@ -65,7 +67,7 @@ def recipes(now: Situation) -> tuple[Recipe, ...]:
     plain = "16-bit base model, for a GPU that holds it." if on_gpu else "For a machine without a GPU: short rows."
     four_bit = (
         f"4-bit base model, for a GPU with {memory:.0f} GiB."
-        if on_gpu
+        if in_4bit
         else "4-bit base model: a quarter of the memory."
     )
     return (
@@ -73,9 +75,9 @@ def recipes(now: Situation) -> tuple[Recipe, ...]:
         Recipe("lora" if on_gpu else "cpu", "LoRA", plain, suggested=suggested == "lora"),
         Recipe(
             qlora,
-            "QLoRA for this GPU" if on_gpu else "QLoRA",
+            "QLoRA for this GPU" if in_4bit else "QLoRA",
             four_bit,
-            unavailable="" if on_gpu else "Needs an NVIDIA GPU",
+            unavailable="" if in_4bit else "Not on Apple GPUs" if on_gpu else "Needs a GPU",
             suggested=suggested == "qlora",
         ),
         Recipe(

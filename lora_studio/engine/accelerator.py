@@ -1,0 +1,183 @@
+"""Turns this machine's device into calls of torch: which it is, its memory, its random numbers, what it computes in.
+
+Nothing else in the package names `torch.cuda`, `torch.xpu` or `torch.mps`; `models.hardware` describes the same devices
+without torch.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lora_studio.models.accelerators import CPU, CUDA, MPS, ROCM, XPU
+from lora_studio.models.hardware import cpu_only
+from lora_studio.models.vendor_tools import apple_chip
+from lora_studio.units import count
+
+STATUS = Path("/proc/self/status")
+_peaks: dict[str, int] = {}  # the most that was read so far, where torch does not count it
+
+
+def device_kind() -> str:
+    """The kind of this machine's device, one of `accelerators.DEVICE_KINDS`. ROCm's build of torch answers as CUDA."""
+    if cpu_only(os.environ):
+        return CPU
+    if torch.cuda.is_available():
+        return ROCM if torch.version.hip else CUDA
+    if torch.xpu.is_available():
+        return XPU
+    return MPS if torch.backends.mps.is_available() else CPU
+
+
+def device() -> torch.device:
+    """The first GPU that torch can use, else the CPU: where training, chat, evaluation and export compute."""
+    kind = device_kind()
+    if kind in (CPU, MPS):
+        return torch.device(kind)
+    return torch.device(XPU if kind == XPU else "cuda", 0)
+
+
+def device_name() -> str:
+    kind = device_kind()
+    if kind == CPU:
+        return f"CPU, {count(torch.get_num_threads(), 'thread')}"
+    return apple_chip() if kind == MPS else str(_module().get_device_name(0))
+
+
+def device_uuid() -> str:
+    """The driver's name of an NVIDIA GPU (GPU-…); "" for all others."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if device_kind() == CUDA else ""
+
+
+def supports_bf16() -> bool:
+    """Whether the device computes in bfloat16 itself."""
+    kind = device_kind()
+    if kind in (CUDA, ROCM):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == XPU:
+        return torch.xpu.is_bf16_supported(including_emulation=False)
+    return kind == CPU or torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def auto_dtype() -> torch.dtype:
+    """The precision that is chosen where none is asked for: fp32 on the CPU, bf16 on a GPU that has it.
+
+    Other GPUs take fp16, except Apple's, which learn in it unreliably.
+    """
+    kind = device_kind()
+    if kind == CPU:
+        return torch.float32
+    if supports_bf16():
+        return torch.bfloat16
+    return torch.float32 if kind == MPS else torch.float16
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. On a GPU: reserved by PyTorch, allocated to tensors, peak reserved; on the CPU: resident memory.
+
+    `total` is the device's memory and `free` what nobody holds of it; `available` is what this process could hold: its
+    own memory plus what is free.
+    """
+
+    now: int
+    allocated: int
+    peak: int
+    free: int
+    total: int
+
+    @property
+    def available(self) -> int:
+        return self.free + self.now
+
+
+def read_memory() -> Memory:
+    """The current memory; takes well under a millisecond."""
+    kind = device_kind()
+    if kind == CPU:
+        return _memory_of_process()
+    if kind == MPS:
+        return _memory_of_mps()
+    module, now = _module(), _module().memory_reserved()
+    free, total = _free_and_total(module, now)
+    return Memory(now, module.memory_allocated(), module.max_memory_reserved(), free, total)
+
+
+def _free_and_total(module: Any, reserved: int) -> tuple[int, int]:
+    """As the driver says; some of Intel's do not tell what is free, and then only this process is counted."""
+    try:
+        free, total = module.mem_get_info()
+    except RuntimeError:
+        if device_kind() != XPU:
+            raise
+        total = module.get_device_properties(0).total_memory
+        free = total - reserved
+    return free, total
+
+
+def _memory_of_mps() -> Memory:
+    """The GPU shares the system's memory, of which it may take `recommended_max_memory`. torch counts no peak there:
+    it is the most that was read."""
+    now, total = torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
+    free = max(0, min(total - now, psutil.virtual_memory().available))
+    _peaks[MPS] = max(now, _peaks.get(MPS, 0))
+    return Memory(now, torch.mps.current_allocated_memory(), _peaks[MPS], free, total)
+
+
+def _memory_of_process() -> Memory:
+    now, memory = psutil.Process().memory_info().rss, psutil.virtual_memory()
+    return Memory(now, 0, max(now, _high_water()), memory.available, memory.total)
+
+
+def _high_water() -> int:
+    """The peak resident memory of this process on Linux; 0 elsewhere."""
+    if not STATUS.is_file():
+        return 0
+    for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def available_bytes() -> int:
+    """The memory that this process could hold: what is free on the device plus its own."""
+    return read_memory().available
+
+
+def empty_cache() -> None:
+    """Gives memory that no tensor uses back to the driver."""
+    if device_kind() != CPU:
+        _module().empty_cache()
+
+
+class RandomNumbers:
+    """A snapshot of torch's random state on the CPU and the GPUs."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._gpus = _gpu_states()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if not self._gpus:
+            return
+        if device_kind() == MPS:
+            torch.mps.set_rng_state(self._gpus[0])
+        else:
+            _module().set_rng_state_all(self._gpus)
+
+
+def _gpu_states() -> list[torch.Tensor]:
+    kind = device_kind()
+    if kind == CPU:
+        return []
+    return [torch.mps.get_rng_state()] if kind == MPS else list(_module().get_rng_state_all())
+
+
+def _module() -> Any:
+    """torch's module for the device: `torch.cuda`, `torch.xpu` or `torch.mps`."""
+    kind = device_kind()
+    return torch.cuda if kind in (CUDA, ROCM) else torch.xpu if kind == XPU else torch.mps

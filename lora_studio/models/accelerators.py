@@ -1,0 +1,131 @@
+"""The kinds of devices that PyTorch computes on: what each holds in memory, and what does not work there and why.
+
+CUDA is measured by others and documented; the figures of the other kinds are assumptions until a run on one replaces
+them (docs/where-it-runs.md says which).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MIB = 1024**2
+CUDA, ROCM, XPU, MPS, CPU = "cuda", "rocm", "xpu", "mps", "cpu"
+
+FOUR_BIT, EIGHT_BIT, FLOAT16 = "4bit", "8bit", "float16"
+OPTIMIZER_8BIT, PAGED = "8-bit optimizer", "paged optimizer"
+FLASH_ATTENTION, PINNED = "flash_attention_2", "pinned memory"
+FEATURES = (FOUR_BIT, EIGHT_BIT, FLOAT16, OPTIMIZER_8BIT, PAGED, FLASH_ATTENTION, PINNED)
+"""What a kind of device may lack. Those that are values of settings have the value's name."""
+
+CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its libraries (torch 2.13 for the CPU)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of device. Memory in bytes.
+
+    `context` is what driver, kernels and libraries hold of the device's memory outside PyTorch's allocator, `workspace`
+    what the matrix library takes inside it; `reserve` is the share of what changes in size from batch to batch that the
+    allocator can't use again. `fused` says that PyTorch has its fused kernels there: dropout keeps a byte for each
+    number, trl scores in one buffer. `whole_attention` says that attention keeps its matrix of weights while it learns.
+    `unified` says that the device computes in the system's memory.
+    """
+
+    name: str
+    title: str
+    context: int
+    workspace: int = 0
+    reserve: float = 0.06
+    fused: bool = True
+    whole_attention: bool = False
+    unified: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    """Each missing feature with the reason, a clause that follows "cannot run here:"."""
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name != CPU
+
+    @property
+    def library_bytes(self) -> int:
+        """The part of the device's memory that PyTorch's own counter does not see. On the CPU nothing is hidden."""
+        return self.context if self.is_gpu else 0
+
+
+NO_METAL_KERNELS = "bitsandbytes ships no kernels for Apple GPUs and would download them as code from the Hub"
+
+DEVICE_KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            CUDA,
+            "NVIDIA GPU (CUDA)",
+            context=512 * MIB,  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU
+            workspace=32 * MIB,  # PyTorch's default from Hopper on; 8 MiB before
+        ),
+        Kind(
+            ROCM,
+            "AMD GPU (ROCm)",
+            context=768 * MIB,  # assumed: code objects of HIP and hipBLASLt are larger than CUDA's
+            workspace=128 * MIB,  # PyTorch's hipBLASLt workspace on gfx94x; 32 MiB elsewhere
+            lacks={PAGED: "it relies on CUDA's managed memory, which is untested on AMD GPUs"},
+        ),
+        Kind(
+            XPU,
+            "Intel GPU (XPU)",
+            context=512 * MIB,  # assumed
+            lacks={
+                PAGED: "it relies on CUDA's managed memory",
+                FLASH_ATTENTION: "it is not built for Intel GPUs",
+            },
+        ),
+        Kind(
+            MPS,
+            "Apple GPU (MPS)",
+            context=CPU_LIBRARIES + 256 * MIB,  # the worker's libraries lie in the same memory; Metal's part is assumed
+            reserve=0.15,
+            fused=False,
+            whole_attention=True,  # PyTorch's fused attention on MPS has no backward pass
+            unified=True,
+            lacks={
+                FOUR_BIT: NO_METAL_KERNELS,
+                EIGHT_BIT: NO_METAL_KERNELS,
+                FLOAT16: "its gradients need scaling, which is little tested on Apple GPUs",
+                OPTIMIZER_8BIT: "bitsandbytes has no 8-bit optimizer for Apple GPUs",
+                PAGED: "it relies on CUDA's managed memory",
+                FLASH_ATTENTION: "it is not built for Apple GPUs",
+                PINNED: "CPU and GPU share one memory",
+            },
+        ),
+        Kind(
+            CPU,
+            "CPU",
+            context=CPU_LIBRARIES,
+            reserve=0.15,
+            fused=False,
+            lacks={
+                FLOAT16: "it needs a GPU, and this machine has none",
+                PAGED: "it moves optimizer state out of a CUDA GPU, and this machine has none",
+                FLASH_ATTENTION: "it needs a CUDA GPU",
+                PINNED: "the batches are where they are needed",
+            },
+        ),
+    )
+}
+"""Every kind by its name, as events, results and `estimate --device` have it. ROCm is `cuda` to PyTorch alone."""
+
+
+def missing(kind: str, feature: str) -> str:
+    """Why a feature is not available on a kind of device; "" where it is."""
+    return DEVICE_KINDS[kind].lacks.get(feature, "")
+
+
+def optimizer_without(optim: str, kind: str) -> tuple[str, str]:
+    """Why an optimizer cannot run on a kind of device, and the nearest that can; two empty strings where it can."""
+    wanted = {PAGED: optim.startswith("paged"), OPTIMIZER_8BIT: optim.endswith("8bit")}
+    reasons = [why for feature, asked in wanted.items() if asked and (why := missing(kind, feature))]
+    if not reasons:
+        return "", ""
+    instead = optim.removeprefix("paged_")
+    if missing(kind, OPTIMIZER_8BIT):
+        instead = {"adamw_8bit": "adamw_32bit", "lion_8bit": "lion_32bit"}.get(instead, instead.removesuffix("_8bit"))
+    return reasons[0], instead.replace("adamw_32bit", "adamw_torch")
