@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
+START_PHASES = ("start", "data", "model")
+"""What comes before the first step, without what is only done once: downloads."""
 FINAL_STATES = ("done", "stopped", "failed")
 
 
@@ -396,7 +398,8 @@ class RunState:
 
     `kind` is the kind of job. Of an end, `reason` says why, `message` and `hint` what only the worker knew of it; of a
     worker that ended without a word, `exit_code` is how (negative: by that signal) and `last_output` the error that its
-    log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from.
+    log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from. `start_seconds`
+    is what the worker took last for libraries, data and model, without downloads.
     """
 
     id: str = ""
@@ -404,6 +407,7 @@ class RunState:
     state: str = "queued"
     created: float = 0.0
     started: float | None = None
+    start_seconds: float = 0.0
     resumed: float | None = None
     pauses: list[tuple[float, float]] = field(default_factory=list)
     finished: float | None = None
@@ -462,7 +466,7 @@ class RunState:
     def seconds_left(self) -> float | None:
         """Time to the last step at the speed of the last twenty steps logged since the start; None before two were."""
         recent = [item for item in self.steps[-20:] if item.time >= (self.resumed or 0.0)]
-        begins = self.phase in ("start", "data", "download", "model")  # again, after a resume
+        begins = self.phase in (*START_PHASES, "download")  # again, after a resume
         if self.final or begins or len(recent) < 2 or recent[-1].step <= recent[0].step:
             return None
         per_step = (recent[-1].time - recent[0].time) / (recent[-1].step - recent[0].step)
@@ -509,6 +513,9 @@ def _apply(state: RunState, event: Event) -> None:
         case PhaseStarted():
             if event.phase == "start":
                 _take_up(state, event.time)
+                state.start_seconds = 0.0
+            elif state.phase in START_PHASES and state.phase_started is not None:
+                state.start_seconds += max(0.0, event.time - state.phase_started)
             state.phase, state.phase_started, state.phase_unit = event.phase, event.time, event.unit
             state.phase_done, state.phase_total = 0, event.total
             if event.phase == "train" and event.total:

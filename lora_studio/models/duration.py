@@ -38,6 +38,8 @@ GPU_SHARE = 0.35
 """The share of its peak that a GPU reaches when it fine-tunes; 0.3 to 0.45 is usual."""
 CPU_GIGAFLOPS_A_CORE = 25.0
 """32-bit operations a second, in 10⁹, that a core reaches in matrix products."""
+START_SECONDS = 12.0
+"""Until the first step: importing PyTorch and transformers, reading a small file, loading a small model."""
 GPU_STEP_SECONDS, CPU_STEP_SECONDS = 0.004, 0.015
 """Time that each layer takes in each batch however small it is: starting kernels, Python."""
 SLOWER = {"none": 1.0, "8bit": 2.0, "4bit": 1.4}

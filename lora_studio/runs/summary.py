@@ -75,13 +75,34 @@ def speed(workspace: Workspace, *, model: str, quantization: str, device: str, d
     return next((candidate for candidate in speeds if candidate.data == data), speeds[0] if speeds else None)
 
 
+def start_seconds(workspace: Workspace, *, model: str, device: str) -> float | None:
+    """What the newest finished run on this kind of device took before its first step; one with this model goes before.
+
+    None where no run measured it.
+    """
+    newest = None
+    for _, facts, numbers in _finished(workspace, device):
+        seconds = numbers.get("start_seconds")
+        if not isinstance(seconds, (int, float)) or seconds <= 0:
+            continue
+        if facts.get("model") == model:
+            return float(seconds)
+        newest = newest or float(seconds)
+    return newest
+
+
 def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str) -> Iterator[Speed | None]:
+    for run, facts, numbers in _finished(workspace, device):
+        if (facts.get("model"), numbers.get("quantization")) == (model, quantization):
+            yield _speed(run, facts, numbers)
+
+
+def _finished(workspace: Workspace, device: str) -> Iterator[tuple[RunFolder, JsonObject, JsonObject]]:
+    """The newest finished runs on a kind of device, each with its facts and its result."""
     for run in workspace.runs()[:LOOKED_AT]:
         facts, numbers = run.read_facts(), run.read_result()
-        if numbers.get("state") != "done" or facts.get("model") != model:
-            continue
-        if (numbers.get("device_kind"), numbers.get("quantization")) == (device, quantization):
-            yield _speed(run, facts, numbers)
+        if (numbers.get("state"), numbers.get("device_kind")) == ("done", device):
+            yield run, facts, numbers
 
 
 def _speed(run: RunFolder, facts: JsonObject, numbers: JsonObject) -> Speed | None:

@@ -72,6 +72,14 @@ def test_time_left_follows_the_speed_of_recent_steps() -> None:
     assert state.seconds_left == 12.0
 
 
+def test_the_start_is_the_time_for_libraries_data_and_model_without_downloads() -> None:
+    phases = ("start", 0.0), ("data", 10.0), ("download", 12.0), ("model", 50.0), ("evaluate", 53.0), ("train", 60.0)
+    first = [PhaseStarted(time, phase) for phase, time in phases]
+    assert fold(first).start_seconds == 15.0
+    again = [PhaseStarted(100.0, "start"), PhaseStarted(108.0, "model"), PhaseStarted(110.0, "train")]
+    assert fold([*first, *again]).start_seconds == 10.0
+
+
 def test_the_pause_before_a_resume_does_not_count_as_slowness() -> None:
     before = [RunStarted(0.0, 1, "cpu", "float32"), step(1, time=1.0), step(2, time=2.0), Finished(3.0, "stopped", 2)]
     resumed = RunStarted(1000.0, 2, "cpu", "float32", resumed_from_step=2)

@@ -11,7 +11,7 @@ from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request
 from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
-from lora_studio.jobs.events import Event, Finished, RunStarted, RunState, StepLogged, to_line
+from lora_studio.jobs.events import Event, Finished, PhaseStarted, RunStarted, RunState, StepLogged, to_line
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import QueueEntry
 from lora_studio.jobs.session import Session
@@ -96,12 +96,13 @@ def test_a_waiting_job_says_when_it_is_expected_to_start() -> None:
 def test_a_waiting_run_takes_as_long_as_the_last_with_its_model_and_data(studio: Studio) -> None:
     facts = {"model": "demo", "data": "pirate", "created": 1.0}
     done = studio.workspace.create_run("done", to_yaml(Config()), facts)
-    steps: list[Event] = [RunStarted(10.0, 1, "cpu", "float32"), StepLogged(40.0, 9, 9, 3.0, 1.0, 1e-3)]
+    steps: list[Event] = [RunStarted(10.0, 1, "cpu", "float32"), PhaseStarted(10.0, "start")]
+    steps += [PhaseStarted(20.0, "train"), StepLogged(40.0, 9, 9, 3.0, 1.0, 1e-3)]
     done.events.write_text("".join(map(to_line, [*steps, Finished(40.0, "done", 9)])))
     longer = to_yaml(parse({"training": {"num_train_epochs": 6}}))
     waiting = studio.workspace.create_run("next", longer, facts)
     other = studio.workspace.create_run("other", longer, facts | {"data": "else"})
-    assert queue_view.duration_of(studio, QueueEntry(waiting.id)) == 60.0
+    assert queue_view.duration_of(studio, QueueEntry(waiting.id)) == 10.0 + 2 * 20.0  # the start only once
     assert queue_view.duration_of(studio, QueueEntry(other.id)) is None
 
 

@@ -211,6 +211,7 @@ def train_result(
         "message": training.ending.words if training.ending else "",
         "adapter": str(context.run.adapter),
         "seconds": state.seconds_at(time.time()),
+        "start_seconds": state.start_seconds,
         "tokens": training.report.tokens,
         "trainable_parameters": model.trainable,
         "parameters": model.parameters,

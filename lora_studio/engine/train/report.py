@@ -51,6 +51,7 @@ class TrainResult(TypedDict):
     message: str
     adapter: str
     seconds: float
+    start_seconds: float
     tokens: int
     trainable_parameters: int
     parameters: int

@@ -96,7 +96,8 @@ def duration_of(studio: Studio, entry: QueueEntry) -> float | None:
                 continue
             other = studio.workspace.run(state.id).read_facts()
             if (other.get("model"), other.get("data")) == (facts.get("model"), facts.get("data")) and state.epoch:
-                return state.seconds * epochs / state.epoch if epochs else None
+                training = state.seconds - state.start_seconds
+                return state.start_seconds + training * epochs / state.epoch if epochs else None
     except StudioError:  # deleted meanwhile, or settings of another version
         return None
     return None
