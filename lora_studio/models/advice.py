@@ -1,8 +1,9 @@
-"""The changes of settings that save the most memory, with what each costs.
+"""The changes of settings that save the most memory, with what each costs; and more epochs for few rows.
 
 Every change is computed with the estimate that the page shows, so the form confirms what was promised.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from lora_studio.models.memory import Estimate, estimate, settled, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
 
 SHOWN = 3
+FEW_STEPS = 100
+"""After fewer optimizer steps an adapter hardly changes the answers."""
+MAX_ADVISED_EPOCHS = 30
+"""More passes over the same rows make a model repeat them."""
 WORTH_IT = 0.01  # of the whole: smaller savings are not worth a person's attention
 
 
@@ -49,6 +54,18 @@ def best_changes(config: Config, model: Architecture, device: str, longest: int 
         if now - after > WORTH_IT * now:
             changes.append(Change(change.kind, change.title, change.cost, change.settings, now - after))
     return sorted(changes, key=lambda change: -change.saves)[:SHOWN]
+
+
+def more_epochs(config: Config, steps: int | None) -> Change | None:
+    """The change after which a run of so few `steps` takes enough of them; None where they are enough, where a number
+    of steps is set, or where as many epochs are set as can be advised."""
+    training = config.training
+    if not steps or steps >= FEW_STEPS or training.max_steps > 0:
+        return None
+    epochs = min(MAX_ADVISED_EPOCHS, math.ceil(FEW_STEPS * training.num_train_epochs / steps))
+    if epochs <= training.num_train_epochs:
+        return None
+    return Change("epochs", f"Set epochs to {epochs}", "a longer run", {"training.num_train_epochs": float(epochs)})
 
 
 def _changes(config: Config, device: str, longest: int | None) -> Iterator[Change]:

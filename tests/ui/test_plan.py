@@ -10,7 +10,10 @@ import pytest
 from lora_studio.config.parsing import nest, parse, to_yaml
 from lora_studio.jobs import session
 from lora_studio.jobs.preflight import Check, Report
+from lora_studio.models import duration
+from lora_studio.models.advice import more_epochs
 from lora_studio.models.hardware import Device
+from lora_studio.models.memory import with_settings
 from lora_studio.models.shape import read_config
 from lora_studio.ui.data.choice import DataLooks
 from lora_studio.ui.train import card, picker
@@ -26,10 +29,10 @@ def config(**settings: Any) -> Any:
     return parse(nest({path.replace("__", "."): value for path, value in settings.items()}))
 
 
-def finished(workspace: Workspace, model: str, data: str) -> None:
+def finished(workspace: Workspace, model: str, data: str, **more: float) -> None:
     facts = {"model": model, "data": data}
     run = workspace.create_run("earlier", to_yaml(config()), facts)
-    numbers = {"state": "done", "device_kind": "cpu", "quantization": "none", "tokens_per_second": 100.0}
+    numbers = {"state": "done", "device_kind": "cpu", "quantization": "none", "tokens_per_second": 100.0, **more}
     run.complete.write_text(json.dumps({**numbers, "tokens": 9_000, "train_rows": 90, "epochs": 2.0}))
 
 
@@ -45,12 +48,39 @@ def test_the_time_comes_from_operations_and_device_until_a_first_run_and_then_fr
     assert plans.plan(asked, workspace).speed_from == plans.ESTIMATED
     finished(workspace, "demo", "pirate")
     known = plans.plan(asked, workspace)
-    assert (known.seconds, known.speed_from) == (10 * 16 * 50 / 100, plans.MEASURED)
+    assert (known.seconds, known.speed_from) == (duration.START_SECONDS + 10 * 16 * 50 / 100, plans.MEASURED)
     assert "from an earlier run" in card.numbers_markup(known)
     other = plans.plan(config(training__max_steps=10, data__train_file="technical"), workspace)
     assert other.lengths is not None
     assert not other.lengths.counted
-    assert other.seconds == pytest.approx(10 * 16 * other.lengths.mean / 100)
+    assert other.seconds == pytest.approx(duration.START_SECONDS + 10 * 16 * other.lengths.mean / 100)
+    finished(workspace, "another model", "technical", start_seconds=7.0)
+    assert plans.plan(asked, workspace).start_seconds == 7.0
+    finished(workspace, "demo", "pirate", start_seconds=30.0)
+    finished(workspace, "another model", "technical", start_seconds=8.0)
+    measured = plans.plan(asked, workspace)
+    assert (measured.seconds, measured.start_seconds) == (30 + 10 * 16 * 50 / 100, 30.0)
+    assert "≈ 1 min 50 s<small>start 30 s included; from an earlier run" in card.numbers_markup(measured)
+
+
+def test_data_of_ones_own_with_few_steps_is_advised_more_epochs(workspace: Workspace, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\n" + "".join(f"Where is {at}?,Here.\n" for at in range(50)))
+    demo = {"training__num_train_epochs": 4, "training__per_device_train_batch_size": 8}
+    few = config(data__train_file=str(file), training__gradient_accumulation_steps=1, **demo)
+    planned = plans.plan(few, workspace)
+    assert planned.steps == 4 * 6
+    assert planned.longer is not None
+    assert planned.longer.settings == {"training.num_train_epochs": 17.0}
+    assert "24 steps may be too few" in card.few_steps(planned)
+    after = plans.plan(with_settings(few, planned.longer.settings), workspace)
+    assert (after.steps, after.longer, card.few_steps(after)) == (17 * 6, None, "")
+    for enough in ({"training__max_steps": 24}, {"training__num_train_epochs": 30}, {"data__train_file": "pirate"}):
+        settings = {path.replace("__", "."): value for path, value in enough.items()}
+        assert plans.plan(with_settings(few, settings), workspace).longer is None
+    tiny = more_epochs(few, steps=4)
+    assert tiny is not None
+    assert tiny.settings == {"training.num_train_epochs": 30.0}
 
 
 def test_a_time_without_numbers_of_the_model_is_not_known(workspace: Workspace) -> None:

@@ -8,9 +8,9 @@ import gradio as gr
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
-from lora_studio.models.advice import SHOWN, Change
+from lora_studio.models.advice import FEW_STEPS, SHOWN, Change
 from lora_studio.models.memory import PARTS
-from lora_studio.ui.html import render
+from lora_studio.ui.html import count, notice, render
 from lora_studio.ui.studio import QUIET, Updates
 from lora_studio.ui.train.plan import GUESSED, MEASURED, MemoryPlan, Plan, gib
 from lora_studio.ui.words import clock
@@ -50,11 +50,11 @@ def numbers_markup(planned: Plan | None) -> str:
 
 
 def _time(planned: Plan) -> tuple[str, str]:
-    """The time of training, and what it is computed from."""
+    """The time until the last step, what of it is the start, and what it is computed from."""
     if planned.seconds is None:
         return EMPTY, "" if planned.steps is None else "unknown until the model is on this machine"
     source = "from an earlier run" if planned.speed_from == MEASURED else "rough: from FLOPs and device"
-    return f"≈ {clock(planned.seconds)}", source
+    return f"≈ {clock(planned.seconds)}", f"start {clock(planned.start_seconds)} included; {source}"
 
 
 def short(value: int) -> str:
@@ -81,6 +81,14 @@ def memory(needed: MemoryPlan | None) -> str:
     return render("train.memory", VERDICTS[needed.verdict], total, available, needed.device.name, parts, notes, tight)
 
 
+def few_steps(planned: Plan | None) -> str:
+    """The advice to train longer, where it is given."""
+    if planned is None or planned.longer is None:
+        return ""
+    words = f"{count(planned.steps or 0, 'step')} may be too few for this dataset."
+    return notice(words, f"Under about {FEW_STEPS} an adapter hardly changes the answers.", "warning")
+
+
 def change_label(change: Change) -> str:
     """What a button that applies a change says."""
     return f"{change.title}: saves {gib(change.saves)}"
@@ -95,9 +103,12 @@ def checks(report: Report) -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """The card's components. `offered` holds the settings, by path, that each button writes into the form."""
+    """The card's components. `offered` holds the settings, by path, that each button writes into the form: `longer`,
+    then the `buttons` of changes that save memory."""
 
     numbers: gr.HTML
+    advice: gr.HTML
+    longer: gr.Button
     memory: gr.HTML
     heading: gr.HTML
     buttons: tuple[gr.Button, ...]
@@ -106,19 +117,21 @@ class Card:
     @property
     def outputs(self) -> list[Any]:
         """Everything that a change of the form may change."""
-        return [self.numbers, self.memory, self.heading, *self.buttons, self.offered]
+        return [self.numbers, self.advice, self.longer, self.memory, self.heading, *self.buttons, self.offered]
 
 
 def draw() -> Card:
     """Draws the card; nothing is known yet."""
     numbers = gr.HTML(numbers_markup(None), elem_id="plan")
+    advice = gr.HTML(visible=False, elem_id="plan-advice")
+    longer = gr.Button(size="sm", visible=False, elem_id="plan-longer", elem_classes="plan-change")
     memory = gr.HTML(elem_id="plan-memory")
     heading = gr.HTML('<h3 class="part">Saves most memory</h3>', visible=False)
     buttons = tuple(
         gr.Button(size="sm", visible=False, elem_id=f"plan-change-{number}", elem_classes="plan-change")
         for number in range(1, SHOWN + 1)
     )
-    return Card(numbers, memory, heading, buttons, gr.State([]))
+    return Card(numbers, advice, longer, memory, heading, buttons, gr.State([]))
 
 
 def updates(card: Card, planned: Plan | None) -> Updates:
@@ -128,12 +141,15 @@ def updates(card: Card, planned: Plan | None) -> Updates:
     changes = needed.changes if needed and needed.verdict != "fits" else ()
     labels = [change_label(change) for change in changes]
     labels += [""] * (len(card.buttons) - len(labels))
+    longer, advice = planned.longer if planned else None, few_steps(planned)
     return {
         card.numbers: numbers_markup(planned),
+        card.advice: gr.HTML(advice, visible=bool(advice)),
+        card.longer: gr.Button(longer.title if longer else "", visible=longer is not None),
         card.memory: memory(needed) if planned else "",
         card.heading: gr.HTML(visible=bool(changes)),
         **{button: gr.Button(label, visible=bool(label)) for button, label in zip(card.buttons, labels, strict=True)},
-        card.offered: [dict(change.settings) for change in changes],
+        card.offered: [dict(change.settings) if change else {} for change in (longer, *changes)],
     }
 
 
@@ -151,5 +167,5 @@ def wire(
 
         return pressed
 
-    for number, button in enumerate(card.buttons):
+    for number, button in enumerate((card.longer, *card.buttons)):
         button.click(press(number), [card.offered, *inputs], outputs, **QUIET)

@@ -9,12 +9,12 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.session import FileSummary, count_rows
 from lora_studio.models.accelerators import MIB
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import Change, best_changes
-from lora_studio.models.duration import Work, training_seconds
+from lora_studio.models.advice import Change, best_changes, more_epochs
+from lora_studio.models.duration import START_SECONDS, Work, training_seconds
 from lora_studio.models.hardware import Device, recent_devices
 from lora_studio.models.memory import Estimate, estimate, settled, verdict, with_settings
 from lora_studio.models.shape import architecture, read_config
-from lora_studio.runs.summary import Speed, speed
+from lora_studio.runs.summary import Speed, speed, start_seconds
 from lora_studio.ui.data.choice import DataLook
 from lora_studio.units import GIB
 from lora_studio.workspace import Workspace, shipped_data
@@ -40,22 +40,26 @@ class MemoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rows` are training rows; `seconds` is the time of training alone. None is what is not known beforehand.
+    """`rows` are training rows; `seconds` is the time until the last step, `start_seconds` what of it passes before the
+    first: libraries, data, model. None is what is not known beforehand.
 
     `speed_from` says what the time is computed from: the speed of an earlier run (`MEASURED`) or floating-point
     operations (`ESTIMATED`). `lengths` are the tokens of a row. `reading` says how the data is read, what is assumed
-    and what the first row trains or answers. `unit` is what a batch counts: rows, or pairs for DPO.
+    and what the first row trains or answers. `unit` is what a batch counts: rows, or pairs for DPO. `longer` is advised
+    for an own dataset that takes few steps.
     """
 
     effective_batch: int
     rows: int | None = None
     steps: int | None = None
     seconds: float | None = None
+    start_seconds: float = 0.0
     memory: MemoryPlan | None = None
     reading: str = ""
     speed_from: str = ""
     unit: str = "rows"
     lengths: "RowLengths | None" = None
+    longer: Change | None = None
 
 
 MEASURED, ESTIMATED = "measured", "estimated"
@@ -98,14 +102,22 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     )
     memory = needed_memory(_as_trained(config, workspace), device, measured.longest if measured else None, busy=busy)
     planned = Plan(
-        batch, rows, steps, None, memory, reading(config, look), lengths=row_lengths(config, measured, earlier)
+        batch,
+        rows,
+        steps,
+        memory=memory,
+        reading=reading(config, look),
+        unit="pairs" if training.method == "dpo" else "rows",
+        lengths=row_lengths(config, measured, earlier),
+        longer=None if config.data.train_file in shipped_data() else more_epochs(config, steps),
     )
-    planned = replace(planned, unit="pairs" if training.method == "dpo" else "rows")
-    return _timed(planned, config, earlier, device)
+    start = start_seconds(workspace, model=config.model.name, device=device.kind)
+    return _timed(planned, config, earlier, device, START_SECONDS if start is None else start)
 
 
-def _timed(planned: Plan, config: Config, earlier: Speed | None, device: Device) -> Plan:
-    """The plan with its time: from an earlier run with this model where there is one, else from the operations."""
+def _timed(planned: Plan, config: Config, earlier: Speed | None, device: Device, start: float) -> Plan:
+    """The plan with its time: from an earlier run with this model where there is one, else from the operations;
+    `start` is the time before the first step."""
     mean = planned.lengths.mean if planned.lengths else None
     if config.training.packing:
         mean = float(config.data.max_length)
@@ -113,7 +125,8 @@ def _timed(planned: Plan, config: Config, earlier: Speed | None, device: Device)
         return planned
     tokens = planned.steps * planned.effective_batch * mean
     if earlier is not None:
-        return replace(planned, seconds=tokens / earlier.tokens_per_second, speed_from=MEASURED)
+        seconds = start + tokens / earlier.tokens_per_second
+        return replace(planned, seconds=seconds, start_seconds=start, speed_from=MEASURED)
     numbers = read_config(config.model.name, config.model.revision)
     model = architecture(numbers) if numbers else None
     if model is None or planned.memory is None:
@@ -121,7 +134,8 @@ def _timed(planned: Plan, config: Config, earlier: Speed | None, device: Device)
     checkpointing = planned.memory.estimate.gradient_checkpointing
     resolved = with_settings(config, {"training.gradient_checkpointing": checkpointing})
     work = Work(tokens, planned.steps * config.training.gradient_accumulation_steps, mean)
-    return replace(planned, seconds=training_seconds(resolved, model, device, work), speed_from=ESTIMATED)
+    seconds = start + training_seconds(resolved, model, device, work)
+    return replace(planned, seconds=seconds, start_seconds=start, speed_from=ESTIMATED)
 
 
 def row_lengths(config: Config, measured: "Seen | None", earlier: Speed | None) -> RowLengths | None:
