@@ -86,7 +86,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     assert "".join(trained).replace("↵", "") == "word·<|im_end|>"
     expect(tab.locator(".ls-tokens .ls-tok.ls-s").first).to_have_text("<|im_start|>")
 
-    cut = tab.get_by_label("range slider for Max length (tokens)")
+    cut = tab.get_by_label("range slider for Try a max length (tokens)")
     expect(tab.get_by_text("nothing is cut")).to_contain_text(f"At {int(cut.input_value()):,} tokens")
     drawn = page.evaluate_handle(CHART)
     box = tab.locator("#lengths .nsewdrag").bounding_box()
@@ -105,7 +105,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     assert page.evaluate(f"{CHART}.layout.xaxis.range") == closer
     assert drawn.evaluate(f"chart => chart === {CHART}")
     use.click()
-    expect(tab.get_by_label("Max length (tokens)", exact=True).first).to_have_value(length, timeout=PATIENCE)
+    expect(tab.get_by_label("Max length (tokens)", exact=True)).to_have_value(length, timeout=PATIENCE)
     expect(use).to_be_hidden(timeout=PATIENCE)
 
     tab.get_by_role("button", name="Next", exact=True).click()
@@ -126,7 +126,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     expect(train).to_be_disabled()
     page.reload()
     expect(tab.get_by_text("data.bad_rows is set to stop")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_label("Max length (tokens)", exact=True).first).to_have_value(length)
+    expect(tab.get_by_label("Max length (tokens)", exact=True)).to_have_value(length)
     assert fits(page, 390)
     page.locator("#bad-rows").get_by_label("skip").click()
     train.click()

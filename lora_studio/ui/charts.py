@@ -110,7 +110,6 @@ def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
     first, last = edges[0], edges[-1] - 1
     # A bar covers whole numbers, low to high - 1: it stands half a token to both sides of them.
     pad = max(0.5, (edges[-1] - edges[0]) / 100)
-    arrows = ("← " if cut < first else "", " →" if cut > last else "")
     return {
         "key": json.dumps([edges, counts]),
         "x": [(low + high - 1) / 2 for low, high, _ in bars],
@@ -120,11 +119,22 @@ def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
         "over": [low > cut for low, _, _ in bars],
         "range": [first - 0.5 - pad, last + 0.5 + pad],
         "marks": [_mark(name, result["tokens"][key]) for key, name in PERCENTILES],
-        "cut": {"at": cut + 0.5, "label": f"{arrows[0]}max length {html.number(cut)}{arrows[1]}"},
+        "cut": {"at": cut + 0.5, "label": _limit(result, cut, first, last)},
         "words": f"Rows by number of tokens, {html.number(first)} to {html.number(int(result['tokens']['max']))}. "
         + "; ".join(f"{name} have at most {html.number(result['tokens'][key])}" for key, name in PERCENTILES)
         + f". {report.cut_words(result, cut)}.",
     }
+
+
+def _limit(result: Mapping[str, Any], cut: int, first: int, last: int) -> str:
+    """What the line stands for: the setting, also where that lies beyond the longest row, or a length that is tried.
+
+    An arrow points to a length outside the chart.
+    """
+    is_set = cut == report.cut_place(result, result["max_length"])
+    length = result["max_length"] if is_set else cut
+    words = f"{'max length' if is_set else 'trying'} {html.number(length)}"
+    return f"← {words}" if length < first else f"{words} →" if length > last else words
 
 
 def _tokens(low: int, high: int) -> str:

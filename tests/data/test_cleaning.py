@@ -24,7 +24,12 @@ def test_the_first_of_like_rows_stays_and_near_duplicates_go_on_request(tokenize
     path.write_text("not json\n" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
     prepared = prepare(str(path), tokenizer, validation_fraction=0.3)
     target = tmp_path / "clean.jsonl"
+    compared: list[tuple[int, int]] = []
     for near, written, removed in ((False, [1, 2, 4, 5, 7], 2), (True, [1, 2, 4, 7], 3)):
-        assert save_without_duplicates(prepared, target, near=near) == (len(written), removed)
+        assert save_without_duplicates(prepared, target, near=near, report=lambda *counts: compared.append(counts)) == (
+            len(written),
+            removed,
+        )
         copied = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
         assert copied == [row for row in rows if row["id"] in written]
+    assert max(compared) == (len(prepared.conversations), len(prepared.conversations))  # of the second alone

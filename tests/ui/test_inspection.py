@@ -588,7 +588,10 @@ def test_duplicates_are_removed_into_a_copy_that_is_chosen_and_keeps_the_mapping
     assert act.show(RESULT, values)[act.view.remove].visible is False
     mapping = {"user": "q", "assistant": "b"}
     list(act.look(*chosen(**{"data.mapping": mapping})))
-    updates = act.remove_duplicates(near=True)
+    *steps, updates = act.remove_duplicates(near=True)
+    assert "Removing duplicates" in steps[0][act.view.status].value
+    assert not steps[0][act.view.remove_near].interactive
+    assert updates[act.view.remove_near].interactive
     method, params = act.studio.inspector.asked[-1]
     assert (method, params["near"], params["of"]["train_file"]) == ("save_cleaned", True, "pirate")
     copy = updates[act.controls.source].value

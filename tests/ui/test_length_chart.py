@@ -30,7 +30,7 @@ def test_bars_say_their_lengths_and_rows_and_those_beyond_the_cut_are_marked(res
     assert drawn["labels"][0] == "6 to 11 tokens: 5 rows"
     assert (drawn["x"][0], drawn["width"][0]) == (8.5, 6)
     assert drawn["over"] == [False, False, True, True]
-    assert drawn["cut"] == {"at": 17.5, "label": "max length 17"}
+    assert drawn["cut"] == {"at": 17.5, "label": "trying 17"}
     assert json.dumps(drawn)
 
 
@@ -42,9 +42,10 @@ def test_who_can_not_see_the_chart_is_told_the_same(result: dict[str, Any]) -> N
 
 def test_a_cut_outside_the_drawn_lengths_points_to_where_it_is(result: dict[str, Any]) -> None:
     long = {**result, "histogram": {"edges": [600, 601], "counts": [3]}}
-    assert lengths(long, 8)["cut"]["label"] == "← max length 8"
+    assert lengths(long, 8)["cut"]["label"] == "← trying 8"
+    assert lengths({**long, "max_length": 8}, 8)["cut"]["label"] == "← max length 8"
     assert lengths(long, 8)["labels"] == ["600 tokens: 3 rows"]
-    assert lengths(long, 1024)["cut"]["label"] == "max length 1,024 →"
+    assert lengths(result, 30)["cut"]["label"] == "max length 1,024 →"  # the longest row has 30
 
 
 def test_a_closer_look_stays_while_the_line_moves_and_ends_with_other_data(result: dict[str, Any]) -> None:

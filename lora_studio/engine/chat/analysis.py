@@ -133,7 +133,14 @@ class DataAnalysis:
         """Writes the analyzed data without duplicates to a file."""
         message = call.message
         prepared = self._prepared_of(call, message.of)
-        rows, removed = save_without_duplicates(prepared, Path(message.path), near=message.near)
+        progress = _progress(call)
+        progress("duplicates", 0, 0)
+        rows, removed = save_without_duplicates(
+            prepared,
+            Path(message.path),
+            near=message.near,
+            report=lambda done, total: progress("duplicates", done, total),
+        )
         return protocol.SavedCopy(rows=rows, removed=removed)
 
     def look_at_first(self, call: Call[protocol.LookAtFirst]) -> protocol.FirstRows:

@@ -21,6 +21,7 @@ from lora_studio.jobs.protocol import (
     Report,
     SaveBadRows,
     SaveCleaned,
+    SavedCopy,
     TryReading,
 )
 from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
@@ -235,25 +236,41 @@ class AnalysisHandlers:
             return {self.view.status: gr.HTML(html.problem(error), visible=True)}
         return self.choose_other(name) | {self.controls.source: gr.Dropdown(value=name)}
 
-    def remove_duplicates(self, near: bool = False) -> Updates:
+    def remove_duplicates(self, near: bool = False) -> Iterator[Updates]:
         """Writes a copy of the file in sight without duplicates among the uploads, and chooses it."""
-        workspace = self.studio.workspace
+        workspace, v = self.studio.workspace, self.view
+        idle = {v.remove: gr.Button(interactive=True), v.remove_near: gr.Button(interactive=True)}
+        yield {
+            v.status: gr.HTML(html.progress("Removing duplicates"), visible=True),
+            **dict.fromkeys(idle, gr.Button(interactive=False)),
+        }
+        copy, last_update = SavedCopy(rows=0, removed=0), time.monotonic()
         try:
             source = str(self._look().settings["data.train_file"])
             stem = Path(source.partition("?")[0]).stem or "dataset"
             target = job_views.new_file(workspace, f"{stem}-deduplicated.jsonl")
-            copy = self.studio.inspector.call(SaveCleaned(path=str(target), near=near, of=self._analysis()))
+            for answer in self.studio.inspector.stream(SaveCleaned(path=str(target), near=near, of=self._analysis())):
+                if isinstance(answer, SavedCopy):
+                    copy = answer
+                elif isinstance(answer, Progress) and time.monotonic() - last_update >= STEP_SECONDS:
+                    yield {v.status: report.step(answer)}
+                    last_update = time.monotonic()
             chosen = workspace.save_upload(target)
         except StudioError as error:
-            return {self.view.status: gr.HTML(html.problem(error), visible=True)}
+            yield idle | {v.status: gr.HTML(html.problem(error), visible=True)}
+            return
         removed, rows = html.count(copy.removed, "row"), html.count(copy.rows, "row")
         gr.Info(f"{removed} removed; {html.escape(chosen.name)} has {rows}.")
         c, offered = self.controls, sources(workspace)
-        return self.choose() | {
-            c.source: gr.Dropdown(choices=offered, value=str(chosen)),
-            c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
-            c.uploads: report.uploads(workspace),
-        }
+        yield (
+            idle
+            | self.choose()
+            | {
+                c.source: gr.Dropdown(choices=offered, value=str(chosen)),
+                c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
+                c.uploads: report.uploads(workspace),
+            }
+        )
 
     def keep_validation(self, path: str) -> Updates:
         """Copies a second file into the workspace and chooses it to measure on."""

@@ -253,6 +253,7 @@ PHASES = {
     "split": "Splitting and truncating",
     "measure": "Measuring lengths",
     "check": "Checking quality",
+    "duplicates": "Comparing rows",
     "rows": "Reading the first rows",
     "sample": "Reading the whole file",
 }

@@ -12,6 +12,8 @@ from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS
 from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataControls, DataView
 from lora_studio.ui.studio import QUIET, EventOptions, Shared, Studio
 
+TRY_LENGTH = "Try a max length (tokens)"
+TRIED = "Shows what would be cut; the setting changes only when you use it."
 DELETES = "Delete this file? Unfinished runs can't be resumed without it."
 
 
@@ -192,7 +194,7 @@ def _draw_lengths() -> Lengths:
     """The components in the order of `DataView`: `histogram` to `forecast`."""
     gr.HTML('<h3 class="part">Row length</h3>')
     histogram = charts.length_chart()
-    cut = gr.Slider(8, 1024, step=1, label="Max length (tokens)", buttons=[], elem_id="data-limit")
+    cut = gr.Slider(8, 1024, step=1, label=TRY_LENGTH, info=TRIED, buttons=[], elem_id="data-limit")
     sentence = gr.HTML()
     with gr.Row():
         take = gr.Button("Use suggested", size="sm", scale=0, min_width=200)
