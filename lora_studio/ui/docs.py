@@ -1,6 +1,7 @@
 """The documentation served beside the page, without a network: `docs/` as it is shipped, rendered on request.
 
-The server's middleware stands before it as before everything else. Raw HTML in a page is shown as text.
+The server's middleware stands before it as before everything else. Raw HTML in a page is shown as text. Pages are light
+or dark as the switch of the page above them was left, which a cookie tells; without it as the system is.
 """
 
 import importlib.resources
@@ -27,10 +28,12 @@ PAGE_OF_TAB = {
     "export": "export",
 }
 """The page of the documentation that the header's question mark opens from each tab."""
+THEME_COOKIE, THEMES = "lora-studio-theme", ("light", "dark")
 IMAGES = (".webp", ".png", ".gif")
 HEADERS = {
+    "vary": "cookie",
     "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'self'"
+    "form-action 'none'; frame-ancestors 'self'",
 }
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 STYLE = Path(__file__).parent / "static" / "docs.css"
@@ -69,11 +72,12 @@ def _serve(request: Request) -> Response:
         return RedirectResponse("index")
     if path in _files(IMAGES):
         return FileResponse(_files(IMAGES)[path], headers=HEADERS)
-    name = path.removesuffix(".md")
+    name, theme = path.removesuffix(".md"), request.cookies.get(THEME_COOKIE, "")
     if f"{name}.md" not in _files((".md",)):
-        return HTMLResponse(_document(path, f"# No such page\n\n[All pages]({_up(path)}index.md)"), 404, HEADERS)
+        missing = f"# No such page\n\n[All pages]({_up(path)}index.md)"
+        return HTMLResponse(_document(path, missing, theme), 404, HEADERS)
     text = _files((".md",))[f"{name}.md"].read_text(encoding="utf-8")
-    return HTMLResponse(_document(name, text), headers=HEADERS)
+    return HTMLResponse(_document(name, text, theme), headers=HEADERS)
 
 
 @cache
@@ -83,12 +87,13 @@ def _files(suffixes: tuple[str, ...]) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in suffixes}
 
 
-def _document(name: str, text: str) -> str:
+def _document(name: str, text: str, theme: str) -> str:
     """A whole page of HTML; `name` is its path without the ending, from which its links are relative."""
     title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "LoRA Studio")
     up = _up(name)
     style = Html(STYLE.read_text(encoding="utf-8"))
-    return html.render("docs.page", title, Html(rendered(text)), Html(_contents(up)), up, style)
+    known = theme if theme in THEMES else ""
+    return html.render("docs.page", title, Html(rendered(text)), Html(_contents(up)), up, style, known)
 
 
 def _up(name: str) -> str:

@@ -101,6 +101,14 @@ def test_a_page_may_load_nothing_but_its_own_pictures(client: TestClient) -> Non
     assert "script" not in policy
 
 
+def test_a_page_is_light_or_dark_as_the_switch_of_the_studio_was_left(client: TestClient) -> None:
+    for value, attribute in (("dark", ' data-theme="dark"'), ("light", ' data-theme="light"'), ('"><b>', ""), ("", "")):
+        for page in ("/docs/index", "/docs/nothing"):
+            answer = client.get(page, headers={"cookie": f"lora-studio-theme={value}"} if value else {})
+            assert f'<html lang="en"{attribute}>' in answer.text
+            assert answer.headers["vary"] == "cookie"
+
+
 def test_the_documentation_stands_behind_the_login() -> None:
     serving = Serving(accounts=read_accounts(None, {"LORA_STUDIO_PASSWORD": "of the test"}))
     app = OriginMiddleware(AuthMiddleware(Starlette(routes=docs.routes()), serving, Sessions(), Attempts()), serving)

@@ -94,6 +94,12 @@ addEventListener('DOMContentLoaded', () => {
 const switchTheme = () => {
   const dark = document.body.classList.toggle('dark', !document.body.classList.contains('dark'));
   theme(dark ? 'dark' : 'light');
+  tellDocs();
+};
+// The pages of the documentation, which run no script, learn by a cookie how this page looks.
+const tellDocs = () => {
+  const value = document.body.classList.contains('dark') ? 'dark' : 'light';
+  document.cookie = `lora-studio-theme=${value}; path=/; samesite=lax`;
 };
 studio.header = ({element}) => studio.clicks({element}, {here: {theme: switchTheme}});
 
@@ -107,8 +113,9 @@ studio.timersInSight = (places) => {
 // The question mark leads to the documentation of the tab in sight, whose name the address holds.
 for (const kind of ['click', 'auxclick']) {
   addEventListener(kind, ({target}) => {
-    const help = target.closest?.('a.help');
-    if (help) help.href = 'docs/tab/' + location.hash.slice(1);
+    const link = target.closest?.('a[href^="docs/"]');
+    if (link) tellDocs();
+    if (link?.matches('.help')) link.href = 'docs/tab/' + location.hash.slice(1).split('/')[0];
   }, true);
 }
 
@@ -134,6 +141,11 @@ studio.hideRun = () => {
   document.querySelector('.run-looked-at')?.classList.add('stale');
 };
 studio.showRun = () => document.querySelector('.run-looked-at')?.classList.remove('stale');
+
+// A tab that was left without an adapter may have one now.
+const noAdapter = (tab) => document.querySelector(`#tab-${tab} .no-adapter`)?.classList;
+studio.reopen = (tab) => noAdapter(tab)?.add('stale');
+studio.reopened = (tab) => noAdapter(tab)?.remove('stale');
 
 // A name that this browser's chat is kept under; a browser that keeps nothing has one until it is reloaded.
 studio.chatName = () => {
