@@ -24,6 +24,8 @@ SWITCH = {True: "on", False: "off"}
 NEITHER = "default"
 MODEL = "model.name"
 FILES = ("data.train_file", "data.validation_file")
+PATHS = (MODEL, "model.adapter_name_or_path", *FILES)
+"""Settings that may be paths on this machine."""
 SEPARATOR = " · "
 """Between a model's name and what the list of models says of it."""
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
@@ -64,14 +66,24 @@ def options(setting: Setting) -> list[tuple[str, str]]:
 
 
 def in_words(path: str, value: Any) -> str:
-    """A setting's value as the form says it, for other places of the page."""
+    """A setting's value as the form says it, for other places of the page; of a path the name of its file."""
     setting = next(setting for setting in settings() if setting.path == path)
     if value in (None, ""):
         return "–"
     if isinstance(value, bool):
         return SWITCH[value]
+    if path in PATHS and Path(str(value)).is_absolute():
+        return Path(str(value)).name or str(value)
     text = to_widget(setting, value)
     return setting.names.get(text, text) if isinstance(text, str) else f"{text:,}"
+
+
+def each_in_words(path: str, values: Sequence[Any]) -> list[str]:
+    """Values of a setting that are compared: whole paths where different files bear the same name."""
+    words = [in_words(path, value) for value in values]
+    if path not in PATHS or len(set(words)) == len(set(map(str, values))):
+        return words
+    return [str(value or "–") for value in values]
 
 
 def to_widget(setting: Setting, value: Any) -> Any:

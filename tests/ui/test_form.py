@@ -88,6 +88,10 @@ def test_choices_are_called_by_words_and_kept_by_name() -> None:
     assert form.in_words("training.packing", True) == "on"
     assert form.in_words("data.max_length", 2048) == "2,048"
     assert form.in_words("data.max_samples", None) == "–"
+    assert form.in_words("data.train_file", "/home/ada/uploads/mine.csv") == "mine.csv"
+    assert form.in_words("data.train_file", "owner/name") == "owner/name"
+    assert form.each_in_words("data.train_file", ["/a/x.csv", "pirate"]) == ["x.csv", "pirate"]
+    assert form.each_in_words("data.train_file", ["/a/x.csv", "/b/x.csv"]) == ["/a/x.csv", "/b/x.csv"]
 
 
 def test_a_draft_brings_back_every_letter_also_what_is_wrong() -> None:

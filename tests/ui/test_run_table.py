@@ -67,7 +67,7 @@ def test_an_item_of_the_list_has_two_lines_with_state_rate_and_loss() -> None:
     assert "<small>lr 2e-4 · val loss 0.5</small>" in markup
     assert 'data-shown="x"' in markup
     failed = replace(row, run=replace(row.run, state="failed", eval_loss=None, loss=1.25))
-    assert "lr 2e-4 · loss 1.25 · Failed" in listing([failed], 1, TableChoice(), "", 0.0)
+    assert "Failed · lr 2e-4 · loss 1.25" in listing([failed], 1, TableChoice(), "", 0.0)
 
 
 def test_an_empty_table_says_how_it_is_filled_and_an_empty_search_how_it_is_mended() -> None:

@@ -12,7 +12,7 @@ from lora_studio.runs.summary import RunResult, SettingDifference, differences, 
 from lora_studio.runs.verdict import Winner, winner
 from lora_studio.ui import charts, html, words
 from lora_studio.ui.curves import Style
-from lora_studio.ui.form import in_words
+from lora_studio.ui.form import each_in_words
 from lora_studio.ui.runs.table import TableChoice
 from lora_studio.ui.studio import QUIET, Components, Shared, Studio, ViewValues, Wish
 
@@ -92,7 +92,8 @@ def settings_table(differing: Sequence[SettingDifference], names: Sequence[str],
             "These runs have the same settings.", "Only the contents of files or the machine can differ."
         )
     rows = [
-        (item.title, item.path, [(in_words(item.path, value), False) for value in item.values]) for item in differing
+        (item.title, item.path, [(value, False) for value in each_in_words(item.path, item.values)])
+        for item in differing
     ]
     return html.render("runs.beside", "Settings that differ", _heads(names, best), rows)
 

@@ -15,6 +15,7 @@ from lora_studio.evaluate.verdict import value
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.runs.summary import to_csv
 from lora_studio.ui import html, job_views, theme, words
+from lora_studio.ui.form import in_words
 from lora_studio.ui.runs.curve_svg import loss_svg
 from lora_studio.ui.runs.results import touched
 from lora_studio.ui.studio import Components, RunView, Shared, Studio, ViewValues, stat_of
@@ -76,7 +77,7 @@ def summary_text(view: RunView) -> str:
     """The run in a few lines of plain text, to paste into a chat or an issue."""
     run, facts = view.run, view.folder.read_facts()
     best = run.best
-    data = f"Data: {facts.get('data', '–')}"
+    data = f"Data: {in_words('data.train_file', facts.get('data'))}"
     if run.data:
         data += f" ({html.count(run.data.train_rows, 'row')}, {html.count(run.data.validation_rows, 'validation row')})"
     losses = [
@@ -90,7 +91,7 @@ def summary_text(view: RunView) -> str:
         f"{words.name_of(run)} ({run.id})",
         f"{words.STATES.get(run.state, run.state)}{steps}" + (f", {words.clock(worked)}" if worked else ""),
         f"{view.verdict.title}. {view.verdict.sentence}".strip(),
-        f"Base model: {facts.get('model', '–')}",
+        f"Base model: {in_words('model.name', facts.get('model'))}",
         data,
         f"Settings: {_settings(view)}" if view.config else "",
         ", ".join(filter(None, losses)).capitalize(),

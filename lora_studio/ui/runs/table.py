@@ -168,10 +168,10 @@ def _second_line(row: Row, now: float) -> tuple[str, str]:
     run = row.run
     loss = run_words.figure(run.eval_loss if run.eval_loss is not None else run.loss)
     parts = [
+        _progress(row),  # first: the end of the line may not be in sight
         row.by,
         f"lr {in_words(RATE, row.rate)}" if row.rate is not None else "",
         f"{'val loss' if run.eval_loss is not None else 'loss'} {loss}" if loss != "–" else "",
-        _progress(row),
         "damaged" if run.damaged else "",
     ]
     return " · ".join(filter(None, parts)), run_words.ago(run.created, now)
@@ -217,7 +217,8 @@ def _kind(column: TableColumn) -> str:
 
 def _name(row: Row) -> Html:
     run = row.run
-    about = " · ".join(shorten(part, 40) for part in (row.by, run.model, run.data) if part)
+    model, data = in_words("model.name", run.model), in_words("data.train_file", run.data)
+    about = " · ".join(shorten(part, 40) for part in (row.by, model, data) if part not in ("", "–"))
     damaged = f"{' and '.join(run.damaged)}: damaged" if run.damaged else ""
     return render("runs.name", run, about, _state_words(row), (shorten(run.labels.note, 90), damaged))
 

@@ -228,13 +228,12 @@ def draw_changes() -> Notice:
 def changes(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[str, str, str]]:
     """Settings that differ between two forms: (title, value before, value after) in words."""
     pairs = zip(forms.values(before).items(), forms.values(after).values(), strict=True)
-    return [
-        (forms.title_of(path), _in_words(path, old), _in_words(path, new)) for (path, old), new in pairs if old != new
-    ]
-
-
-def _in_words(path: str, value: Any) -> str:
-    return html.shorten(forms.in_words(path, value), MAX_VALUE_LENGTH)
+    changed = []
+    for (path, old), new in pairs:
+        if old != new:
+            words = [html.shorten(value, MAX_VALUE_LENGTH) for value in forms.each_in_words(path, (old, new))]
+            changed.append((forms.title_of(path), words[0], words[1]))
+    return changed
 
 
 def listed(origin: str, changed: Sequence[tuple[str, str, str]]) -> str:
