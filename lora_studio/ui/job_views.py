@@ -11,12 +11,15 @@ from urllib.parse import quote
 import gradio as gr
 
 from lora_studio.access.policy import downloads_folder
+from lora_studio.config.parsing import parse
+from lora_studio.config.presets import presets
+from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.html import Html, count, escape, render, size
-from lora_studio.ui.studio import QUIET, Shared, Wish
+from lora_studio.ui.studio import QUIET, Handover, Shared, Wish
 from lora_studio.workspace import Workspace, safe_name
 
 LISTED = 30
@@ -29,11 +32,24 @@ ABOUT_ALONGSIDE = "Starts now instead of queueing. Jobs share memory and run slo
 
 def build_no_adapter(shared: Shared, tab: str) -> gr.Column:
     """What stands in the place of a form while there is no adapter, with the button that leads to one."""
-    with gr.Column(visible=False, elem_classes="job-empty") as place:
+    with gr.Column(visible=False, elem_classes="job-empty no-adapter") as place:
         gr.HTML(html.empty("No adapter yet", "Train one first. The demo takes about a minute on a CPU."))
         button = gr.Button("Train the demo", variant="primary", scale=0, elem_id=f"{tab}-train-demo")
-    button.click(lambda: gr.Tabs(selected="train"), None, shared.tabs, **QUIET)
+    button.click(lambda: (demo_form(), gr.Tabs(selected="train")), None, [shared.form, shared.tabs], **QUIET)
     return place
+
+
+def demo_form() -> Handover:
+    """The settings of the demo recipe, for a form that may hold anything."""
+    preset = presets()["demo"]
+    return Handover(time.time(), flatten(parse(preset.values())), f"Recipe {preset.name}", preset.name)
+
+
+def open_anew(tab: gr.Tab, handler: Callable[..., Any], inputs: Any, outputs: Sequence[Any]) -> None:
+    """When a tab is opened, what it said of adapters before goes at once, and `handler` tells what there is now."""
+    tab.select(None, js=theme.call("reopen", tab.id), api_visibility="private")
+    opened = tab.select(handler, inputs, list(outputs), **QUIET)
+    opened.then(None, js=theme.call("reopened", tab.id), api_visibility="private")
 
 
 def visibility(has_adapters: bool) -> tuple[gr.Column, gr.Column]:
@@ -137,7 +153,7 @@ def wire(
         part.click(click, view, [view, *messages], trigger_mode=trigger_mode, **QUIET)
     view.change(paint, [view, displayed], painted, **QUIET)
     gr.Timer(1).tick(paint, [view, displayed], painted, trigger_mode="once", **QUIET)
-    tab.select(take_up, wish, [*opened, wish], **QUIET)  # new runs, and what another tab asks for
+    open_anew(tab, take_up, wish, [*opened, wish])  # new runs, and what another tab asks for
 
 
 def _tab_of(component: Any) -> gr.Tab:

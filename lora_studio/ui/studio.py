@@ -94,12 +94,13 @@ class Shared:
 class Handover(NamedTuple):
     """Settings for the train tab's form, with the time, so that the same settings count again.
 
-    `origin` tells the person where the settings come from.
+    `origin` tells the person where the settings come from, `preset` names the preset that they are.
     """
 
     time: float
     settings: SettingValues
     origin: str
+    preset: str | None = None
 
 
 Components = dict[str, Block]

@@ -42,7 +42,7 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
 
 def _draw(like: str) -> tuple[Parts, gr.Column]:
     """The components, and the drawer, which others add to."""
-    nothing = gr.HTML(NO_RUNS, visible=False)  # until it is known whether there is one
+    nothing = gr.HTML(NO_RUNS, visible=False, elem_classes="no-adapter")  # until it is known whether there is one
     with gr.Column(visible=False, elem_id="chat") as body:
         with gr.Row(elem_id="chat-top"):
             status = gr.HTML(js_on_load=theme.on_load("chatClicks"), elem_id="chat-status")
@@ -109,7 +109,7 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=theme.call("chatName"), **QUIET)
     tab = p.body.parent
     assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
-    tab.select(take_up, [who, wish], [*everything, wish], **QUIET)
+    job_views.open_anew(tab, take_up, [who, wish], [*everything, wish])
 
     def send(person: str, question: str, system: str, *sampling: Any) -> Iterator[Updates]:
         if act.talk(person).blinded:

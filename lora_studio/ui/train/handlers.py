@@ -124,7 +124,7 @@ def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> N
     workspace = studio.workspace
 
     def use_data(handover: Handover, preset: str | None, *raws: Any) -> Updates:
-        _, settings, origin = handover
+        _, settings, origin, *_ = handover
         filled = forms.overlay(raws, settings)
         without_preset = filling.left_preset(workspace, preset, filled, settings)
         if without_preset is not None:
@@ -133,8 +133,8 @@ def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> N
         return show(*after, origin, (preset, raws)) | {view.start: gr.Button(interactive=True)}
 
     def use_config(handover: Handover, preset: str | None, *raws: Any) -> Updates:
-        _, settings, origin = handover
-        return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
+        filled = forms.overlay(forms.shown(Config()), handover.settings)
+        return show(handover.preset, filled, handover.origin, (preset, raws))
 
     inputs = [view.preset, *view.form.widgets]
 

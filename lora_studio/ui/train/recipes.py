@@ -18,6 +18,7 @@ QLORA_BY_MEMORY = ((20, "gpu-24gb"), (12, "gpu-16gb"), (0, "gpu-8gb"))
 """From this much memory (GiB), the preset for a GPU."""
 PAIRS = "preference"
 """The built-in set of preference pairs, and the format of such rows."""
+OWN_WORDS = (("model.name", "model"), ("data.train_file", "dataset"))
 MAX_LISTED = 4
 """Changes on a card; the others are counted."""
 
@@ -115,8 +116,20 @@ def markup(now: Situation, selected: str | None, raws: Sequence[Any]) -> str:
         if more == 1:
             more = 0
         listed = changes[: MAX_LISTED if more > 0 else None]
-        cards.append((recipe, recipe.preset == selected, listed, max(more, 0)))
+        cards.append((recipe, _use(recipe, selected, raws), listed, max(more, 0)))
     return html.render("train.recipes", cards)
+
+
+def _use(recipe: Recipe, selected: str | None, raws: Sequence[Any]) -> str:
+    """Whether the form is the recipe's, in words; "" where it began with another one."""
+    if recipe.preset != selected:
+        return ""
+    values, named = preset_settings(presets()[recipe.preset])
+    typed = forms.values(raws)
+    others = [word for path, word in OWN_WORDS if path in named and values[path] != typed[path]]
+    if others:
+        return f"In use, other {' and '.join(others)}"
+    return "In use, changed" if any(typed[path] != values[path] for path in named) else "In use"
 
 
 def about(preset: Preset | None, raws: Sequence[Any]) -> str:
