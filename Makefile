@@ -63,7 +63,7 @@ docs: .venv/installed-dev  ## the documentation as a site, into site/; its gener
 screenshots: .venv/installed-dev chromium tour  ## every tab at two widths, into screenshots/, and the pictures of docs/
 	$(BIN)/python -m tests.screenshots
 
-tour: .venv/installed-dev chromium  ## the moving picture and one of each tab but Export, into docs/images/; minutes
+tour: .venv/installed-dev chromium  ## the moving picture and one of each tab, into docs/images/; minutes
 	$(BIN)/python -m tools.tour
 
 chromium: .venv/installed-dev

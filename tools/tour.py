@@ -1,4 +1,4 @@
-"""Makes the pictures of the documentation from the real page: a moving one, and one of each tab but Export.
+"""Makes the pictures of the documentation from the real page: a moving one, and one of each tab.
 
     python -m tools.tour [FOLDER]
 
@@ -82,6 +82,7 @@ def main() -> None:
             part(page, film, folder)
             film.save(folder / MOVING)  # of a part that fails, the frames before it are there
         measure(page, film, folder)
+        take_away(page, film, folder)
     for path in sorted(folder.glob("*.webp")):
         print(f"{path.name:<16}{path.stat().st_size / 1000:6.0f} kB")
 
@@ -159,6 +160,16 @@ def measure(page: Page, film: Film, folder: Path) -> None:
     page.wait_for_timeout(1500)
     _bring(results)
     film.still(folder / "evaluate.webp")
+
+
+def take_away(page: Page, film: Film, folder: Path) -> None:
+    """The Export tab: the targets, and the adapter as a zip."""
+    open_tab(page, "Export")
+    page.locator("#tab-export [data-act=start]").click()
+    expect(page.locator("#export-head")).to_contain_text("Finished")
+    page.wait_for_timeout(1500)
+    page.evaluate("scrollTo(0, 0)")
+    film.still(folder / "export.webp")
 
 
 def _bring(place: Locator) -> None:
