@@ -76,6 +76,20 @@ def test_a_card_says_what_a_click_would_change_and_the_click_changes_just_that()
     assert recipes.effects(qlora, recipes.filled(qlora, raws)) == []
 
 
+def test_a_recipe_in_use_says_when_its_data_or_its_settings_are_others() -> None:
+    demo = next(item for item in recipes.recipes(situation()) if item.preset == "demo")
+    raws = recipes.filled(demo, typed())
+
+    def use(**changes: object) -> str:
+        values = {path.replace("__", "."): value for path, value in changes.items()}
+        return recipes.markup(situation(), "demo", form.overlay(raws, values))
+
+    assert "<em>In use</em>" in use()
+    assert "<em>In use, changed</em>" in use(training__learning_rate=0.5)
+    assert "<em>In use, other dataset</em>" in use(data__train_file="/w/mine.csv", training__learning_rate=0.5)
+    assert "<em>In use" not in recipes.markup(situation(), None, raws)
+
+
 def test_pairs_of_ones_own_are_kept_by_the_recipe_for_pairs() -> None:
     raws = typed(data__train_file="/mine/pairs.jsonl")
     recipe = next(item for item in recipes.recipes(situation(pairs=True)) if item.suggested)

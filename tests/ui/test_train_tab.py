@@ -16,7 +16,7 @@ from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.session import count_rows
-from lora_studio.ui import form
+from lora_studio.ui import form, job_views
 from lora_studio.ui import form as form_draft
 from lora_studio.ui.data.choice import FOUND, DataLooks
 from lora_studio.ui.studio import Shared, Studio, Wish
@@ -96,6 +96,20 @@ def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
     assert told[start].interactive
     said = "".join(update.value for update in told.values() if isinstance(update, gr.HTML) and update.value)
     assert "be stored: No space left on device." in said
+
+
+def test_the_demo_is_its_recipe_whatever_the_form_held(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    held = overlaid(model__name="my/model", data__train_file="technical", lora__r=99)
+    told = handler("use_config")(job_views.demo_form(), None, *held)
+    values = {
+        component.elem_id: getattr(update, "value", update)
+        for component, update in told.items()
+        if getattr(component, "elem_id", None)
+    }
+    assert (values["preset"], values["set-model-name"], values["set-data-train_file"]) == ("demo", "demo", "pirate")
+    assert values["set-lora-r"] == Config().lora.r
+    assert form_draft.read_draft(workspace)[0] == "demo"
 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:

@@ -132,7 +132,8 @@ studio.charts = (() => {
           ...(percent ? {tickformat: '.0%'} : {}),
           ...(panel.log ? {} : {rangemode: negative ? 'normal' : 'tozero'}),
         });
-        annotations.push(caption(panel.unit ? `${panel.title} (${panel.unit})` : panel.title, left, above));
+        const measure = [panel.unit, panel.log && 'log scale'].filter(Boolean).join(', ');
+        annotations.push(caption(measure ? `${panel.title} (${measure})` : panel.title, left, above));
         for (const part of panel.lines) traces.push(trace(tone, {...part, percent}, suffix, panel.main));
         if (panel.main && !panel.lines.length) {
           traces.push({x: [], y: [], xaxis: 'x', yaxis: 'y', showlegend: false});
