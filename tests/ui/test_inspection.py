@@ -286,19 +286,19 @@ def test_an_upload_is_copied_chosen_and_offered(act: AnalysisHandlers, tmp_path:
 def test_the_cut_line_moves_without_asking_the_inspector(act: AnalysisHandlers) -> None:
     updates = act.move_cut(RESULT, 10)
     assert "At 8 tokens 1 row" in updates[act.view.sentence]
-    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "max length 8"}
+    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "max length 1,024 →"}
     assert act.use_cut(RESULT, 10) == 8
     assert act.studio.inspector.asked == []
     assert act.move_cut(None, 10) == {act.view.status: gr.skip()}
 
 
-def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(act: AnalysisHandlers) -> None:
+def test_the_slider_tries_at_most_the_longest_row_and_the_line_names_the_setting(act: AnalysisHandlers) -> None:
     curve = [*RESULT["cut_curve"], {"max_length": 30, "rows": 0, "lost_trained_tokens": 0, "dropped_rows": 0}]
     shown = act.show({**RESULT, "cut_curve": curve}, dict(zip(PATHS, chosen(), strict=True)))
     assert (shown[act.view.cut].value, shown[act.view.cut].maximum) == (30, 30)
     assert "At 30 tokens nothing is cut" in shown[act.view.sentence]
     assert "max length is 1,024 now" in shown[act.view.sentence]
-    assert shown[act.view.histogram]["cut"]["label"] == "max length 30"
+    assert shown[act.view.histogram]["cut"]["label"] == "max length 1,024 →"
     assert shown[act.view.use].visible is False
     assert act.settle_cut({**RESULT, "cut_curve": curve}, 12) == 8
 
@@ -397,7 +397,7 @@ def test_an_upload_deleted_meanwhile_is_forgotten(act: AnalysisHandlers) -> None
 
 
 def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_draft(act: AnalysisHandlers) -> None:
-    (_, values, _), tabs, start = act.hand_over(*chosen(**{"data.max_length": 128}))
+    (_, values, *_), tabs, start = act.hand_over(*chosen(**{"data.max_length": 128}))
     assert start.interactive is False
     assert (values["data.train_file"], values["data.max_length"], tabs.selected) == ("pirate", 128, "train")
     assert "look.percentiles" not in values
@@ -469,7 +469,7 @@ def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Analy
     assert taken[form.undo].visible is True
     assert taken[form.parts[1]].value == "b"
     assert data_choice.remembered(act.studio.workspace)["data.mapping"] == mapping
-    (_, values, _), _, _ = act.hand_over(*chosen(**{"data.mapping": mapping}))
+    (_, values, *_), _, _ = act.hand_over(*chosen(**{"data.mapping": mapping}))
     assert values["data.mapping"] == mapping
 
 
@@ -574,7 +574,7 @@ def test_another_model_marks_the_figures_as_outdated_and_analyzing_leads_again(a
 
 def test_the_limit_dragged_in_the_chart_moves_the_slider_to_a_counted_length(act: AnalysisHandlers) -> None:
     moved = act.drag_cut(RESULT, gr.EventData(None, {"act": "limit", "value": 11}))
-    assert (moved[act.view.cut], moved[act.view.histogram]["cut"]["label"]) == (8, "max length 8")
+    assert (moved[act.view.cut], moved[act.view.histogram]["cut"]["label"]) == (8, "max length 1,024 →")
     assert act.drag_cut(RESULT, gr.EventData(None, {"act": "limit", "value": 9000}))[act.view.cut] == 8
     assert act.drag_cut(None, gr.EventData(None, {"value": 11})) == {act.view.status: gr.skip()}
 

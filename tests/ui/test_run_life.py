@@ -137,7 +137,7 @@ def test_an_evaluation_that_works_alone_is_in_sight_with_the_runs(studio: Studio
 
 def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:
     going, waiting = studio.supervisor.launch(Config()), studio.supervisor.launch(Config(title="second"))
-    _, values, _ = queue_view.edit(studio, waiting)
+    _, values, *_ = queue_view.edit(studio, waiting)
     assert values["title"] == "second"
     assert (studio.supervisor.queue(), [run.id for run in studio.workspace.runs()]) == ([], [going])
     with pytest.raises(StudioError, match="never started"):

@@ -220,11 +220,14 @@ class AnalysisHandlers:
             saved = self.studio.workspace.save_uploads([Path(path) for path in paths])
         except StudioError as error:
             return {self.controls.upload: None, self.view.status: gr.HTML(html.problem(error), visible=True)}
+        return self._choose_upload(saved) | {self.controls.upload: None}
+
+    def _choose_upload(self, path: Path) -> Updates:
+        """A file that was added to the uploads is the dataset."""
         c, offered = self.controls, sources(self.studio.workspace)
         return self.choose() | {
-            c.source: gr.Dropdown(choices=offered, value=str(saved)),
+            c.source: gr.Dropdown(choices=offered, value=str(path)),
             c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
-            c.upload: None,
             c.uploads: report.uploads(self.studio.workspace),
         }
 
@@ -261,16 +264,7 @@ class AnalysisHandlers:
             return
         removed, rows = html.count(copy.removed, "row"), html.count(copy.rows, "row")
         gr.Info(f"{removed} removed; {html.escape(chosen.name)} has {rows}.")
-        c, offered = self.controls, sources(workspace)
-        yield (
-            idle
-            | self.choose()
-            | {
-                c.source: gr.Dropdown(choices=offered, value=str(chosen)),
-                c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
-                c.uploads: report.uploads(workspace),
-            }
-        )
+        yield idle | self._choose_upload(chosen)
 
     def keep_validation(self, path: str) -> Updates:
         """Copies a second file into the workspace and chooses it to measure on."""

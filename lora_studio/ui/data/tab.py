@@ -20,13 +20,14 @@ DELETES = "Delete this file? Unfinished runs can't be resumed without it."
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     controls = draw_controls(studio)
-    view = draw_view(studio, controls)
+    with controls.whole:
+        view = draw_view(studio, controls)
     _wire(AnalysisHandlers(studio, controls, view), shared)
 
 
 def draw_controls(studio: Studio) -> DataControls:
     values = remembered(studio.workspace)
-    # Hidden until the last choice is there: a file dropped before that would be overwritten by it.
+    # All is hidden until the last choice is there: a file dropped before that would be overwritten by it.
     with gr.Column(visible=False) as whole:
         return _draw_choices(values, sources(studio.workspace), whole)
 
