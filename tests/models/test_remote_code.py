@@ -37,7 +37,7 @@ def test_a_config_can_not_allow_it() -> None:
 
 def test_the_checks_name_the_repository_whose_code_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(hub.TRUSTED, OWN)
-    machine = Machine(Device("cpu", "CPU", 10**10, 10**10), 10**10, 10**12)
+    machine = Machine(Device("CPU", "cpu", 10**10, 10**10), 10**10, 10**12)
     checks = preflight(parse({"model": {"name": OWN}}), machine, StudioError("none")).checks
     assert [check.state for check in checks if check.title == "Code" and OWN in check.found] == [NOTE]
     assert "Code" not in [check.title for check in preflight(Config(), machine, StudioError("none")).checks]
