@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_studio.files import JsonObject
@@ -96,6 +97,7 @@ class Tool:
 AMD_SMI, ROCM_SMI, XPU_SMI = Tool("amd-smi"), Tool("rocm-smi"), Tool("xpu-smi")
 SYSCTL, IOREG = Tool("sysctl"), Tool("ioreg")
 TOOLS = (AMD_SMI, ROCM_SMI, XPU_SMI, SYSCTL, IOREG)
+DRM, VRAM_TOTAL = Path("/sys/class/drm"), "mem_info_vram_total"
 FIXED_SECONDS = 3600.0  # names and sizes do not change
 
 
@@ -157,8 +159,8 @@ def _free(total: int, used: int | None, free: int | None = None) -> int:
 
 
 def amd_cards() -> list[Card]:
-    """By amd-smi, else by its predecessor rocm-smi."""
-    return _of_amd_smi() or _of_rocm_smi()
+    """By amd-smi, else by its predecessor rocm-smi, else by the driver's files: PyTorch's wheels bring no program."""
+    return _of_amd_smi() or _of_rocm_smi() or _of_amd_driver()
 
 
 def _of_amd_smi() -> list[Card]:
@@ -220,6 +222,33 @@ def _of_rocm_smi() -> list[Card]:
             celsius=hot if hot is not None else _number(values.get("temperature (sensor edge) (c)")),
         )
     return [cards[number] for number in sorted(cards)]
+
+
+def _of_amd_driver() -> list[Card]:
+    """The GPUs that Linux's amdgpu driver shows as files, in the order of their PCI addresses."""
+    folders = sorted(path.resolve() for path in DRM.glob("card[0-9]*/device") if (path / VRAM_TOTAL).is_file())
+    return [_card_of_files(folder) for folder in dict.fromkeys(folders)]
+
+
+def _card_of_files(folder: Path) -> Card:
+    total = _octets(_line(folder / VRAM_TOTAL)) or 0
+    heat = [_number(_line(path)) for path in sorted(folder.glob("hwmon/hwmon*/temp1_input"))]
+    return Card(
+        name=_name(_line(folder / "product_name"), "AMD GPU"),
+        memory_total=total,
+        memory_free=_free(total, _octets(_line(folder / "mem_info_vram_used"))),
+        serial=_line(folder / "unique_id"),
+        load=_number(_line(folder / "gpu_busy_percent")),
+        celsius=heat[0] / 1000 if heat and heat[0] is not None else None,
+    )
+
+
+def _line(path: Path) -> str:
+    """The first line of a driver's file; "" where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 def intel_cards() -> list[Card]:

@@ -92,6 +92,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answers], list
         tool.forget()
     for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(vendor_tools, "DRM", Path("/nowhere"))
 
     def set_answers(answers: Answers) -> list[str]:
         asked: list[str] = []
@@ -175,6 +176,33 @@ def test_rocm_smi_answers_where_amd_smi_does_not(answer: Callable[[Answers], lis
     assert (first.name, first.memory_total, first.memory_free) == ("Radeon RX 7900 XT", 21458059264, 20_000_000_000)
     assert (first.load, first.celsius, first.serial) == (7.0, 52.0, "0xc0ffee01")
     assert (second.name, second.memory_free, second.load) == ("Radeon RX 7900 XTX", 25753026560, None)
+
+
+def test_the_amd_drivers_files_answer_where_no_program_does(
+    answer: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer({})
+    files = {
+        "mem_info_vram_total": "17163091968",
+        "mem_info_vram_used": "17163091",
+        "gpu_busy_percent": "3",
+        "unique_id": "c0ffee",
+        "hwmon/hwmon4/temp1_input": "41000",
+    }
+    for card, pci in (("card1", "0000:c9:00.0"), ("card0", "0000:05:00.0")):
+        for name, value in files.items() if card == "card1" else [("mem_info_vram_total", "1 GiB?\n")]:
+            path = tmp_path / "devices" / pci / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{value}\n", encoding="utf-8")
+        (tmp_path / "drm" / card).mkdir(parents=True)
+        (tmp_path / "drm" / card / "device").symlink_to(tmp_path / "devices" / pci)
+    monkeypatch.setattr(vendor_tools, "DRM", tmp_path / "drm")
+    first, second = amd_cards()
+    assert (first.name, first.memory_total, first.load, first.celsius) == ("AMD GPU", GIB, None, None)
+    assert (second.memory_total, second.memory_free) == (17163091968, 17163091968 - 17163091)
+    assert (second.load, second.celsius, second.serial) == (3.0, 41.0, "c0ffee")
+    monkeypatch.setattr(vendor_tools, "DRM", tmp_path / "gone")
+    assert amd_cards() == []
 
 
 def test_intel_gpus_are_those_of_xpu_smi(
