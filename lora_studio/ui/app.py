@@ -20,7 +20,8 @@ from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.evaluate import tab as evaluate_tab
 from lora_studio.ui.export import tab as export_tab
 from lora_studio.ui.runs import tab as runs_tab
-from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.components import Shared, Wish
+from lora_studio.ui.studio import Studio
 from lora_studio.ui.theme import LOG_OUT
 from lora_studio.ui.train import tab as train_tab
 

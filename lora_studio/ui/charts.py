@@ -16,7 +16,8 @@ from lora_studio.errors import StudioError
 from lora_studio.ui import html, theme, words
 from lora_studio.ui.curves import AXES, SCALES, Style
 from lora_studio.ui.data import report
-from lora_studio.ui.studio import QUIET, Components, RunView, Shared, Studio, ViewValues
+from lora_studio.ui.components import QUIET, Components, Shared
+from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import Workspace
 
 

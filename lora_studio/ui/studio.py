@@ -1,4 +1,4 @@
-"""What every tab gets: services, shared components, the types of the page's values, and the sections of the runs tab.
+"""What every tab gets: the services with what the page keeps of them, and the sections of the runs tab.
 
 A section is three functions:
 
@@ -14,13 +14,11 @@ To add one, write the functions in a module of `ui/runs` and name them in `ui.ru
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 
 from lora_studio.access.services import Services
-from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
@@ -29,6 +27,7 @@ from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
 from lora_studio.runs.health import Diagnosis, diagnose
 from lora_studio.runs.verdict import Verdict, verdict
 from lora_studio.ui import words
+from lora_studio.ui.components import Components, Shared, Update
 from lora_studio.ui.curves import Curves, Drawing
 from lora_studio.ui.data.choice import DataLooks
 from lora_studio.workspace import RunFolder
@@ -51,73 +50,10 @@ class Studio(Services):
         return words.status_line(runs, self.chat.running, evaluating, others_train, exporting, waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a click asks another tab to show as it opens: adapters (a run's id stands for its first), a job, or data.
-
-    `others` are adapters beside the first; `time` makes the same wish count again.
-    """
-
-    adapter: str = ""
-    job: str = ""
-    others: tuple[str, ...] = ()
-    data: str = ""
-    time: float = 0.0
-
-
-def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:
-    """What an event gives `Shared.wish` and `Shared.tabs` so that a tab opens and shows that."""
-    return Wish(adapter, job), gr.Tabs(selected=tab)
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Components through which one tab hands something to another.
-
-    `data` holds settings that another tab puts into the train tab's form, as a `Handover`;
-    `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
-    `run` holds the id of the run looked at; `start` is the train tab's button, which waits for what is handed over.
-    `wish` holds a `Wish` until the tab that opens takes it up; what is shown then is kept for a reload.
-    `status` is the line at the top of every tab: the runs tab writes it with what it shows, so that both agree.
-    A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
-    """
-
-    tabs: gr.Tabs
-    data: gr.State
-    form: gr.State
-    run: gr.State
-    wish: gr.State
-    start: gr.Button
-    status: gr.HTML
-
-
-class Handover(NamedTuple):
-    """Settings for the train tab's form, with the time, so that the same settings count again.
-
-    `origin` tells the person where the settings come from, `preset` names the preset that they are.
-    """
-
-    time: float
-    settings: SettingValues
-    origin: str
-    preset: str | None = None
-
-
-Components = dict[str, Block]
-"""Components by name."""
-Update = dict[str, Any]
-"""A change of a component's properties, as `gr.update` returns it."""
-Updates = dict[Any, Any]
-"""New values by component, as a handler with many outputs returns them."""
 ViewValues = dict[str, str | bool | Update | Drawing | None]
 """What each component of a section shows, by its name."""
 ViewState = dict[str, tuple[Hashable, ViewValues]]
 """The stamp and the values of each section, by its name."""
-EventOptions = dict[str, Any]
-"""Keyword arguments of a Gradio event."""
-QUIET: EventOptions = {"show_progress": "hidden", "api_visibility": "private"}
-
-
 @dataclass(frozen=True)
 class RunView:
     """The selected run at one moment."""
@@ -192,12 +128,3 @@ def as_update(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return gr.update(visible=bool(value))
     return gr.update(value=value, visible=True)
-
-
-def stat_of(path: Any) -> tuple[int, int]:
-    """Size and time of a file or folder, (0, 0) where there is none: equal pairs mean that it was not touched."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns

@@ -14,7 +14,8 @@ from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
 from lora_studio.ui.data.choice import PATHS
 from lora_studio.ui.data.handlers import AnalysisHandlers
-from lora_studio.ui.studio import Studio, Wish
+from lora_studio.ui.components import Wish
+from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 

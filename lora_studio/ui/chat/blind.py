@@ -15,7 +15,7 @@ from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import controls, votes
 from lora_studio.ui.chat.handlers import Chat
-from lora_studio.ui.studio import Updates
+from lora_studio.ui.components import Updates
 
 
 def ask(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]) -> Iterator[Updates]:

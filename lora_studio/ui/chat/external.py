@@ -9,7 +9,7 @@ from lora_studio.errors import StudioError
 from lora_studio.models import imports
 from lora_studio.ui import html
 from lora_studio.ui.chat.handlers import Chat
-from lora_studio.ui.studio import QUIET, Updates
+from lora_studio.ui.components import QUIET, Updates
 
 ABOUT = "Same base, safetensors. Files that could run code are never read."
 

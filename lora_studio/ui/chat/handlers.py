@@ -25,7 +25,8 @@ from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import columns as chat_board
 from lora_studio.ui.chat import controls, votes
-from lora_studio.ui.studio import Studio, Updates
+from lora_studio.ui.components import Updates
+from lora_studio.ui.studio import Studio
 
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
 

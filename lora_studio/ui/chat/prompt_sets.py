@@ -16,7 +16,7 @@ from lora_studio.jobs.protocol import ColumnPrompt, Generated
 from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import controls
 from lora_studio.ui.chat.handlers import Chat
-from lora_studio.ui.studio import QUIET, Updates
+from lora_studio.ui.components import QUIET, Updates
 from lora_studio.workspace import Workspace
 
 

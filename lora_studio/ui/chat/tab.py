@@ -15,7 +15,8 @@ from lora_studio.config.presets import presets
 from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import blind, external, prompt_sets
 from lora_studio.ui.chat.handlers import Chat, Click, Parts
-from lora_studio.ui.studio import QUIET, EventOptions, Shared, Studio, Updates, Wish
+from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
+from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 
 OWN_SAMPLING = "as set below"

@@ -46,7 +46,8 @@ from lora_studio.ui.data.choice import (
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
-from lora_studio.ui.studio import Handover, Studio, Updates, Wish
+from lora_studio.ui.components import Handover, Updates, Wish
+from lora_studio.ui.studio import Studio
 
 if TYPE_CHECKING:
     from lora_studio.data.report import Description, RowView

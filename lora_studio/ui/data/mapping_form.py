@@ -12,7 +12,7 @@ from lora_studio.data.turns import role_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import TriedReading
 from lora_studio.ui import html
-from lora_studio.ui.studio import Updates
+from lora_studio.ui.components import Updates
 
 if TYPE_CHECKING:
     from lora_studio.data.preview import UnreadRows

@@ -15,7 +15,7 @@ from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.protocol import Progress
 from lora_studio.ui import html, theme
-from lora_studio.ui.studio import Updates
+from lora_studio.ui.components import Updates
 from lora_studio.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import BENCHMARK
 from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import html
-from lora_studio.ui.studio import QUIET, Studio
+from lora_studio.ui.components import QUIET
+from lora_studio.ui.studio import Studio
 
 ABOUT = (
     "Runs public benchmarks such as HellaSwag with lm-evaluation-harness (`pip install lm_eval`). Their questions are "

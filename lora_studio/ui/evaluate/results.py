@@ -21,7 +21,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 from lora_studio.ui.html import bubbles, count, empty, notice, pager, progress, render, shorten
-from lora_studio.ui.studio import stat_of
+from lora_studio.files import stat_of
 from lora_studio.ui.words import figure
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 

@@ -10,7 +10,9 @@ from lora_studio.errors import StudioError
 from lora_studio.runs import summary
 from lora_studio.runs.summary import Tags, read_tags, tags_of, write_tags
 from lora_studio.ui import html
-from lora_studio.ui.studio import QUIET, Components, EventOptions, RunView, Shared, Studio, ViewValues, stat_of
+from lora_studio.files import stat_of
+from lora_studio.ui.components import QUIET, Components, EventOptions, Shared
+from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import Workspace
 
 

@@ -15,7 +15,8 @@ from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN
 from lora_studio.jobs.queue import QueueEntry, is_shown
 from lora_studio.ui import html, theme
-from lora_studio.ui.studio import QUIET, Components, Handover, Shared, Studio, Updates, ViewValues
+from lora_studio.ui.components import QUIET, Components, Handover, Shared, Updates
+from lora_studio.ui.studio import Studio, ViewValues
 from lora_studio.ui.words import clock
 
 RULE = "One job uses the device at a time; the others start in this order."

@@ -18,7 +18,9 @@ from lora_studio.ui import html, job_views, theme, words
 from lora_studio.ui.form import in_words
 from lora_studio.ui.runs.curve_svg import loss_svg
 from lora_studio.ui.runs.results import touched
-from lora_studio.ui.studio import Components, RunView, Shared, Studio, ViewValues, stat_of
+from lora_studio.files import stat_of
+from lora_studio.ui.components import Components, Shared
+from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace, safe_name
 
 MAX_ANSWERS = 5

@@ -16,17 +16,9 @@ from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.evaluate.results import headline
-from lora_studio.ui.studio import (
-    QUIET,
-    Components,
-    RunView,
-    Shared,
-    Studio,
-    Updates,
-    ViewValues,
-    opening,
-    stat_of,
-)
+from lora_studio.files import stat_of
+from lora_studio.ui.components import QUIET, Components, Shared, Updates, opening
+from lora_studio.ui.studio import RunView, Studio, ViewValues
 
 SHOWN = 5
 HEAD = ("Question", "Expected", "Base", "Adapter")

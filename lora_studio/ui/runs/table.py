@@ -18,7 +18,8 @@ from lora_studio.ui import words as run_words
 from lora_studio.ui.form import in_words
 from lora_studio.ui.html import Html, count, empty, pager, progress, render, shorten, size
 from lora_studio.ui.runs import queue
-from lora_studio.ui.studio import QUIET, Components, EventOptions, Shared, Studio, ViewValues
+from lora_studio.ui.components import QUIET, Components, EventOptions, Shared
+from lora_studio.ui.studio import Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace
 
 ROWS = 25

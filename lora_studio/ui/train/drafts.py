@@ -9,7 +9,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
-from lora_studio.ui.studio import Updates
+from lora_studio.ui.components import Updates
 from lora_studio.ui.train import presets as own
 from lora_studio.ui.train.layout import TrainView
 from lora_studio.workspace import Workspace

@@ -11,7 +11,8 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import fetch_numbers
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
-from lora_studio.ui.studio import QUIET, Studio, Updates
+from lora_studio.ui.components import QUIET, Updates
+from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import config_file, drafts, filling, problems, settings_form
 from lora_studio.ui.train import view as views
 from lora_studio.ui.train.layout import TrainView

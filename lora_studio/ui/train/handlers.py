@@ -10,7 +10,8 @@ from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
 from lora_studio.ui import form as forms
 from lora_studio.ui import theme
-from lora_studio.ui.studio import QUIET, EventOptions, Handover, Shared, Studio, Updates, Wish
+from lora_studio.ui.components import QUIET, EventOptions, Handover, Shared, Updates, Wish
+from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import drafts, field_events, filling, planning, problems, recipes
 from lora_studio.ui.train import presets as own

@@ -12,7 +12,7 @@ from lora_studio.models.memory import estimate, settled, verdict, with_settings
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
-from lora_studio.ui.studio import Updates
+from lora_studio.ui.components import Updates
 from lora_studio.ui.train.card import VERDICTS, short
 from lora_studio.ui.train.plan import Plan, gib
 from lora_studio.units import size

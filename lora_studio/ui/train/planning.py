@@ -8,7 +8,8 @@ from lora_studio.config.sections import Config
 from lora_studio.models.hardware import recent_devices
 from lora_studio.models.module_patterns import PatternError
 from lora_studio.ui import form as forms
-from lora_studio.ui.studio import Studio, Updates
+from lora_studio.ui.components import Updates
+from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import picker, recipes
 from lora_studio.ui.train.drafts import FormState

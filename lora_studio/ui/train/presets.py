@@ -19,7 +19,7 @@ from lora_studio.jobs.protocol import Modules
 from lora_studio.jobs.session import Session
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
-from lora_studio.ui.studio import QUIET, Updates
+from lora_studio.ui.components import QUIET, Updates
 from lora_studio.workspace import Workspace
 
 

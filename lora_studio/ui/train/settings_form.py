@@ -12,7 +12,7 @@ from lora_studio.config.search import search
 from lora_studio.config.settings import Setting, settings
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
-from lora_studio.ui.studio import Updates
+from lora_studio.ui.components import Updates
 
 GROUPS = ("Model", "Data", "LoRA", "Optimizer", "Schedule", "Evaluation")
 PLACES: Mapping[str, tuple[str, str]] = {

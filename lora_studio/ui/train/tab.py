@@ -18,7 +18,8 @@ from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.preflight import ASK, FAILED, check_before_start
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import html, theme
-from lora_studio.ui.studio import Shared, Studio, Updates
+from lora_studio.ui.components import Shared, Updates
+from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import drafts, handlers, layout, problems
 from lora_studio.ui.train import view as views

@@ -9,7 +9,8 @@ from lora_studio.config.parsing import ConfigError
 from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
 from lora_studio.ui import form as forms
-from lora_studio.ui.studio import Studio, Updates
+from lora_studio.ui.components import Updates
+from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import config_file, filling, picker, problems, recipes, settings_form
 from lora_studio.ui.train import presets as own
 from lora_studio.ui.train.drafts import FormState

@@ -1,0 +1,71 @@
+"""What the tabs share: components through which one hands something to another, and the types of the page's values."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gradio as gr
+from gradio.blocks import Block
+
+from lora_studio.config.fields import SettingValues
+
+Components = dict[str, Block]
+"""Components by name."""
+Update = dict[str, Any]
+"""A change of a component's properties, as `gr.update` returns it."""
+Updates = dict[Any, Any]
+"""New values by component, as a handler with many outputs returns them."""
+EventOptions = dict[str, Any]
+"""Keyword arguments of a Gradio event."""
+QUIET: EventOptions = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a click asks another tab to show as it opens: adapters (a run's id stands for its first), a job, or data.
+
+    `others` are adapters beside the first; `time` makes the same wish count again.
+    """
+
+    adapter: str = ""
+    job: str = ""
+    others: tuple[str, ...] = ()
+    data: str = ""
+    time: float = 0.0
+
+
+def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:
+    """What an event gives `Shared.wish` and `Shared.tabs` so that a tab opens and shows that."""
+    return Wish(adapter, job), gr.Tabs(selected=tab)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Components through which one tab hands something to another.
+
+    `data` holds settings that another tab puts into the train tab's form, as a `Handover`;
+    `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
+    `run` holds the id of the run looked at; `start` is the train tab's button, which waits for what is handed over.
+    `wish` holds a `Wish` until the tab that opens takes it up; what is shown then is kept for a reload.
+    `status` is the line at the top of every tab: the runs tab writes it with what it shows, so that both agree.
+    A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
+    """
+
+    tabs: gr.Tabs
+    data: gr.State
+    form: gr.State
+    run: gr.State
+    wish: gr.State
+    start: gr.Button
+    status: gr.HTML
+
+
+class Handover(NamedTuple):
+    """Settings for the train tab's form, with the time, so that the same settings count again.
+
+    `origin` tells the person where the settings come from, `preset` names the preset that they are.
+    """
+
+    time: float
+    settings: SettingValues
+    origin: str
+    preset: str | None = None
