@@ -74,6 +74,14 @@ def size(octets: float) -> str:
     return f"{octets:.1f} TB"
 
 
+def gib(octets: float) -> str:
+    """An amount of memory as it is compared: 4 MiB, 0.42 GiB, 1.4 GiB, 123 GiB."""
+    value = octets / GIB
+    if value < 0.1:
+        return f"{octets / 1024**2:.0f} MiB"
+    return f"{value:,.0f} GiB" if value >= 100 else f"{value:.1f} GiB" if value >= 1 else f"{value:.2f} GiB"
+
+
 def shorten(text: str, longest: int) -> str:
     """One line of at most `longest` characters."""
     line = " ".join(text.split())

@@ -14,42 +14,28 @@ from lora_studio.access.requests import CLEAR_EVERY, CLEARED_SECONDS
 from lora_studio.api import endpoints
 from lora_studio.models import hardware
 from lora_studio.models.hardware import Device
-from lora_studio.ui import docs, gradio_patches, html, theme
+from lora_studio.ui import docs, gradio_patches, theme
 from lora_studio.ui.chat import tab as chat_tab
+from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.evaluate import tab as evaluate_tab
 from lora_studio.ui.export import tab as export_tab
 from lora_studio.ui.runs import tab as runs_tab
-from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.theme import LOG_OUT
 from lora_studio.ui.train import tab as train_tab
-
-LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if you own it.'
 
 
 def build_banner(studio: Studio) -> None:
     """Draws the banner; whom it is for is known when the page is opened."""
     login = studio.serving.hub_app is not None
-    banner = gr.HTML(words(owned=False, login=login), elem_id="guests")
+    banner = gr.HTML(theme.guest_banner(ABOUT, owned=False, login=login), elem_id="guests")
 
     def refresh() -> str:
         workspace = studio.workspace
-        return words(owned=workspace.policy.is_admin, login=login, name=hub_name(workspace.policy.owner_id))
+        name = hub_name(workspace.policy.owner_id)
+        return theme.guest_banner(ABOUT, owned=workspace.policy.is_admin, login=login, name=name)
 
     gr.on(None, refresh, None, banner, show_progress="hidden", api_visibility="private")
-
-
-def words(*, owned: bool, login: bool, name: str = "") -> str:
-    """The banner as markup. `name` is that of a Hub account that does not own the studio."""
-    about, link = ABOUT, LOGIN if login else ""
-    if owned or name:
-        link = f" {LOG_OUT}"
-    if owned:
-        about = "You are the owner: no limits apply to you."
-    elif name:
-        about = f"You are logged in as {name}, who does not own this studio. {ABOUT}"
-    return html.notice("This is a public demo.", about, link=link)
 
 
 TABS = (

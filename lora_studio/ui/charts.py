@@ -14,9 +14,8 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.ui import html, theme, words
-from lora_studio.ui.curves import AXES, SCALES, Style
-from lora_studio.ui.data import report
 from lora_studio.ui.components import QUIET, Components, Shared
+from lora_studio.ui.curves import AXES, SCALES, Style
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import Workspace
 
@@ -102,8 +101,9 @@ class LengthDrawing(TypedDict, total=False):
     words: str
 
 
-def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
-    """Everything that the chart shows, as JSON takes it; `cut` is the longest length that is not cut."""
+def lengths(result: Mapping[str, Any], cut: int, cut_words: str, *, is_set: bool) -> LengthDrawing:
+    """Everything that the chart shows, as JSON takes it; `cut` is the longest length that is not cut, `cut_words` what
+    it cuts."""
     edges, counts = result["histogram"]["edges"], result["histogram"]["counts"]
     if not counts:
         return {}
@@ -120,19 +120,18 @@ def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
         "over": [low > cut for low, _, _ in bars],
         "range": [first - 0.5 - pad, last + 0.5 + pad],
         "marks": [_mark(name, result["tokens"][key]) for key, name in PERCENTILES],
-        "cut": {"at": cut + 0.5, "label": _limit(result, cut, first, last)},
+        "cut": {"at": cut + 0.5, "label": _limit(result, cut, is_set, first, last)},
         "words": f"Rows by number of tokens, {html.number(first)} to {html.number(int(result['tokens']['max']))}. "
         + "; ".join(f"{name} have at most {html.number(result['tokens'][key])}" for key, name in PERCENTILES)
-        + f". {report.cut_words(result, cut)}.",
+        + f". {cut_words}.",
     }
 
 
-def _limit(result: Mapping[str, Any], cut: int, first: int, last: int) -> str:
+def _limit(result: Mapping[str, Any], cut: int, is_set: bool, first: int, last: int) -> str:
     """What the line stands for: the setting, also where that lies beyond the longest row, or a length that is tried.
 
     An arrow points to a length outside the chart.
     """
-    is_set = cut == report.cut_place(result, result["max_length"])
     length = result["max_length"] if is_set else cut
     words = f"{'max length' if is_set else 'trying'} {html.number(length)}"
     return f"← {words}" if length < first else f"{words} →" if length > last else words

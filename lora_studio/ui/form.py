@@ -264,3 +264,14 @@ def read_draft(workspace: Workspace) -> tuple[str | None, list[Any]]:
 @cache  # a preset that comes with the studio: no other may bear its name
 def _first_form() -> tuple[Any, ...]:
     return tuple(shown(parse(presets()[FIRST_PRESET].values())))
+
+
+def sampling_like(workspace: Workspace, name: str) -> list[Any]:
+    """The sampling widgets' values as a preset has them; the defaults for any other name."""
+    config = parse(presets(workspace)[name].values() if name in sampling_presets(workspace) else {})
+    return sampling_boxes(config.generation.model_dump())
+
+
+def sampling_presets(workspace: Workspace) -> list[str]:
+    """Presets that set how answers are sampled."""
+    return [name for name, preset in presets(workspace).items() if "generation" in preset.values()]

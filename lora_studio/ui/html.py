@@ -17,6 +17,7 @@ from lora_studio.errors import StudioError
 from lora_studio.units import count as count
 from lora_studio.units import duration as duration
 from lora_studio.units import escape as escape
+from lora_studio.units import gib as gib
 from lora_studio.units import number as number
 from lora_studio.units import percent as percent
 from lora_studio.units import shorten as shorten

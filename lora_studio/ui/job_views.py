@@ -18,8 +18,8 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
-from lora_studio.ui.html import Html, count, escape, render, size
 from lora_studio.ui.components import QUIET, Handover, Shared, Wish
+from lora_studio.ui.html import Html, count, escape, render, size
 from lora_studio.workspace import Workspace, safe_name
 
 LISTED = 30

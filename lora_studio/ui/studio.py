@@ -54,6 +54,8 @@ ViewValues = dict[str, str | bool | Update | Drawing | None]
 """What each component of a section shows, by its name."""
 ViewState = dict[str, tuple[Hashable, ViewValues]]
 """The stamp and the values of each section, by its name."""
+
+
 @dataclass(frozen=True)
 class RunView:
     """The selected run at one moment."""

@@ -13,10 +13,11 @@ from gradio.themes.utils.sizes import Size
 
 from lora_studio import __version__
 from lora_studio.models.hardware import Device
-from lora_studio.ui.html import Html, render
+from lora_studio.ui.html import Html, notice, render
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
+LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if you own it.'
 LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
 # Gradio's seven steps, on the design's four type sizes, one radius, and distances of multiples of four.
 TEXT = Size("12px", "12px", "12px", "14px", "14px", "16px", "20px", name="studio_text")
@@ -134,6 +135,18 @@ def tools(devices: Sequence[Device], logins: bool = False) -> str:
     """What stands at the right of the header: device, version, docs, theme switch, help, and the way out of a login."""
     about = "\n".join(["The device that trains, and its free memory.", *(device.describe() for device in devices)])
     return render("page.tools", " · ".join(map(str, devices)), about, __version__, logins)
+
+
+def guest_banner(about: str, *, owned: bool, login: bool, name: str = "") -> str:
+    """The banner of a public demonstration. `name` is that of a Hub account that does not own the studio."""
+    link = LOGIN if login else ""
+    if owned or name:
+        link = f" {LOG_OUT}"
+    if owned:
+        about = "You are the owner: no limits apply to you."
+    elif name:
+        about = f"You are logged in as {name}, who does not own this studio. {about}"
+    return notice("This is a public demo.", about, link=link)
 
 
 STATIC = Path(__file__).parent / "static"

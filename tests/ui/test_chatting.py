@@ -21,6 +21,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
 from lora_studio.models.hardware import Device
+from lora_studio.ui import form
 from lora_studio.ui.chat import external, tab
 from lora_studio.ui.chat.handlers import Chat, Click, Updates
 from lora_studio.ui.form import to_widget
@@ -336,18 +337,18 @@ def test_sampling_is_checked_and_an_emptied_box_is_its_default(act: Chat) -> Non
 
 def test_sampling_can_be_taken_from_a_preset(act: Chat) -> None:
     assert {"problem-solver", "technical-assistant", "yes-no-recommender"} <= set(
-        tab.sampling_presets(act.studio.workspace)
+        form.sampling_presets(act.studio.workspace)
     )
     values = dict(
         zip(
             [setting.path for setting in SAMPLING],
-            tab.sampling_like(act.studio.workspace, "problem-solver"),
+            form.sampling_like(act.studio.workspace, "problem-solver"),
             strict=True,
         )
     )
     assert values["generation.max_new_tokens"] == 4096
     assert (values["generation.temperature"], values["generation.top_p"]) == ("0.7", "0.9")
-    assert tab.sampling_like(act.studio.workspace, "as set below") == DEFAULTS
+    assert form.sampling_like(act.studio.workspace, "as set below") == DEFAULTS
 
 
 def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat) -> None:

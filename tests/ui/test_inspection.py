@@ -10,11 +10,11 @@ import pytest
 from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui.components import Wish
 from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
 from lora_studio.ui.data.choice import PATHS
 from lora_studio.ui.data.handlers import AnalysisHandlers
-from lora_studio.ui.components import Wish
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession

@@ -16,9 +16,9 @@ from lora_studio.jobs.preflight import this_machine
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import recent_devices
 from lora_studio.ui import form
+from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.data.handlers import AnalysisHandlers
-from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import picker, problems
 from lora_studio.ui.train import tab as train_tab

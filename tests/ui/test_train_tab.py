@@ -18,8 +18,8 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.session import count_rows
 from lora_studio.ui import form, job_views
 from lora_studio.ui import form as form_draft
-from lora_studio.ui.data.choice import FOUND, DataLooks
 from lora_studio.ui.components import Shared, Wish
+from lora_studio.ui.data.choice import FOUND, DataLooks
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card, filling, picker, problems, recipes, tab
 from lora_studio.ui.train.plan import ESTIMATED, plan

@@ -10,14 +10,11 @@ import gradio as gr
 
 from lora_studio.chat.conversation import SAMPLING
 from lora_studio.chat.prompts import examples_for
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import presets
 from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import blind, external, prompt_sets
 from lora_studio.ui.chat.handlers import Chat, Click, Parts
 from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
-from lora_studio.workspace import Workspace
 
 OWN_SAMPLING = "as set below"
 NO_RUNS = html.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")
@@ -29,7 +26,7 @@ def build(studio: Studio, shared: Shared) -> None:
     parts, drawer = _draw(OWN_SAMPLING)
     place = job_views.place(studio.workspace)
     act = Chat(studio, parts)
-    parts.like.choices = [(name, name) for name in (OWN_SAMPLING, *sampling_presets(studio.workspace))]
+    parts.like.choices = [(name, name) for name in (OWN_SAMPLING, *form.sampling_presets(studio.workspace))]
     _wire(act, who, shared.wish, place)
     with drawer:
         prompt_sets.build(act, who)
@@ -132,17 +129,6 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
 
     gr.on([p.send.click, p.question.submit], send, [who, p.question, p.system, *p.sampling], everything, **answer)
     p.stop.click(act.stop, who, [p.send, p.stop], queue=False, **QUIET)
-    p.like.select(lambda name: sampling_like(act.studio.workspace, name), p.like, p.sampling, **QUIET)
+    p.like.select(lambda name: form.sampling_like(act.studio.workspace, name), p.like, p.sampling, **QUIET)
     clicked = [p.status.click, p.tools.click, p.heads.click, p.board.click, p.message.click]
     gr.on(clicked, click, [who, p.system, *p.sampling], [*everything, place], **answer)
-
-
-def sampling_like(workspace: Workspace, name: str) -> list[Any]:
-    """The sampling widgets' values as a preset has them; the defaults for any other name."""
-    config = parse(presets(workspace)[name].values() if name in sampling_presets(workspace) else {})
-    return form.sampling_boxes(config.generation.model_dump())
-
-
-def sampling_presets(workspace: Workspace) -> list[str]:
-    """Presets that set how answers are sampled."""
-    return [name for name, preset in presets(workspace).items() if "generation" in preset.values()]

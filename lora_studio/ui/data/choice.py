@@ -122,6 +122,13 @@ class DataLooks:
         return look
 
 
+def analysis_of(workspace: Workspace, values: SettingValues) -> Any:
+    """The draft's result of the last look, where it was at these settings and by this version of the code."""
+    draft = workspace.read_draft(FOUND)
+    same = isinstance(draft, dict) and (draft["settings"], draft.get("code")) == (values, code_version())
+    return draft["result"] if same else None
+
+
 def sources(workspace: Workspace) -> list[tuple[str, str]]:
     """What is offered: uploads, newest first, then the sets that come with the studio, as (label, value)."""
     uploads = [(path.name, str(path)) for path in workspace.uploads()]

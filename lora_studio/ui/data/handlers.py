@@ -11,7 +11,6 @@ import gradio as gr
 
 from lora_studio.access.policy import delete_upload
 from lora_studio.config.fields import SettingValues
-from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import (
     Inspect,
@@ -26,17 +25,18 @@ from lora_studio.jobs.protocol import (
 )
 from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
 from lora_studio.ui import charts, form, html, job_views
+from lora_studio.ui.components import Handover, Updates, Wish
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
     BAD_ROWS,
     CHOICE,
-    FOUND,
     MAPPING,
     OUTDATING,
     PATHS,
     SETTINGS,
     THINKING,
     DataLook,
+    analysis_of,
     check,
     handed_over,
     remembered,
@@ -46,7 +46,6 @@ from lora_studio.ui.data.choice import (
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
-from lora_studio.ui.components import Handover, Updates, Wish
 from lora_studio.ui.studio import Studio
 
 if TYPE_CHECKING:
@@ -472,7 +471,9 @@ class AnalysisHandlers:
         suggested = result["suggested"]["max_length"]
         new = at not in (used, suggested) and min(at, used) < longest  # from the longest row on, all are the same
         return {
-            self.view.histogram: charts.lengths(result, at),
+            self.view.histogram: charts.lengths(
+                result, at, report.cut_words(result, at), is_set=at == report.cut_place(result, used)
+            ),
             self.view.sentence: report.limit_sentence(result, at),
             self.view.take: gr.Button(f"Use suggested: {html.count(suggested, 'token')}", visible=suggested != used),
             self.view.use: gr.Button(f"Use {html.count(at, 'token')}", visible=new),
@@ -556,9 +557,9 @@ class AnalysisHandlers:
         updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
         updates |= self._hub_fields(str(values["data.train_file"]))
         updates |= self.measure_disk() | {self.controls.whole: gr.Column(visible=True)}
-        draft = workspace.read_draft(FOUND)
-        if isinstance(draft, dict) and (draft["settings"], draft.get("code")) == (values, code_version()):
-            updates |= self.show(draft["result"], values) | {self.view.status: gr.HTML("", visible=False)}
+        result = analysis_of(workspace, values)
+        if result is not None:
+            updates |= self.show(result, values) | {self.view.status: gr.HTML("", visible=False)}
             updates[self.controls.look] = gr.Button(variant="secondary")
         return updates
 

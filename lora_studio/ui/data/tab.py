@@ -7,10 +7,10 @@ import gradio as gr
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.ui import charts, form, html, job_views, theme
+from lora_studio.ui.components import QUIET, EventOptions, Shared
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataControls, DataView
-from lora_studio.ui.components import QUIET, EventOptions, Shared
 from lora_studio.ui.studio import Studio
 
 TRY_LENGTH = "Try a max length (tokens)"

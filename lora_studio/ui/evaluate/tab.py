@@ -25,11 +25,11 @@ from lora_studio.evaluate.request import (
 )
 from lora_studio.files import JsonObject
 from lora_studio.ui import html, job_views, theme
+from lora_studio.ui.components import QUIET, Shared, Wish
 from lora_studio.ui.data.choice import SETTINGS, is_there
 from lora_studio.ui.evaluate import benchmarks
 from lora_studio.ui.evaluate import results as board
 from lora_studio.ui.evaluate.results import PARTS, EvaluationBoard, EvaluationView, default_data
-from lora_studio.ui.components import QUIET, Shared, Wish
 from lora_studio.ui.studio import Studio
 
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]

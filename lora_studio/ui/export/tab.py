@@ -17,9 +17,9 @@ from lora_studio.evaluate import request as evaluating
 from lora_studio.export import request as exporting
 from lora_studio.export.request import folders, make_request, needs_device
 from lora_studio.ui import job_views, theme
+from lora_studio.ui.components import QUIET, Shared, Wish
 from lora_studio.ui.export import results as board
 from lora_studio.ui.export.results import PARTS, ExportBoard, ExportView
-from lora_studio.ui.components import QUIET, Shared, Wish
 from lora_studio.ui.studio import Studio
 
 CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export and its files?"})

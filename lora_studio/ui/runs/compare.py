@@ -11,10 +11,10 @@ from lora_studio.jobs.events import RunState
 from lora_studio.runs.summary import RunResult, SettingDifference, differences, overview, results, settings_of
 from lora_studio.runs.verdict import Winner, winner
 from lora_studio.ui import charts, html, words
+from lora_studio.ui.components import QUIET, Components, Shared, Wish
 from lora_studio.ui.curves import Style
 from lora_studio.ui.form import each_in_words
 from lora_studio.ui.runs.table import TableChoice
-from lora_studio.ui.components import QUIET, Components, Shared, Wish
 from lora_studio.ui.studio import Studio, ViewValues
 
 MAX_COMPARED, MAX_NAME = 8, 32

@@ -1,13 +1,11 @@
 """The memory of a run: what was expected and measured, and the smaller run after the memory ran out."""
 
 from lora_studio.config.parsing import load_config, merge, nest, parse
-from lora_studio.config.sections import Config
 from lora_studio.jobs.events import RunState
 from lora_studio.models.advice import Change, correction
 from lora_studio.models.hardware import devices
 from lora_studio.ui import html
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.train.plan import gib
 from lora_studio.workspace import RunFolder
 
 
@@ -15,14 +13,10 @@ def memory_words(run: RunState, peak_bytes: float | None) -> str:
     """Estimated x GiB, measured y GiB, and why checkpointing is on or off."""
     if run.memory is None:
         return ""
-    parts = [f"estimated {gib(run.memory.measurable_bytes)}"]
-    parts += [f"measured {gib(peak_bytes)}"] if peak_bytes else []
+    parts = [f"estimated {html.gib(run.memory.measurable_bytes)}"]
+    parts += [f"measured {html.gib(peak_bytes)}"] if peak_bytes else []
     sentence = f"Memory: {', '.join(parts)}. {run.memory.reason}".strip()
     return html.quiet(sentence)
-
-
-def config_of(folder: RunFolder) -> Config:
-    return load_config(folder.config)
 
 
 def retry_of(folder: RunFolder, run: RunState) -> Change | None:
@@ -35,7 +29,7 @@ def retry_of(folder: RunFolder, run: RunState) -> Change | None:
     device = devices()[0]
     checkpointing = run.memory.gradient_checkpointing if run.memory else None
     room = run.memory.available_bytes if run.memory else device.memory_total
-    return correction(config_of(folder), checkpointing, device.kind, needed=0, available=room)
+    return correction(load_config(folder.config), checkpointing, device.kind, needed=0, available=room)
 
 
 def retry(studio: Studio, run_id: str) -> str:
@@ -44,5 +38,5 @@ def retry(studio: Studio, run_id: str) -> str:
     change = retry_of(folder, studio.supervisor.state(run_id))
     if change is None:
         return run_id
-    smaller = parse(merge(config_of(folder).model_dump(), nest(change.settings)))  # out of a file: checked
+    smaller = parse(merge(load_config(folder.config).model_dump(), nest(change.settings)))  # out of a file: checked
     return studio.supervisor.launch(smaller)

@@ -12,14 +12,14 @@ from lora_studio import units
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run, request_of
 from lora_studio.evaluate.verdict import value
+from lora_studio.files import stat_of
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.runs.summary import to_csv
 from lora_studio.ui import html, job_views, theme, words
+from lora_studio.ui.components import Components, Shared
 from lora_studio.ui.form import in_words
 from lora_studio.ui.runs.curve_svg import loss_svg
 from lora_studio.ui.runs.results import touched
-from lora_studio.files import stat_of
-from lora_studio.ui.components import Components, Shared
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace, safe_name
 

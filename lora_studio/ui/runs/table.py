@@ -15,10 +15,10 @@ from lora_studio.runs.checkpoints import Deletion, deletions
 from lora_studio.runs.summary import Overview, matching, overview
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
+from lora_studio.ui.components import QUIET, Components, EventOptions, Shared
 from lora_studio.ui.form import in_words
 from lora_studio.ui.html import Html, count, empty, pager, progress, render, shorten, size
 from lora_studio.ui.runs import queue
-from lora_studio.ui.components import QUIET, Components, EventOptions, Shared
 from lora_studio.ui.studio import Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace
 

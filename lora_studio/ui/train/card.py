@@ -11,8 +11,8 @@ from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
 from lora_studio.models.advice import FEW_STEPS, SHOWN, Change
 from lora_studio.models.memory import PARTS
 from lora_studio.ui.components import QUIET, Updates
-from lora_studio.ui.html import count, notice, render
-from lora_studio.ui.train.plan import GUESSED, MEASURED, MemoryPlan, Plan, gib
+from lora_studio.ui.html import count, gib, notice, render
+from lora_studio.ui.train.plan import GUESSED, MEASURED, MemoryPlan, Plan
 from lora_studio.ui.words import clock
 
 VERDICTS = {

@@ -14,8 +14,7 @@ from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Updates
 from lora_studio.ui.train.card import VERDICTS, short
-from lora_studio.ui.train.plan import Plan, gib
-from lora_studio.units import size
+from lora_studio.ui.train.plan import Plan
 from lora_studio.workspace import Workspace, shipped_data
 
 
@@ -67,14 +66,14 @@ def model_facts(config: Config, planned: Plan) -> str:
     """Size and fit of the chosen model."""
     model = describe(config.model.name)
     facts = [f"{short(model.parameters)} parameters" if model.parameters else ""]
-    facts.append(f"{size(model.disk_bytes)} on disk" if model.disk_bytes else "")
+    facts.append(f"{html.size(model.disk_bytes)} on disk" if model.disk_bytes else "")
     memory = planned.memory
     if memory is None:
         return html.render(
             "train.source", ["Not on this machine: downloaded at the start"], ("warn", "size unknown"), ""
         )
     fit = VERDICTS[memory.verdict]
-    words = f"{fit[1].lower()}: {gib(memory.estimate.total)} of {gib(memory.available)}"
+    words = f"{fit[1].lower()}: {html.gib(memory.estimate.total)} of {html.gib(memory.available)}"
     return html.render("train.source", [fact for fact in facts if fact], (fit[0], words), "")
 
 

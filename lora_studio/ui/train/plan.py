@@ -4,19 +4,19 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
 from lora_studio.jobs.session import FileSummary, count_rows
-from lora_studio.models.accelerators import MIB
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import Change, best_changes, more_epochs
 from lora_studio.models.duration import START_SECONDS, Work, training_seconds
 from lora_studio.models.hardware import Device, recent_devices
 from lora_studio.models.memory import Estimate, estimate, settled, verdict, with_settings
+from lora_studio.models.module_patterns import PatternError
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.runs.summary import Speed, speed, start_seconds
 from lora_studio.ui.data.choice import DataLook
-from lora_studio.units import GIB
 from lora_studio.workspace import Workspace, shipped_data
 
 GUESSED = "a guess"
@@ -113,6 +113,16 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     )
     start = start_seconds(workspace, model=config.model.name, device=device.kind)
     return _timed(planned, config, earlier, device, START_SECONDS if start is None else start)
+
+
+def form_plan(config: Config | ConfigError, workspace: Workspace, look: DataLook | None, *, busy: bool) -> Plan | None:
+    """The plan of a form; None while some settings are not valid."""
+    if isinstance(config, ConfigError):
+        return None
+    try:
+        return plan(config, workspace, look, busy=busy)
+    except PatternError:  # an expression too slow for this very model: its checks tell so at the start
+        return None
 
 
 def _timed(planned: Plan, config: Config, earlier: Speed | None, device: Device, start: float) -> Plan:
@@ -259,11 +269,3 @@ def data_path(name: str) -> Path:
     """The file that a config's training data names."""
     shipped = shipped_data()
     return shipped[name].train if name in shipped else Path(name).expanduser()
-
-
-def gib(octets: float) -> str:
-    """An amount of memory as it is compared: 4 MiB, 0.42 GiB, 1.4 GiB, 123 GiB."""
-    value = octets / GIB
-    if value < 0.1:
-        return f"{octets / MIB:.0f} MiB"
-    return f"{value:,.0f} GiB" if value >= 100 else f"{value:.1f} GiB" if value >= 1 else f"{value:.2f} GiB"

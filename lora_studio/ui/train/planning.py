@@ -5,8 +5,6 @@ from typing import Any
 
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config
-from lora_studio.models.hardware import recent_devices
-from lora_studio.models.module_patterns import PatternError
 from lora_studio.ui import form as forms
 from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
@@ -14,7 +12,7 @@ from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import picker, recipes
 from lora_studio.ui.train.drafts import FormState
 from lora_studio.ui.train.layout import TrainView
-from lora_studio.ui.train.plan import Plan, plan
+from lora_studio.ui.train.plan import Plan, form_plan
 
 
 def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | ConfigError) -> Updates:
@@ -30,18 +28,13 @@ def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | 
 
 
 def planned_of(studio: Studio, config: Config | ConfigError) -> Plan | None:
-    """What the form comes to; None while some settings are not valid."""
-    if isinstance(config, ConfigError):
-        return None
-    try:
-        seen = studio.looks.last(studio.workspace)
-        return plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy()))
-    except PatternError:  # an expression too slow for this very model: its checks tell so at the start
-        return None
+    """What the form comes to, with what the Data tab found."""
+    seen = studio.looks.last(studio.workspace)
+    return form_plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy()))
 
 
 def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> recipes.Situation:
     """What recipes are chosen by; the format of the rows is known where the data tab looked at this data."""
     seen = studio.looks.last(studio.workspace)
     shape = seen.shape if seen and seen.settings.get("data.train_file") == forms.values(raws)["data.train_file"] else ""
-    return recipes.situation(raws, planned, recent_devices()[0], shape)
+    return recipes.situation(raws, planned, shape)

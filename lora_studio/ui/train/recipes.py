@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_studio.config.presets import Preset, presets
 from lora_studio.models.accelerators import FOUR_BIT
-from lora_studio.models.hardware import Device
+from lora_studio.models.hardware import Device, recent_devices
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
 from lora_studio.ui.train.filling import OWN_CHOICES, preset_settings, with_recipe
@@ -46,14 +46,16 @@ class Situation:
     fits: bool | None
 
 
-def situation(raws: Sequence[Any], planned: Plan | None, device: Device, shape: str) -> Situation:
+def situation(raws: Sequence[Any], planned: Plan | None, shape: str) -> Situation:
     """`shape` is the format of the rows as the data tab found it, "" where nobody looked."""
     typed = forms.values(raws)
     data = str(typed["data.train_file"])
     memory = planned.memory if planned else None
     full = memory is not None and typed["model.quantization"] == "none"
     pairs = shape == PAIRS or (data == PAIRS and PAIRS in shipped_data())
-    return Situation(str(typed["model.name"]), pairs, device, memory.verdict == "fits" if full and memory else None)
+    return Situation(
+        str(typed["model.name"]), pairs, recent_devices()[0], memory.verdict == "fits" if full and memory else None
+    )
 
 
 def recipes(now: Situation) -> tuple[Recipe, ...]:
