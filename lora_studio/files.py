@@ -59,15 +59,6 @@ def bytes_in(folder: Path) -> int:
     return total
 
 
-def stat_of(path: Path) -> tuple[int, int]:
-    """Size and time of a file or folder, (0, 0) where there is none: equal pairs mean that it was not touched."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
-
-
 def numbered(path: Path) -> Iterator[Path]:
     """The path, then the same with -2, -3 and so on behind its name, without end."""
     yield path

@@ -1,6 +1,7 @@
 """What the tabs share: components through which one hands something to another, and the types of the page's values."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -69,3 +70,12 @@ class Handover(NamedTuple):
     settings: SettingValues
     origin: str
     preset: str | None = None
+
+
+def stat_of(path: Path) -> tuple[int, int]:
+    """Size and time of a file or folder, (0, 0) where there is none: equal pairs mean that it was not touched."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns

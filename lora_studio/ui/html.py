@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lora_studio.errors import StudioError
+from lora_studio.units import TEMPLATE as TEMPLATE
 from lora_studio.units import count as count
 from lora_studio.units import duration as duration
 from lora_studio.units import escape as escape

@@ -7,11 +7,10 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.files import stat_of
 from lora_studio.runs import summary
 from lora_studio.runs.summary import Tags, read_tags, tags_of, write_tags
 from lora_studio.ui import html
-from lora_studio.ui.components import QUIET, Components, EventOptions, Shared
+from lora_studio.ui.components import QUIET, Components, EventOptions, Shared, stat_of
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import Workspace
 

@@ -10,12 +10,11 @@ import gradio as gr
 from lora_studio.config.parsing import load_config
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
-from lora_studio.files import stat_of
 from lora_studio.jobs.events import RunState, StepLogged
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, theme, words
-from lora_studio.ui.components import QUIET, Components, Handover, Shared, Wish, opening
+from lora_studio.ui.components import QUIET, Components, Handover, Shared, Wish, opening, stat_of
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
 from lora_studio.ui.runs.report import summary_text

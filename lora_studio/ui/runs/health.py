@@ -7,11 +7,10 @@ import gradio as gr
 
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
-from lora_studio.files import stat_of
 from lora_studio.runs.health import Diagnosis
 from lora_studio.runs.summary import settings_of
 from lora_studio.ui import form, html, theme, words
-from lora_studio.ui.components import QUIET, Components, Handover, Shared, Updates
+from lora_studio.ui.components import QUIET, Components, Handover, Shared, Updates, stat_of
 from lora_studio.ui.runs.memory import memory_words, retry, retry_of
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 

@@ -8,15 +8,13 @@ from itertools import islice
 import gradio as gr
 from markdown_it import MarkdownIt
 
-from lora_studio import units
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run, request_of
 from lora_studio.evaluate.verdict import value
-from lora_studio.files import stat_of
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.runs.summary import to_csv
 from lora_studio.ui import html, job_views, theme, words
-from lora_studio.ui.components import Components, Shared
+from lora_studio.ui.components import Components, Shared, stat_of
 from lora_studio.ui.form import in_words
 from lora_studio.ui.runs.curve_svg import loss_svg
 from lora_studio.ui.runs.results import touched
@@ -200,4 +198,4 @@ def rendered(markdown: str) -> str:
     """Markdown as HTML in which nothing runs and nothing is fetched: raw HTML is text, links and images are off."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.disable(["link", "image", "autolink", "html_inline", "html_block", "reference"])
-    return f'<div class="report-text">{reader.render(html.visible(markdown)).translate(units.TEMPLATE)}</div>'
+    return f'<div class="report-text">{reader.render(html.visible(markdown)).translate(html.TEMPLATE)}</div>'

@@ -9,14 +9,13 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run
-from lora_studio.files import stat_of
 from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.runs import checkpoints
 from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui import words as run_words
-from lora_studio.ui.components import QUIET, Components, Shared, Updates, opening
+from lora_studio.ui.components import QUIET, Components, Shared, Updates, opening, stat_of
 from lora_studio.ui.evaluate.results import headline
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 

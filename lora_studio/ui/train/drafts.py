@@ -4,12 +4,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-import gradio as gr
-
 from lora_studio.errors import StudioError
 from lora_studio.ui import form as forms
-from lora_studio.ui import html
 from lora_studio.ui.components import Updates
+from lora_studio.ui.train import config_file
 from lora_studio.ui.train import presets as own
 from lora_studio.ui.train.layout import TrainView
 from lora_studio.workspace import Workspace
@@ -26,7 +24,7 @@ def keep(view: TrainView, workspace: Workspace, state: FormState) -> Updates:
     try:
         forms.save_draft(workspace, *state)
     except StudioError as error:
-        return {view.summary: gr.HTML(html.problem(error), visible=True)}
+        return {view.summary: config_file.problem_box(error)}
     return {}
 
 
@@ -39,7 +37,7 @@ def record(view: TrainView, workspace: Workspace, origin: str, before: FormState
         forms.save_draft(workspace, *after)
         return own.record(view.changes, workspace, origin, before, after[1])
     except StudioError as error:
-        return {view.summary: gr.HTML(html.problem(error), visible=True)}
+        return {view.summary: config_file.problem_box(error)}
 
 
 def forget_changes(view: TrainView, workspace: Workspace) -> None:

@@ -8,13 +8,11 @@ import gradio as gr
 from lora_studio.config.sections import Config
 from lora_studio.models.catalog import LocalModel, describe, local_models
 from lora_studio.models.hardware import Device, recent_devices
-from lora_studio.models.memory import estimate, settled, verdict, with_settings
-from lora_studio.models.shape import architecture, read_config
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Updates
 from lora_studio.ui.train.card import VERDICTS, short
-from lora_studio.ui.train.plan import Plan
+from lora_studio.ui.train.plan import Plan, fit_of
 from lora_studio.workspace import Workspace, shipped_data
 
 
@@ -44,17 +42,6 @@ def _label(model: LocalModel, config: Config | None, device: Device) -> str:
         parts.append(short(model.parameters))
     fit = fit_of(model.name, config, device) if config else ""
     return forms.SEPARATOR.join([*parts, VERDICTS[fit][1].lower()] if fit else parts)
-
-
-def fit_of(name: str, config: Config, device: Device) -> str:
-    """The verdict on a run of this config with another base model; "" for a model whose numbers are not here."""
-    numbers = read_config(name)
-    model = architecture(numbers) if numbers else None
-    if model is None or not model.counted:
-        return ""
-    other = with_settings(config, {"model.name": name, "model.adapter_name_or_path": None})
-    resolved = settled(other, model, device.kind, device.memory_free)
-    return verdict(estimate(resolved, model, device.kind).total, device.memory_free)
 
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:

@@ -187,6 +187,17 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     return MemoryPlan(estimated, device, available, outcome, tuple(changes), assumed)
 
 
+def fit_of(name: str, config: Config, device: Device) -> str:
+    """The verdict on a run of this config with another base model; "" for a model whose numbers are not here."""
+    numbers = read_config(name)
+    model = architecture(numbers) if numbers else None
+    if model is None or not model.counted:
+        return ""
+    other = with_settings(config, {"model.name": name, "model.adapter_name_or_path": None})
+    resolved = settled(other, model, device.kind, device.memory_free)
+    return verdict(estimate(resolved, model, device.kind).total, device.memory_free)
+
+
 def seen_data(config: Config, look: DataLook | None) -> Seen | None:
     """What the data tab last found, where it looked at this data with this model's tokenizer."""
     if look is None or any(look.settings.get(path) != value for path, value in _looked_at(config).items()):
