@@ -14,7 +14,8 @@ from functools import lru_cache
 from types import BuiltinMethodType
 from typing import Any, NoReturn
 
-from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template as Compiled
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
@@ -93,7 +94,7 @@ def _spans_of(marked: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 @lru_cache(maxsize=32)
-def _compile(source: str) -> Template:
+def _compile(source: str) -> Compiled:
     environment = _ChatEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals |= {

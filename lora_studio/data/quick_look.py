@@ -15,14 +15,14 @@ from typing import TypedDict
 import numpy as np
 
 from lora_studio.data.cache import ArrayWriter, Cache, Facts
-from lora_studio.data.convert import convert, describe_labels
+from lora_studio.data.convert import describe_labels
 from lora_studio.data.dataset import open_data
-from lora_studio.data.formats import Format, Mapping, apply_mapping, detect_format, read_as
-from lora_studio.data.mapping import MappingValues, ReadingError
+from lora_studio.data.formats import apply_mapping, convert, detect_format, read_as
+from lora_studio.data.mapping import Format, Mapping, MappingValues, ReadingError
 from lora_studio.data.memory_limit import go_first, limited
-from lora_studio.data.messages import Message, RowError, shorten
+from lora_studio.data.messages import Message, Record, RowError, shorten
 from lora_studio.data.readers.tables import with_header
-from lora_studio.data.sources import Record, open_source
+from lora_studio.data.sources import open_source
 from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, write_records
 from lora_studio.data.truncate import PERCENTILES, histogram, lengths
 from lora_studio.errors import StudioError
@@ -30,7 +30,7 @@ from lora_studio.files import JsonObject
 
 CPU_SECONDS = 10.0
 MAX_BYTES = 1 << 30
-SAMPLE = 500  # rows for format detection
+SAMPLE = 500
 SHOWN = 160  # characters of an answer
 
 
@@ -108,7 +108,6 @@ def main() -> int:
     return 0
 
 
-_SAMPLE = 500
 _LISTED_BAD_ROWS = 200
 
 
@@ -126,7 +125,7 @@ def inspect_characters(
     source = open_data(name, encoding)
     records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
     try:
-        shape = read_as(records.spread(_SAMPLE), mapping, "any")
+        shape = read_as(records.spread(SAMPLE), mapping, "any")
     except ReadingError as error:
         raise with_header(error, records.assumptions) from None
     counts, marked = array("q"), array("q")

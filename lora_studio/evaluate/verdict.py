@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_studio.evaluate.request import BASE
 from lora_studio.units import figure
-
-BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
