@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.files import JsonObject
 
 FOUND_LENGTH = 200
@@ -294,6 +293,17 @@ def check_values(values: Sequence[Any], field: str = "") -> None:
 def is_blank(text: str) -> bool:
     """Whether nothing of it can be seen: white space, zero-width and other letters without ink."""
     return not text.strip() or (not text.isascii() and all(map(_is_inkless, text)))
+
+
+def is_broken(text: str) -> bool:
+    """Whether the text holds bytes that could not be decoded, or half a character, and so can't be tokenised."""
+    if text.isascii():
+        return False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def is_odd(text: str) -> bool:

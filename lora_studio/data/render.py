@@ -26,9 +26,9 @@ from lora_studio.data.messages import (
     Form,
     RowError,
     Tool,
+    is_broken,
 )
 from lora_studio.data.prompt_styles import Template, adds_bos
-from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.errors import StudioError
 
 REWRITES = "the chat template changes earlier turns as the conversation grows, so they cannot be trained"

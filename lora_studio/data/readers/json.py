@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Any, TextIO
 
 from lora_studio.data.columns import THREADS, is_known
-from lora_studio.data.messages import NAN, BadRow, Reading, Record, Tally, shorten
-from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken, lines_of
+from lora_studio.data.messages import NAN, BadRow, Reading, Record, Tally, is_broken, shorten
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, lines_of
 from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject

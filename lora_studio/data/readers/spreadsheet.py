@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
-from lora_studio.data.messages import BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.messages import BadRow, Reading, Record, Tally, is_broken, shorten
 from lora_studio.data.readers.json import BROKEN_BYTES
 from lora_studio.data.readers.tables import FIRST_ROW, WRONG_WIDTH, name_columns, width_of
-from lora_studio.data.readers.text_encoding import BOMB_RATIO, BOMB_SIZE, is_broken
+from lora_studio.data.readers.text_encoding import BOMB_RATIO, BOMB_SIZE
 from lora_studio.errors import StudioError
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384  # of a sheet, as Excel has them

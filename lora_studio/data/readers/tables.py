@@ -10,10 +10,10 @@ from typing import NamedTuple, TextIO
 
 from lora_studio.data.columns import is_known
 from lora_studio.data.mapping import ReadingError
-from lora_studio.data.messages import BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.messages import BadRow, Reading, Record, Tally, is_broken, shorten
 from lora_studio.data.readers.cells import Cells, Dialect, Fault, find_dialect
 from lora_studio.data.readers.json import BROKEN_BYTES
-from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS
 from lora_studio.errors import StudioError
 
 WRONG_WIDTH = "the row and the header differ in number of cells"

@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import TextIO
 
 from lora_studio.data.dialogues import Marks, marks_of, role_at
-from lora_studio.data.messages import BadRow, Reading, Record, shorten
+from lora_studio.data.messages import BadRow, Reading, Record, is_broken, shorten
 from lora_studio.data.readers.json import BROKEN_BYTES, TOO_LONG
-from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken, lines_of
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, lines_of
 
 TEXT_FIELD = "text"
 _SAMPLE = 1 << 20

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from lora_studio.data.messages import is_broken
 from lora_studio.errors import StudioError
 
 KNOWN = "Supported are JSON, JSONL, CSV, TSV, Excel (.xlsx), Parquet, Arrow, TXT and Markdown files; text also as .gz."
@@ -425,17 +426,6 @@ def lines_of(stream: TextIO) -> Iterator[tuple[int, str, bool]]:
         while not whole and tail and not tail.endswith("\n"):
             tail = stream.readline(MAX_ROW_CHARACTERS)
         yield number, line.lstrip("\ufeff") if number == 1 else line, whole
-
-
-def is_broken(text: str) -> bool:
-    """Whether the text holds bytes that could not be decoded, or half a character, and so can't be tokenised."""
-    if text.isascii():
-        return False
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _errors(encoding: str) -> str:

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from lora_studio.data.readers.text_encoding import is_broken
+from lora_studio.data.messages import is_broken
 from lora_studio.data.render_process import render_text
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
