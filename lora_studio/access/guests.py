@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.access.policy import USERS, UserPolicy, Users, downloads_of, quota_exceeded
+from lora_studio.access.serving import Serving
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
@@ -338,3 +339,14 @@ def _measured(config: Config, steps: int, epochs: float) -> int:
     times = {"no": 0, "epoch": math.ceil(epochs), "steps": steps // how.eval_steps}[how.eval_strategy] + 2
     rows = min(config.data.max_eval_samples or LIMITS.test_rows, LIMITS.test_rows) * config.data.max_length
     return times * (rows + 10 * how.gen_eval_samples * config.generation.max_new_tokens)
+
+
+def users_of(workspace: Workspace, serving: Serving) -> Users | None:
+    """The users of a served page; None if whoever opens it is at this machine and may do everything."""
+    if serving.trusts_visitors:
+        return None
+    kind = Guests if serving.guests else Users
+    users = kind(workspace, serving.owner, serving.folders, int(serving.quota_gb * 1e9))
+    if isinstance(users, Guests):
+        users.forget_guests()
+    return users

@@ -1,13 +1,10 @@
 """What the page and the API work with: the workspace, its jobs, and the session children."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lora_studio.access.guests import LIMITS, Guests, origin
-from lora_studio.access.policy import Users
-from lora_studio.access.serving import Serving
 from lora_studio.chat.arbiter import Engine
 from lora_studio.jobs.session import READING, READING_OF_VISITORS, Patience, Session
 from lora_studio.jobs.supervisor import Supervisor
@@ -15,35 +12,37 @@ from lora_studio.workspace import Workspace
 
 
 @dataclass(frozen=True)
+class Audience:
+    """Whom the page is for, as far as it shows: `guests` of a public demonstration, people who log in here or at the Hub.
+
+    `owner` is the owner's name where users are told apart, else "".
+    """
+
+    guests: bool = False
+    logins: bool = False
+    hub_login: bool = False
+    owner: str = ""
+
+
+@dataclass(frozen=True)
 class Services:
     """What serves requests. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use.
 
-    `serving` says how the page is served, `users` what each user may do; None for the single local user, who may do
-    everything.
+    `max_questions` of a person wait for an answer; `person_of` gives what users have in common who may be one person.
     """
 
     workspace: Workspace
     supervisor: Supervisor
     inspector: Session
     chat: Session
-    serving: Serving = field(default_factory=Serving)
-    users: Users | None = None
+    audience: Audience = Audience()
+    max_questions: int | None = None
+    person_of: Callable[[str], str] = str
 
     @cached_property
     def engine(self) -> Engine:
         """The arbiter that answers in turn, for the chat tab and for programs."""
-        return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None, origin)
-
-
-def users_of(workspace: Workspace, serving: Serving) -> Users | None:
-    """The users of a served page; None if whoever opens it is at this machine and may do everything."""
-    if serving.trusts_visitors:
-        return None
-    kind = Guests if serving.guests else Users
-    users = kind(workspace, serving.owner, serving.folders, int(serving.quota_gb * 1e9))
-    if isinstance(users, Guests):
-        users.forget_guests()
-    return users
+        return Engine(self.chat, self.supervisor, self.max_questions, self.person_of)
 
 
 def session(workspace: Workspace, log: str, *, patience: bool = False) -> Session:

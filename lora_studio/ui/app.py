@@ -27,7 +27,7 @@ from lora_studio.ui.train import tab as train_tab
 
 def build_banner(studio: Studio) -> None:
     """Draws the banner; whom it is for is known when the page is opened."""
-    login = studio.serving.hub_app is not None
+    login = studio.audience.hub_login
     banner = gr.HTML(theme.guest_banner(ABOUT, owned=False, login=login), elem_id="guests")
 
     def refresh() -> str:
@@ -54,14 +54,14 @@ def page(studio: Studio) -> gr.Blocks:
     cleared = (CLEAR_EVERY, int(CLEARED_SECONDS) - CLEAR_EVERY)  # Gradio's copies of uploads: we made our own
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True, delete_cache=cleared) as demo:
         endpoints.build(studio)  # first: private events of the same name get another one
-        logins = studio.serving.accounts is not None
+        logins = studio.audience.logins
         with gr.Row(elem_id="header"):
             gr.HTML(theme.brand(), elem_id="brand")
             status = gr.HTML(studio.status_line(), elem_id="status")
             tools = gr.HTML(
                 theme.tools(hardware.recent_devices(), logins), elem_id="tools", js_on_load=theme.on_load("header")
             )
-        if studio.serving.guests:
+        if studio.audience.guests:
             build_banner(studio)
         # Not inside the tabs: gradio would count them as tabs.
         data, form, run, wish = gr.State(), gr.State(), gr.State(""), gr.State(Wish())
@@ -96,7 +96,7 @@ def _warm_up_soon(studio: Studio) -> None:
 def _keep_status(demo: gr.Blocks, status: gr.HTML, tools: gr.HTML, studio: Studio) -> None:
     """What runs and how much memory is free, in sight on every tab; sent only when it changes."""
     displayed = gr.State(("", ()))
-    logins = studio.serving.accounts is not None
+    logins = studio.audience.logins
 
     def refresh(before: tuple[str, tuple[Device, ...]]) -> tuple[object, object, object]:
         line, devices = studio.status_line(), hardware.recent_devices()

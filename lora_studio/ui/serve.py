@@ -19,11 +19,11 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio.access import requests as connections
 from lora_studio.access.accounts import Attempts, Sessions
-from lora_studio.access.guests import Guests, origin
+from lora_studio.access.guests import LIMITS, Guests, origin, users_of
 from lora_studio.access.middleware import PROGRAM_OF, USER, AuthMiddleware, HubLogin, OriginMiddleware
 from lora_studio.access.policy import Users
 from lora_studio.access.requests import CLEAR_EVERY, Pages, VisitorFiles, remove_abandoned
-from lora_studio.access.services import session, users_of
+from lora_studio.access.services import Audience, session
 from lora_studio.access.serving import Serving, address_words, check_exposure, readable_by, where_words
 from lora_studio.api import openai
 from lora_studio.errors import StudioError
@@ -39,9 +39,8 @@ FIRST = 1  # the first process of a container, with which all others end
 SAVE_SECONDS = 8.0  # Docker gives ten
 
 
-def make_studio(workspace: Workspace, serving: Serving) -> Studio:
+def make_studio(workspace: Workspace, serving: Serving, users: Users | None) -> Studio:
     """The studio behind the page: whole for whoever sits at this machine, else what each visitor may see of it."""
-    users = users_of(workspace, serving)
     if users is not None:
         owner = users.owner
         workspace = users.workspace_for(visitor if serving.several else lambda: owner)
@@ -50,8 +49,14 @@ def make_studio(workspace: Workspace, serving: Serving) -> Studio:
         supervisor=Supervisor(workspace),
         inspector=session(workspace, "inspect.log", patience=True),
         chat=session(workspace, "chat.log"),
-        serving=serving,
-        users=users,
+        audience=Audience(
+            serving.guests,
+            serving.accounts is not None,
+            serving.hub_app is not None,
+            serving.owner if serving.several else "",
+        ),
+        max_questions=LIMITS.questions if serving.guests else None,
+        person_of=origin,
     )
 
 
@@ -69,11 +74,12 @@ def launch(workspace: Workspace, serving: Serving) -> None:
     if readers := readable_by(workspace.root):
         print(f"{workspace.root} can be read by {readers} on this machine. Restrict it: chmod 700.", flush=True)
     _keep_uploads_private()
-    studio = make_studio(workspace, serving)
+    users = users_of(workspace, serving)
+    studio = make_studio(workspace, serving, users)
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _serve(page(studio), studio)
+        _serve(page(studio), studio, serving, users)
     finally:
         studio.inspector.close()
         studio.chat.close()
@@ -96,9 +102,8 @@ def _keep_uploads_private() -> None:
         folder.chmod(PRIVATE)
 
 
-def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
+def _middleware(serving: Serving, users: Users | None, demo: gr.Blocks) -> list[Middleware]:
     """The door around everything, and around it what a login at the Hub needs."""
-    serving, users = studio.serving, studio.users
     if users is not None and serving.several:
         owner = users.owner
         pages = Pages(_files(users), lambda name: 0 if name == owner else _waiting(demo, name))
@@ -144,8 +149,7 @@ async def _tidy_up() -> None:
         await asyncio.sleep(CLEAR_EVERY)
 
 
-def _serve(demo: gr.Blocks, studio: Studio) -> None:
-    serving = studio.serving
+def _serve(demo: gr.Blocks, studio: Studio, serving: Serving, users: Users | None) -> None:
     host, port = serving.host, serving.port
     queue(demo)
     try:
@@ -154,7 +158,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             server_port=port,
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
             app_kwargs={
-                "middleware": _middleware(studio, demo),
+                "middleware": _middleware(serving, users, demo),
                 "routes": [*openai.routes(studio), *linked_pages()],
                 "lifespan": _gated(serving),
                 "openapi_url": None,  # a list of all addresses, which neither people nor programs ask for

@@ -143,7 +143,7 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
     now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
     several = compare.chosen(runs, choice.ticked) if choice.comparing else []
-    owner = studio.serving.owner if studio.serving.several and studio.workspace.policy.is_admin else ""
+    owner = studio.audience.owner if studio.workspace.policy.is_admin else ""
     listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner) | queue.view_queue(studio)
     if unread := studio.supervisor.unread:
         reading = html.progress(f"Reading {html.count(unread, 'older run')}")
