@@ -42,7 +42,7 @@ from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.runtime import DONE, STOPPED, WRONG_INPUT
 from lora_studio.engine.train import worker
 from lora_studio.errors import StudioError
-from lora_studio.export.request import create, make_request
+from lora_studio.export.job import create, make_request
 from lora_studio.jobs.events import StepLogged, from_line
 from lora_studio.models.memory import trained_adapter
 from lora_studio.models.shape import architecture, read_config

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from lora_studio.evaluate.request import evaluations
-from lora_studio.export.request import exports, request_of
+from lora_studio.evaluate.job import evaluations
+from lora_studio.export.job import exports, request_of
 from lora_studio.jobs.launchers.local import kill
 from lora_studio.workspace import Workspace
 from tests.adapters import noise_run

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from lora_studio.config.parsing import parse, to_yaml
-from lora_studio.evaluate.request import folders as evaluation_folders
-from lora_studio.export.request import create, make_request
-from lora_studio.jobs.ending_words import ending_words
+from lora_studio.evaluate.job import folders as evaluation_folders
+from lora_studio.export.job import create, make_request
 from lora_studio.jobs.events import Evaluated, Finished, Reason, RunStarted, StepLogged, to_line
-from lora_studio.jobs.kinds import EVALUATE, EXPORT
+from lora_studio.jobs.kinds import EVALUATE, EXPORT, ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.queue import QueueEntry, read_queue, write_queue
 from lora_studio.jobs.supervisor import Supervisor

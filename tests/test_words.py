@@ -18,7 +18,7 @@ import pytest
 from lora_studio.cli import make_parser
 from lora_studio.config.presets import presets
 from lora_studio.config.settings import described, settings
-from lora_studio.evaluate import request as evaluating
+from lora_studio.evaluate import job as evaluating
 from lora_studio.export.targets import TARGETS
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor

@@ -13,7 +13,7 @@ from lora_studio.workspace import Workspace
 
 @dataclass(frozen=True)
 class Audience:
-    """Whom the page is for, as far as it shows: `guests` of a public demonstration, people who log in here or at the Hub.
+    """Whom the page is for, as far as it shows: `guests` of a public demonstration, people who log in.
 
     `owner` is the owner's name where users are told apart, else "".
     """

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.access.services import Services
-from lora_studio.api import openai_schema
+from lora_studio.api import openai
 from lora_studio.chat.arbiter import asker
 from lora_studio.chat.choices import choices
 from lora_studio.config.fields import SettingValues
@@ -20,7 +20,7 @@ from lora_studio.config.parsing import parse
 from lora_studio.config.presets import presets, resolve
 from lora_studio.errors import ApiError, StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.preflight import ASK, FAILED, Report, check_before_start
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.runs.summary import matching, overview, rows_of
@@ -139,11 +139,9 @@ class Programs:
         services.workspace.policy.check_request({"settings": sampling})  # also before anything is loaded for it
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         messages = [*system, *(history or []), {"role": "user", "content": message}]
-        request = openai_schema.read({"model": model, "messages": messages})
-        available = openai_schema.model(choices(services.workspace, services.supervisor.runs()), model)
-        column = ColumnPrompt(
-            adapter=available.adapter, messages=openai_schema.messages_of(request, available.system_prompt)
-        )
+        request = openai.read({"model": model, "messages": messages})
+        available = openai.model(choices(services.workspace, services.supervisor.runs()), model)
+        column = ColumnPrompt(adapter=available.adapter, messages=openai.messages_of(request, available.system_prompt))
         said, who = "", asker("endpoint", services.workspace.policy.owner_id, str(next(self._numbers)))
         with contextlib.closing(services.engine.answer_program(who, available.selection, column, sampling)) as answers:
             for answer in answers:

@@ -1,7 +1,7 @@
 """An endpoint as OpenAI's beside the page, answered by the chat's engine: `/v1/models` and `/v1/chat/completions`.
 
-`api.openai_schema` has the shapes of requests and answers, `chat.arbiter` decides whose turn it is, and
-`access.middleware` lets requests in.
+`chat.arbiter` decides whose turn it is, and `access.middleware` lets requests in. What can't be done is refused in
+words; what bears on no answer is let pass.
 """
 
 import asyncio
@@ -9,23 +9,249 @@ import contextlib
 import contextvars
 import itertools
 import json
+import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from lora_studio.access.requests import has_lone_surrogates
 from lora_studio.access.services import Services
-from lora_studio.api import openai_schema as wire
 from lora_studio.chat.arbiter import Answer, Answers, BusyError, ConsentError, Engine, HeldError, Status, asker
 from lora_studio.chat.choices import Choice, choices
+from lora_studio.config.fields import plain_words
+from lora_studio.config.parsing import ConfigError, parse
+from lora_studio.config.sections import Config
 from lora_studio.errors import ApiError, EngineError, StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
+from lora_studio.jobs.protocol import ColumnAnswer, ColumnPrompt, Generated, ModelSelection, Piece
+from lora_studio.workspace import DEMO_MODEL
+
+FINISH = {"length": "length"}  # every other end of ours is a "stop"
+NOT_DONE = {
+    "tools": "Tools are not supported: omit `tools`.",
+    "n": "Only one answer per request is supported: omit `n`, or set it to 1.",
+    "logprobs": "Log probabilities are not supported: omit `logprobs`, or set it to false.",
+    "frequency_penalty": "`frequency_penalty` is not supported: omit it, or use `repetition_penalty`.",
+    "presence_penalty": "`presence_penalty` is not supported: omit it, or use `repetition_penalty`.",
+    "response_format": "Only plain text is supported: omit `response_format`.",
+}
+Content = str | list[JsonObject] | None
+
+
+class RequestMessage(BaseModel):
+    """One message; `content` may come in parts, which have to be texts."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """What may be asked. Names that are not here are refused, but for those that change no answer."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model: str
+    messages: list[RequestMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: list[Any] | None = Field(None, max_length=0)
+    # These two are vLLM's, for clients that can send more than OpenAI takes.
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    # Nothing of these bears on an answer.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    parallel_tool_calls: Any = None
+
+
+def read(body: Any) -> ChatRequest:
+    """The checked request. Raises `ApiError` that names the first wrong field."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "The body must be a JSON object with `model` and `messages`.")
+    try:
+        return ChatRequest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ApiError(400, f"`{param}` is not supported: omit it.", "unsupported_parameter", param) from None
+        words = NOT_DONE.get(str(first["loc"][0]), f"`{param}` {plain_words(first)}.")
+        raise ApiError(400, words, "invalid_value", param) from None
+
+
+def settings_of(request: ChatRequest) -> JsonObject:
+    """The request's sampling in the studio's words, checked by the schema; what is not given has the schema's default.
+
+    Without a seed each answer is sampled anew, as programs expect.
+    """
+    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    sampling = {
+        "max_new_tokens": most,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "repetition_penalty": request.repetition_penalty,
+        "seed": secrets.randbelow(2**31) if request.seed is None else request.seed,
+    }
+    try:
+        config: Config = parse({"generation": {name: value for name, value in sampling.items() if value is not None}})
+    except ConfigError as error:
+        first = error.problems[0]
+        name = first.path.rpartition(".")[2]
+        if name == "max_new_tokens":
+            name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        raise ApiError(400, f"`{name}` {first.message}.", "invalid_value", name) from None
+    return config.generation.model_dump()
+
+
+def stops_of(request: ChatRequest) -> list[str]:
+    """Texts that end the answer."""
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return [text for text in stops if text]
+
+
+def messages_of(request: ChatRequest, system_prompt: str) -> list[JsonObject]:
+    """The conversation as the engine takes it. One without a system message of its own begins with `system_prompt`,
+    which the adapter was trained with; an empty one asks for none."""
+    messages = [
+        {"role": "system" if m.role == "developer" else m.role, "content": _text(m.content)} for m in request.messages
+    ]
+    if system_prompt and all(message["role"] != "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    if messages[-1]["role"] == "assistant":
+        raise ApiError(400, "The last message must have the role user: answers cannot be continued.", None, "messages")
+    return [message for message in messages if message["role"] != "system" or message["content"]]
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, list):
+        other_parts = {str(part.get("type")) for part in content if part.get("type") != "text"}
+        if other_parts:
+            field = ", ".join(sorted(other_parts))
+            raise ApiError(400, f"Only text is supported, but this message contains {field}.", None, "messages")
+        return "".join(str(part.get("text", "")) for part in content)
+    return content or ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """What a request can name. `adapter` is None for a base."""
+
+    id: str
+    selection: ModelSelection
+    adapter: str | None = None
+    system_prompt: str = ""
+    created: int = 0
+
+    def body(self) -> JsonObject:
+        parent = None if self.adapter is None else self.selection.base
+        return {"id": self.id, "object": "model", "created": self.created, "owned_by": "lora-studio", "parent": parent}
+
+
+def listed_models(available: Sequence[Choice]) -> list[ListedModel]:
+    """The built-in base, the bases of all adapters, then every run with an adapter, its id naming it."""
+    bases = {DEMO_MODEL: ListedModel(DEMO_MODEL, ModelSelection(DEMO_MODEL))}
+    runs = []
+    for choice in available:
+        if choice.run is None or choice.value != choice.run.id:
+            continue
+        try:
+            card = choice.card()
+        except StudioError:
+            continue  # the files of one adapter are damaged: the others can answer
+        base = ModelSelection(card.base, card.revision, card.quantization)
+        bases.setdefault(card.base, ListedModel(card.base, base))
+        created = int(choice.run.facts.stat().st_mtime)
+        runs.append(ListedModel(choice.value, _with(base, choice), choice.value, card.system_prompt, created))
+    return [*bases.values(), *runs]
+
+
+def named_model(available: Sequence[Choice], name: str) -> ListedModel:
+    """The model of that id; besides those listed, `RUN/checkpoint-N`. Raises `ApiError` where there is none."""
+    for known in listed_models(available):
+        if known.id == name:
+            return known
+    for choice in available:
+        if choice.run is not None and choice.value == name:
+            card = choice.card()
+            base = ModelSelection(card.base, card.revision, card.quantization)
+            return ListedModel(name, _with(base, choice), name, card.system_prompt)
+    raise ApiError(404, f"There is no model {name!r}. GET /v1/models lists all models.", "model_not_found", "model")
+
+
+def _with(base: ModelSelection, choice: Choice) -> ModelSelection:
+    return ModelSelection(base.base, base.revision, base.quantization, ((choice.value, choice.folder),))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer's frame: what all its parts have in common."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, column: ColumnAnswer) -> JsonObject:
+        """The answer to a request that did not ask for a stream."""
+        message = {"role": "assistant", "content": column.text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish(column)}
+        return self._frame("chat.completion", [choice]) | {"usage": usage(column)}
+
+    def opening(self) -> JsonObject:
+        """The first event of a stream."""
+        return self._delta({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> JsonObject:
+        return self._delta({"content": text})
+
+    def ending(self, column: ColumnAnswer, *, with_usage: bool) -> list[JsonObject]:
+        """The last events of a stream, but for the word that it is done."""
+        last = [self._delta({}, finish(column))]
+        return [*last, self._frame("chat.completion.chunk", []) | {"usage": usage(column)}] if with_usage else last
+
+    def _delta(self, delta: JsonObject, finish_reason: str | None = None) -> JsonObject:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._frame("chat.completion.chunk", [choice])
+
+    def _frame(self, kind: str, choices: list[JsonObject]) -> JsonObject:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def finish(column: ColumnAnswer) -> str:
+    """OpenAI's word for why an answer ended."""
+    return FINISH.get(column.finish, "stop")
+
+
+def usage(column: ColumnAnswer) -> JsonObject:
+    prompt, completion = column.prompt_tokens, column.tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
 
 MAX_AT_ONCE = 32
 WAIT_SECONDS = 120.0
@@ -33,7 +259,6 @@ WAIT_SECONDS = 120.0
 MAX_BYTES = 8_000_000
 AGAIN = {"Retry-After": "10"}
 HUNG_UP = 499  # nobody reads it: nginx' number for a client that left
-
 Handler = Callable[[Request], Awaitable[Response]]
 Events = AsyncGenerator[Answer, None]
 
@@ -62,11 +287,11 @@ class OpenAi:
 
     async def models(self, request: Request) -> Response:
         """Bases, and every run with an adapter."""
-        listed = await asyncio.to_thread(lambda: [model.body() for model in wire.models(self.found(request))])
+        listed = await asyncio.to_thread(lambda: [model.body() for model in listed_models(self.found(request))])
         return JSONResponse({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
-        available = await asyncio.to_thread(lambda: wire.model(self.found(request), request.path_params["name"]))
+        available = await asyncio.to_thread(lambda: named_model(self.found(request), request.path_params["name"]))
         return JSONResponse(available.body())
 
     async def chat(self, request: Request) -> Response:
@@ -74,9 +299,9 @@ class OpenAi:
         status."""
         if self._asking >= MAX_AT_ONCE:
             raise ApiError(503, f"{MAX_AT_ONCE} requests are already waiting. Try again later.", "busy")
-        request_fields = wire.read(await _json(request))
+        request_fields = read(await _json(request))
         events = self._events(request, await asyncio.to_thread(self._answers, request, request_fields))
-        reply = wire.Reply(request_fields.model)
+        reply = Reply(request_fields.model)
         if request_fields.stream:
             first = await anext(events, None)
             if first is None:
@@ -87,15 +312,15 @@ class OpenAi:
             results = [answer async for answer in events if isinstance(answer, Generated)]
         return JSONResponse(reply.whole(results[0].columns[0])) if results else Response(status_code=HUNG_UP)
 
-    def _answers(self, request: Request, request_fields: wire.ChatRequest) -> tuple[str, Answers]:
+    def _answers(self, request: Request, request_fields: ChatRequest) -> tuple[str, Answers]:
         """The engine's answers to a request, and the name that it is asked under."""
-        settings = wire.settings_of(request_fields)
+        settings = settings_of(request_fields)
         self._services.workspace.policy.check_request({"settings": settings})  # also before anything is loaded for it
-        model = wire.model(self.found(request), request_fields.model)
-        column = ColumnPrompt(adapter=model.adapter, messages=wire.messages_of(request_fields, model.system_prompt))
+        model = named_model(self.found(request), request_fields.model)
+        column = ColumnPrompt(adapter=model.adapter, messages=messages_of(request_fields, model.system_prompt))
         who = asker("program", self._services.workspace.policy.owner_id, str(next(self._names)))
         return who, self._services.engine.answer_program(
-            who, model.selection, column, settings, wire.stops_of(request_fields)
+            who, model.selection, column, settings, stops_of(request_fields)
         )
 
     async def _events(self, request: Request, work: tuple[str, Answers]) -> Events:
@@ -158,7 +383,7 @@ async def carried(engine: Engine, who: str, answers: Answers, request: Request) 
         engine.stop(who)
 
 
-async def _lines(reply: wire.Reply, first: Answer, events: Events, usage: bool) -> AsyncGenerator[str, None]:
+async def _lines(reply: Reply, first: Answer, events: Events, usage: bool) -> AsyncGenerator[str, None]:
     """A stream of server-sent events. An error that comes after the first token is the last of them."""
     yield _line(reply.opening())
     answer: Answer | None = first

@@ -9,7 +9,7 @@ from lora_studio.cli.settings import overrides
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import ADAPTER, BASE, MAX_ADAPTERS
+from lora_studio.evaluate.job import ADAPTER, BASE, MAX_ADAPTERS
 from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import ColumnAnswer, ColumnPrompt, Generate, Generated, Load, Loaded, Piece, Progress
 from lora_studio.jobs.session import Session

@@ -20,7 +20,7 @@ from lora_studio.units import count, duration
 from lora_studio.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lora_studio.data.quick_look import CharacterReport
+    from lora_studio.data.preview import CharacterReport
     from lora_studio.data.report import Analysis, RowView, Token, TokenView
 
 _PHASE_WORDS = {
@@ -46,7 +46,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
         raise StudioError(f"--show-examples cannot be {args.show_examples}.", "Give 0 or more.")
     settings = parse(nest(overrides(args))).data.model_dump(exclude={"train_file", "validation_file"})
     if args.char_only:
-        from lora_studio.data.quick_look import inspect_characters
+        from lora_studio.data.preview import inspect_characters
 
         characters = inspect_characters(
             args.data,

@@ -10,13 +10,19 @@ from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import EvaluationRequest, evaluation, evaluations, make_request, request_of
-from lora_studio.evaluate.verdict import elsewhere, verdict
+from lora_studio.evaluate import job as evaluating
+from lora_studio.evaluate.job import (
+    EvaluationRequest,
+    elsewhere,
+    evaluation,
+    evaluations,
+    make_request,
+    request_of,
+    verdict,
+)
 from lora_studio.files import JsonObject
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import EvaluationFolder
+from lora_studio.jobs.kinds import EvaluationFolder, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 

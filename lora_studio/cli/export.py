@@ -7,14 +7,13 @@ import sys
 from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
-from lora_studio.evaluate import request as evaluating
-from lora_studio.export import request as exporting
-from lora_studio.export.request import PHASES, folders, make_request, needs_device, readiness_of, result_bytes
+from lora_studio.evaluate import job as evaluating
+from lora_studio.export import job as exporting
+from lora_studio.export.job import PHASES, folders, make_request, needs_device, readiness_of, result_bytes
 from lora_studio.export.targets import TARGETS, sizes_of
 from lora_studio.files import JsonObject
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import ExportFolder
+from lora_studio.jobs.kinds import ExportFolder, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter
 from lora_studio.models.hub import hub_secrets, knows_token

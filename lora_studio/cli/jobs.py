@@ -12,9 +12,8 @@ from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts
 from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
-from lora_studio.jobs.ending_words import STATES, ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import KINDS, TRAIN, EvaluationFolder, ExportFolder, Kind
+from lora_studio.jobs.kinds import KINDS, STATES, TRAIN, EvaluationFolder, ExportFolder, Kind, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.units import duration, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace

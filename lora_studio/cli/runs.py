@@ -11,14 +11,12 @@ from lora_studio.cli.train import step_line
 from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
-from lora_studio.jobs.ending_words import STATES, ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import TRAIN
+from lora_studio.jobs.kinds import STATES, TRAIN, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.checkpoints import checkpoints, deletions
-from lora_studio.runs.health import Diagnosis, in_words, of_folder
+from lora_studio.runs.health import Diagnosis, in_words, of_folder, verdict, winner
 from lora_studio.runs.summary import Tags, differences, overview, read_tags, results, tags_of, to_csv, write_tags
-from lora_studio.runs.verdict import verdict, winner
 from lora_studio.units import count, duration, size
 from lora_studio.workspace import RunFolder, Workspace
 

@@ -13,8 +13,8 @@ from lora_studio.cli.settings import overrides
 from lora_studio.config.presets import resolve
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.units import duration
 from lora_studio.workspace import RunFolder, Workspace

@@ -1,9 +1,10 @@
-"""The settings of the schema one by one, as form, flags and documentation need them, and what others call them.
+"""The settings of the schema one by one, as form, flags and documentation need them, and the search among them.
 
 A name that LLaMA-Factory, axolotl, Unsloth, trl or a typo has for a setting is answered with its name here.
 """
 
 import difflib
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,7 +123,6 @@ def flatten(config: Config) -> SettingValues:
 
 _CLOSE = 0.75
 """Likeness (difflib's ratio) from which a name is taken for a slip of another."""
-
 OTHER_NAMES: dict[str, str] = {
     # the base
     "model_name_or_path": "model.name",
@@ -246,7 +246,6 @@ OTHER_NAMES: dict[str, str] = {
     "wandb_run_id": "title",
 }
 """The names of other programs, the last one or the whole path, and the path here."""
-
 AS_VALUES: dict[str, tuple[str, str]] = {
     "load_in_4bit": ("model.quantization", "4bit"),
     "load_in_8bit": ("model.quantization", "8bit"),
@@ -273,7 +272,6 @@ AS_VALUES: dict[str, tuple[str, str]] = {
     "pissa_init": ("lora.init_lora_weights", "pissa"),
 }
 """Switches of other programs that are one value of a setting here."""
-
 BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
     "adapter": {"qlora": ("model.quantization", "4bit")},
     "quantization_bit": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
@@ -281,7 +279,6 @@ BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
     "bits": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
 }
 """Settings of other programs that mean one thing or another by their value."""
-
 _RUNS = "each run has its own folder in the workspace (--workspace)"
 _PEFT = "every run trains a LoRA adapter"
 _OWN = "it is set automatically"
@@ -320,7 +317,6 @@ NOT_HERE: dict[str, str] = {
     "pad_to_sequence_len": "rows are padded to the longest in their batch",
 }
 """Settings of other programs that have no counterpart, and why none is needed."""
-
 SECTIONS = {
     "peft": "lora",
     "peft_config": "lora",
@@ -336,7 +332,6 @@ SECTIONS = {
     "inference": "generation",
 }
 """Sections of other programs' files, and the section here."""
-
 FOR_A_SECTION = {"model": (str, "model.name"), "data": (str, "data.train_file"), "lora": (int, "lora.r")}
 """What is meant by a plain value where a section belongs, by the value's kind."""
 
@@ -394,3 +389,80 @@ def plain_value(section: str, value: Any) -> str:
     """The setting that is meant by a plain value in the place of a whole section; "" where none is known."""
     kind, path = FOR_A_SECTION.get(section, (type(None), ""))
     return path if isinstance(value, kind) and not isinstance(value, bool) else ""
+
+
+_EXACT, _START, _WORD, _INSIDE, _HINT = 100.0, 60.0, 40.0, 20.0, 5.0
+_NAME_OF_ANOTHER = 0.8
+"""What a match with another program's name counts, against one with our own."""
+"""Similarity (difflib's ratio) from which a word counts as a typing error of another."""
+_SPLIT = re.compile(r"[\s_.\-/]+")
+
+
+@cache
+def aliases() -> dict[str, tuple[str, ...]]:
+    """What LLaMA-Factory, axolotl, Unsloth and trl call each setting, by its path."""
+    names: dict[str, list[str]] = {setting.path: [] for setting in settings()}
+    for name, path in OTHER_NAMES.items():
+        names[path].append(name)
+    for name, (path, _) in AS_VALUES.items():
+        names[path].append(name)
+    for name, values in BY_VALUE.items():
+        for path, _ in values.values():
+            names[path].append(name)
+    return {path: tuple(dict.fromkeys(found)) for path, found in names.items()}
+
+
+def search(query: str) -> list[Setting]:
+    """The settings that a query means, the best match first; [] for none. Every word of the query has to match.
+
+    Only if nothing matches, words are compared for typing errors.
+    """
+    words = [word for word in _SPLIT.split(query.casefold().strip()) if word]
+    if not words:
+        return []
+    scores = [(_score(setting, words), setting) for setting in settings()]
+    if not any(score for score, _ in scores):
+        scores = [(_likeness(setting, words), setting) for setting in settings()]
+    ranked = sorted(scores, key=lambda entry: -entry[0])  # stable: equals stay in the schema's order
+    return [setting for score, setting in ranked if score]
+
+
+def _score(setting: Setting, words: list[str]) -> float:
+    """How well a setting matches all words; 0 if one of them is nowhere in it."""
+    own = (setting.title, setting.key, setting.path)
+    total = 0.0
+    for word in words:
+        best = max(
+            *(_match(name, word) for name in own),
+            *(_NAME_OF_ANOTHER * _match(name, word) for name in aliases()[setting.path]),
+            _HINT if word in f"{setting.help} {' '.join(map(str, setting.choices))}".casefold() else 0.0,
+        )
+        if not best:
+            return 0.0
+        total += best
+    together = "_".join(words)
+    return total + max(_exact(name, together) for name in (*own, *aliases()[setting.path])) + setting.basic
+
+
+def _match(name: str, word: str) -> float:
+    parts = [part for part in _SPLIT.split(name.casefold()) if part]
+    if word in parts:
+        return _START if parts[0] == word else _WORD
+    if any(part.startswith(word) for part in parts):
+        return _WORD - 1
+    return _INSIDE if any(word in part for part in parts) else 0.0
+
+
+def _exact(name: str, query: str) -> float:
+    return _EXACT if "_".join(_SPLIT.split(name.casefold())) == query else 0.0
+
+
+def _likeness(setting: Setting, words: list[str]) -> float:
+    """How close the words come to words of the title and the names; 0 if one of them is far from all."""
+    parts = {
+        part
+        for name in (setting.title, setting.key, *aliases()[setting.path])
+        for part in _SPLIT.split(name.casefold())
+    }
+    closest = [max(difflib.SequenceMatcher(None, word, part).ratio() for part in parts) for word in words]
+    return sum(closest) + setting.basic / 10 if min(closest) >= _CLOSE else 0.0

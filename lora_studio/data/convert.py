@@ -8,10 +8,9 @@ from dataclasses import replace
 from itertools import compress
 from typing import Any
 
-from lora_studio.data.columns import ASSISTANT, TOOLS, ColumnSample, is_turns, may_be_turns
-from lora_studio.data.columns import MEDIA as MEDIA_COLUMNS
 from lora_studio.data.dialogues import NO_MARKS, Marks, parse_dialogue
-from lora_studio.data.mapping import Format, fill, places
+from lora_studio.data.mapping import ASSISTANT, TOOLS, ColumnSample, Format, fill, is_turns, may_be_turns, places
+from lora_studio.data.mapping import MEDIA as MEDIA_COLUMNS
 from lora_studio.data.messages import (
     BROKEN_TEXT,
     CONTROL,

@@ -15,13 +15,13 @@ import numpy as np
 
 from lora_studio.config.sections import Data
 from lora_studio.data.cache import Cache
+from lora_studio.data.chat_templates import Template, choose_template
 from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import Examples, Pairs, examples_of
 from lora_studio.data.mapping import Format, MappingValues
 from lora_studio.data.memory_limit import limited
 from lora_studio.data.messages import BadRow
 from lora_studio.data.pipeline import Conversations, EncodedSource, Preparation, tokenizer_key
-from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.quality import sample_rows, split
 from lora_studio.data.sources import Source, open_source
 from lora_studio.data.store import BadRows, Progress

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lora_studio.data.chat_templates import Template, choose_template
 from lora_studio.data.messages import IGNORED, BadRow, Conversation, RowError
-from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.render import Rendered, rules_of
 from lora_studio.data.render_process import LimitedRenderer
 from lora_studio.errors import StudioError

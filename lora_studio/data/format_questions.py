@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data import columns as names
-from lora_studio.data.columns import ColumnSample, quoted
+from lora_studio.data import mapping as names
 from lora_studio.data.convert import lacks_solution
-from lora_studio.data.mapping import Format, Mapping, ReadingError, places
+from lora_studio.data.mapping import ColumnSample, Format, Mapping, ReadingError, places, quoted
 from lora_studio.data.turns import held_turns, role_of
 
 _SHAPES = (

@@ -7,8 +7,7 @@ one text, plain text, preference pairs, good/bad labels (kto) and tokenised rows
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lora_studio.data import columns as names
-from lora_studio.data.columns import ColumnSample, is_turns, may_be_turns, quoted, spread
+from lora_studio.data import mapping as names
 from lora_studio.data.convert import STATEMENT, convert, find_problem, is_mark
 from lora_studio.data.dialogues import MIN_SHARE, Marks, marks_of
 from lora_studio.data.format_questions import (
@@ -21,7 +20,18 @@ from lora_studio.data.format_questions import (
     sparse_answers,
     with_options,
 )
-from lora_studio.data.mapping import Format, Mapping, MappingValues, ReadingError, places
+from lora_studio.data.mapping import (
+    ColumnSample,
+    Format,
+    Mapping,
+    MappingValues,
+    ReadingError,
+    is_turns,
+    may_be_turns,
+    places,
+    quoted,
+    spread,
+)
 from lora_studio.data.messages import Record
 from lora_studio.data.turns import held_turns, role_of
 

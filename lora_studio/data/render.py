@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from lora_studio.data.chat_jinja import MARKS, ChatTemplate
+from lora_studio.data.chat_templates import MARKS, ChatTemplate, Template, adds_bos
 from lora_studio.data.dialogues import ENDS
 from lora_studio.data.messages import (
     BROKEN_TEXT,
@@ -28,7 +28,6 @@ from lora_studio.data.messages import (
     Tool,
     is_broken,
 )
-from lora_studio.data.prompt_styles import Template, adds_bos
 from lora_studio.errors import StudioError
 
 REWRITES = "the chat template changes earlier turns as the conversation grows, so they cannot be trained"

@@ -12,7 +12,7 @@ from lora_studio.config.parsing import to_yaml
 from lora_studio.config.presets import resolve
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import ADAPTER, BASE
+from lora_studio.evaluate.job import ADAPTER, BASE
 from lora_studio.jobs.events import RunState, read_state
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 

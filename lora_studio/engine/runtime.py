@@ -20,16 +20,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.events import (
-    Event,
-    Finished,
-    PhaseStarted,
-    Progress,
-    Reason,
-    RunState,
-    fold_lines,
-    to_line,
-)
+from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, Reason, RunState, fold_lines, to_line
 from lora_studio.models.hardware import CPU_ONLY, one_gpu
 from lora_studio.workspace import JobFolder, RunFolder
 

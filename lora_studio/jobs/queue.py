@@ -189,7 +189,7 @@ def model_bytes(
     return round(SPARE * (weights + cache)) + learned + DEVICE_KINDS[device].context
 
 
-def verdict(
+def memory_verdict(
     base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, held: int = 0
 ) -> MemoryVerdict:
     """The same beside what is free now; `held` is what will be given back before it is taken."""

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from lora_studio.errors import EngineError, StudioError
-from lora_studio.jobs.launchers.interface import last_lines
+from lora_studio.jobs.launchers import last_lines
 from lora_studio.jobs.launchers.local import ProcessPipes, child_environment, python_module
 from lora_studio.jobs.protocol import (
     Failure,
@@ -378,7 +378,7 @@ def count_rows(
 
 @functools.lru_cache(maxsize=64)
 def _count(path: Path, _changed: int, _size: int, options: str) -> FileSummary:
-    command = [*python_module("lora_studio.data.quick_look"), str(path), options]
+    command = [*python_module("lora_studio.data.preview"), str(path), options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
     if ended.returncode:
         return FileSummary()

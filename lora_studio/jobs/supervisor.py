@@ -21,7 +21,7 @@ from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, at_work, remove
-from lora_studio.jobs.launchers.interface import Launcher
+from lora_studio.jobs.launchers import Launcher
 from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,

@@ -32,7 +32,7 @@ from lora_studio.jobs.events import (
     reason_named,
 )
 from lora_studio.jobs.kinds import TRAIN, Kind
-from lora_studio.jobs.launchers.interface import Exit, Launcher, Worker, last_error
+from lora_studio.jobs.launchers import Exit, Launcher, Worker, last_error
 from lora_studio.workspace import JobFolder
 
 Key = tuple[int, int]

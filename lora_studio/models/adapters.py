@@ -26,6 +26,7 @@ from lora_studio.models.adapter_files import (
     WEIGHTS_FILE,
     check_small_files,
     first_names,
+    is_regular_expression,
     lora_place,
     plain_name,
     ranks_held,
@@ -34,7 +35,6 @@ from lora_studio.models.adapter_files import (
     read_studio_card,
     read_template,
 )
-from lora_studio.models.module_patterns import is_regular_expression
 from lora_studio.models.shape import Architecture, architecture, model_folder, read_config
 from lora_studio.workspace import RunFolder, Workspace, model_source
 

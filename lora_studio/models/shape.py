@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.models.module_patterns import is_regular_expression, matching
+from lora_studio.models.adapter_files import is_regular_expression, matching
 from lora_studio.workspace import model_source, write_atomically
 
 LAYOUT_VERSION = 3

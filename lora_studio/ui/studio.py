@@ -24,8 +24,7 @@ from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
-from lora_studio.runs.health import Diagnosis, diagnose
-from lora_studio.runs.verdict import Verdict, verdict
+from lora_studio.runs.health import Diagnosis, Verdict, diagnose, verdict
 from lora_studio.ui import words
 from lora_studio.ui.components import Components, Shared, Update
 from lora_studio.ui.curves import Curves, Drawing

@@ -6,8 +6,8 @@ General words (sizes, tables, notices) are in text.py.
 import math
 import time
 
-from lora_studio.jobs.ending_words import STATES as STATES
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.kinds import STATES as STATES
 from lora_studio.runs.summary import pace_of, short
 from lora_studio.ui.html import count, duration, render, size
 from lora_studio.units import figure as figure

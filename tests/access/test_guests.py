@@ -17,10 +17,10 @@ from lora_studio.config.parsing import nest, parse, read_yaml, to_yaml
 from lora_studio.config.presets import resolve
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as benchmarks
-from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import create, make_request
-from lora_studio.export import request as exporting
+from lora_studio.evaluate import job as benchmarks
+from lora_studio.evaluate import job as evaluating
+from lora_studio.evaluate.job import create, make_request
+from lora_studio.export import job as exporting
 from lora_studio.jobs.kinds import remove
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.queue import QueueEntry, check_room
@@ -239,7 +239,7 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
         kept.append(request.measuring.max_samples)
         return create(workspace, request)
 
-    monkeypatch.setattr("lora_studio.evaluate.request.create", keep)
+    monkeypatch.setattr("lora_studio.evaluate.job.create", keep)
     supervisor = Supervisor(visit.workspace, LocalLauncher(fake_command("steps=1")))
     request = make_request(visit.workspace, [run.id], "pirate")
     evaluating.start(supervisor, request)

@@ -8,7 +8,7 @@ import pytest
 from lora_studio.access.policy import delete_upload
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request
+from lora_studio.evaluate import job as request
 from lora_studio.ui.data.report import uploads
 from lora_studio.workspace import Workspace
 from tests.access.test_visitors import Visit, upload

@@ -12,12 +12,11 @@ from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.config.presets import own_presets, save_preset
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as evaluations
-from lora_studio.evaluate.request import make_request
-from lora_studio.export import request as exports
+from lora_studio.evaluate import job as evaluations
+from lora_studio.evaluate.job import make_request
+from lora_studio.export import job as exports
 from lora_studio.files import bytes_in
-from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder, remove
+from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder, ending_words, remove
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import QueueEntry, check_room, lock, write_queue
 from lora_studio.jobs.supervisor import Supervisor

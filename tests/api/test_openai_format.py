@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.api import openai_schema as wire
+from lora_studio.api import openai as wire
 from lora_studio.chat.choices import choices
 from lora_studio.errors import ApiError
 from lora_studio.jobs.events import RunState
@@ -120,14 +120,14 @@ def run(workspace: Workspace) -> RunFolder:
 
 def test_the_base_and_every_run_with_an_adapter_are_models(workspace: Workspace, run: RunFolder) -> None:
     found = choices(workspace, [RunState(run.id, "Pirate", "done")])
-    assert [model.id for model in wire.models(found)] == ["demo", run.id]
-    base, adapter = wire.models(found)
+    assert [model.id for model in wire.listed_models(found)] == ["demo", run.id]
+    base, adapter = wire.listed_models(found)
     assert base.selection.adapters == ()
     assert adapter.selection.of_base == base.selection.of_base
     assert adapter.body()["parent"] == "demo"
-    assert wire.model(found, f"{run.id}/checkpoint-8").adapter == f"{run.id}/checkpoint-8"
+    assert wire.named_model(found, f"{run.id}/checkpoint-8").adapter == f"{run.id}/checkpoint-8"
     with pytest.raises(ApiError, match="no model 'gpt'") as error:
-        wire.model(found, "gpt")
+        wire.named_model(found, "gpt")
     assert (error.value.status, error.value.code) == (404, "model_not_found")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lora_studio.cli.evaluate import answered_line, print_metrics
-from lora_studio.evaluate.request import create, evaluation, make_request, request_of
+from lora_studio.evaluate.job import create, evaluation, make_request, request_of
 from lora_studio.jobs.events import Finished, RunState, to_line
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_studio.cli.following import progress_line
-from lora_studio.export import readiness, request
-from lora_studio.export.request import exports, make_request, request_of
+from lora_studio.export import job
+from lora_studio.export.job import exports, make_request, request_of
 from lora_studio.export.targets import TARGETS
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.launchers import local
@@ -52,7 +52,7 @@ def test_one_that_was_made_in_part_is_told_so_and_is_no_success(
 ) -> None:
     fake = Path(__file__).parent.parent / "jobs" / "fake_exporter.py"
     monkeypatch.setattr(local, "python_module", lambda name: [sys.executable, str(fake), "part"])
-    monkeypatch.setattr(readiness, "find_llama_cpp", lambda: None)
+    monkeypatch.setattr(job, "find_llama_cpp", lambda: None)
     code, out, told = say("export", adapter, "--to", "gguf", "--json")
     assert code == 1
     assert json.loads(out)["missing"] == "it.gguf"
@@ -87,7 +87,7 @@ def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
 ) -> None:
     fake = Path(__file__).parent.parent / "jobs" / "fake_exporter.py"
     supervisor = Supervisor(workspace, LocalLauncher([sys.executable, str(fake), "slow"]))
-    name = request.start(supervisor, make_request(workspace, adapter, "zip"))
+    name = job.start(supervisor, make_request(workspace, adapter, "zip"))
     wait_until(lambda: supervisor.state(name).phase == "write")
     assert f"The export {name}" in say("runs", "list")[2]
     assert "progress    0.0 of 0.0 MB" in say("runs", "show", name)[1]

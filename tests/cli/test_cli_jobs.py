@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lora_studio.config.sections import Config
-from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate import request as evaluations
-from lora_studio.export import request as exports
+from lora_studio.evaluate import job as evaluating
+from lora_studio.evaluate import job as evaluations
+from lora_studio.export import job as exports
 from lora_studio.jobs.events import Finished, PhaseStarted, Reason, RunStarted, to_line
 from lora_studio.jobs.launchers import local
 from lora_studio.jobs.supervisor import Supervisor

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lora_studio.config.parsing import ConfigError, machine_conflicts, nest, parse
-from lora_studio.models.module_patterns import is_regular_expression
+from lora_studio.models.adapter_files import is_regular_expression
 
 
 def wrong(**settings: Any) -> set[str]:

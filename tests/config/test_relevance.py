@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.parsing import nest, parse
-from lora_studio.config.relevance import CONDITIONS, irrelevant, unmet
+from lora_studio.config.parsing import CONDITIONS, irrelevant, nest, parse, unmet
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, settings
 

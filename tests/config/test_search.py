@@ -2,8 +2,7 @@
 
 import pytest
 
-from lora_studio.config.search import aliases, search
-from lora_studio.config.settings import AS_VALUES, OTHER_NAMES, settings
+from lora_studio.config.settings import AS_VALUES, OTHER_NAMES, aliases, search, settings
 
 
 def paths(query: str) -> list[str]:

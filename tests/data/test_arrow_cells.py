@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lora_studio.data import sources as hub
 from lora_studio.data.messages import BROKEN_TEXT, Tally
-from lora_studio.data.readers import hub
 from lora_studio.data.readers.arrow import AS_TEXT
 from lora_studio.data.report import Look, inspect
 from lora_studio.data.sources import open_source, read_records

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_studio.data import memory_limit, store
-from lora_studio.data import quick_look as counting
+from lora_studio.data import preview as counting
 from lora_studio.data.cache import Arrays, Cache
 from lora_studio.data.memory_limit import MemoryLimitError, available, limited
-from lora_studio.data.quick_look import quick_look
+from lora_studio.data.preview import quick_look
 from lora_studio.data.readers import text_encoding as opening
 from lora_studio.data.sources import open_source, read_records
 from lora_studio.data.store import MAX_ROW_BYTES, TOO_LONG, RecordStore, write_records

@@ -1,6 +1,6 @@
 """A look without a tokenizer."""
 
-from lora_studio.data.quick_look import inspect_characters
+from lora_studio.data.preview import inspect_characters
 
 
 def test_characters_are_counted_without_a_tokenizer(write):

@@ -8,14 +8,14 @@ from jinja2 import TemplateError, UndefinedError
 from jinja2.sandbox import SecurityError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lora_studio.data import prompt_styles
-from lora_studio.data.chat_jinja import ChatTemplate
+from lora_studio.data import chat_templates
+from lora_studio.data.chat_templates import ChatTemplate
 from lora_studio.data.messages import CONTROL, Conversation, Message, RowError, check_text
 from lora_studio.data.render import Renderer, rules_of
 
 FOLDERS = [
     Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates",
-    Path(prompt_styles.__file__).parent / "templates",
+    Path(chat_templates.__file__).parent / "templates",
 ]
 TEMPLATES = {path.name: path.read_text(encoding="utf-8") for folder in FOLDERS for path in folder.glob("*.jinja")}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -45,7 +45,7 @@ def _chats() -> list[list[dict]]:
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_text_and_marked_parts_are_those_of_transformers(name):
     source, compared = TEMPLATES[name], 0
-    marked = prompt_styles.Template(name, source, "").has_marks
+    marked = chat_templates.Template(name, source, "").has_marks
     template = ChatTemplate(source, TOKENS)
     for chat in _chats():
         for tools in ([], [WEATHER]):
@@ -107,7 +107,7 @@ def test_a_row_cannot_smuggle_a_marked_part_in(tokenizer):
     source = "{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% generation %}x{% endgeneration %}{% endfor %}"
     call = {"type": "function", "function": {"name": "\ufdd0evil\ufdd1", "arguments": {}}}
     chat = Conversation(1, (Message("user", "Hi"), Message("assistant", "", tool_calls=(call,))))
-    result = Renderer(rules_of(tokenizer, prompt_styles.Template("chat", source, ""), "assistant")).render(chat)
+    result = Renderer(rules_of(tokenizer, chat_templates.Template("chat", source, ""), "assistant")).render(chat)
     assert isinstance(result, RowError)
     assert result.reason == CONTROL
     with pytest.raises(RowError, match=CONTROL):

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_studio.data.cleaning import save_without_duplicates
 from lora_studio.data.dataset import prepare
+from lora_studio.engine.chat.analysis import save_without_duplicates
 
 LONG = "the quick brown fox jumps over the lazy dog and runs on through the wood until the evening comes"
 

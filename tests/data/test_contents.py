@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_studio.data.quick_look import inspect_characters
+from lora_studio.data.preview import inspect_characters
 from lora_studio.data.report import Look, inspect
 from lora_studio.data.sources import open_source, read_records
 from lora_studio.data.turns import read_value

@@ -149,7 +149,7 @@ def test_templates_run_in_the_process_that_can_be_ended_and_nowhere_else():
     }
     # The card and the harness name the call in what others run.
     ours = {"export/card.py"}
-    assert found - ours == {"data/render.py", "data/render_worker.py"}
+    assert found - ours == {"data/render.py", "data/render_process.py"}
 
 
 def test_an_idle_process_takes_no_time_that_counts(hurried):

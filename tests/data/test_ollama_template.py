@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lora_studio.data.prompt_styles import adds_bos, choose_template
+from lora_studio.data.chat_templates import adds_bos, choose_template
 from lora_studio.errors import StudioError
-from lora_studio.export.go_template import fill
-from lora_studio.export.ollama import to_go
+from lora_studio.export.ollama import fill, to_go
 from tests.data.test_chat_jinja import TEMPLATES, TOKENS
 
 NO_PLACE = {"idefics3", "smolvlm", "llava_next"}  # for pictures: messages are lists of parts

@@ -10,8 +10,7 @@ from lora_studio.data import convert
 from lora_studio.data.dataset import prepare
 from lora_studio.data.formats import detect_formats
 from lora_studio.data.messages import Record
-from lora_studio.data.preview import first_records, tried
-from lora_studio.data.quick_look import inspect_characters
+from lora_studio.data.preview import first_records, inspect_characters, tried
 from lora_studio.data.report import describe, preview
 from lora_studio.errors import StudioError
 

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_studio.data import sources
+from lora_studio.data import sources as hub
 from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.messages import RowError, Tally
-from lora_studio.data.readers import arrow, hub
+from lora_studio.data.readers import arrow
 from lora_studio.data.readers import json as json_files
 from lora_studio.data.readers import text_encoding as opening
 from lora_studio.data.readers.arrow import most_unpacked

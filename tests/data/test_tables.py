@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from lora_studio.data.readers import cells, tables
+from lora_studio.data.readers import tables
+from lora_studio.data.readers import tables as cells
 from lora_studio.data.sources import RecordFile, read_records
 from lora_studio.errors import StudioError
 

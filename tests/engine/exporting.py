@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.engine.export import worker
-from lora_studio.export.request import create, make_request
+from lora_studio.export.job import create, make_request
 from lora_studio.jobs.events import Finished, from_line
 from lora_studio.jobs.kinds import ExportFolder
 from lora_studio.workspace import RunFolder, Workspace

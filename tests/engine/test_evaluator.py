@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lora_studio.engine.evaluate import worker
-from lora_studio.evaluate.request import NAMED, OF_RUN, EvaluationRequest, create, make_request
+from lora_studio.evaluate.job import NAMED, OF_RUN, EvaluationRequest, create, make_request
 from lora_studio.jobs.events import DataPrepared, Finished, RowsRead, Warned, fold, from_line
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lora_studio.engine.runtime import Stopped
-from lora_studio.export import request as exporting
-from lora_studio.export.request import folders, make_request
+from lora_studio.export import job as exporting
+from lora_studio.export.job import folders, make_request
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import RunFolder

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lora_studio.engine.export.gguf import check_adapter
 from lora_studio.errors import StudioError
-from lora_studio.export.go_template import fill
+from lora_studio.export.ollama import fill
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lora_studio.engine.export import worker
 from lora_studio.engine.runtime import FAILED, STOPPED, WRONG_INPUT, Stopped, is_full
-from lora_studio.export.request import create, make_request
+from lora_studio.export.job import create, make_request
 from lora_studio.jobs.kinds import ExportFolder
 from lora_studio.workspace import RunFolder
 

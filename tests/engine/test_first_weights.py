@@ -11,11 +11,8 @@ from transformers import PreTrainedModel
 
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.chat.generate import Column, generate, greedy
-from lora_studio.engine.models.adapter import add_adapter
-from lora_studio.engine.models.load import load_model
-from lora_studio.engine.models.multi_adapter import biases_of, load_base
-from lora_studio.engine.models.tokenizer import load_tokenizer
-from lora_studio.engine.train.lora_init import (
+from lora_studio.engine.models.adapter import (
+    add_adapter,
     as_base,
     fill_from_data,
     fill_with_rounding,
@@ -23,6 +20,8 @@ from lora_studio.engine.train.lora_init import (
     save_as_difference,
     token_batches,
 )
+from lora_studio.engine.models.load import load_model, load_tokenizer
+from lora_studio.engine.models.multi_adapter import biases_of, load_base
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import QuestionsAsked, StepLogged
 from lora_studio.workspace import RunFolder
@@ -125,7 +124,7 @@ def test_eva_begins_with_the_directions_of_the_data(base: Path, data_file: Path)
 
 
 def test_eva_gives_up_on_data_without_directions(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_studio.engine.train.lora_init.MAX_BATCHES", 5)
+    monkeypatch.setattr("lora_studio.engine.models.adapter.MAX_BATCHES", 5)
     batches = token_batches([[7, 7]], tokens=8, pad=0, device=CPU)
     with pytest.raises(StudioError, match="no 4 stable directions"):
         fill_from_data(fresh(base, "eva"), batches)

@@ -14,8 +14,8 @@ from lora_studio.config.parsing import to_yaml
 from lora_studio.config.presets import resolve
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
+from lora_studio.engine.models.load import load_tokenizer
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
-from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.trainers import Collator
 from lora_studio.jobs.events import Evaluated, Extended, Finished, StepLogged, fold

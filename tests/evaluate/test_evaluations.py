@@ -8,7 +8,7 @@ import pytest
 
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import (
+from lora_studio.evaluate.job import (
     NAMED,
     OF_RUN,
     VALIDATION,

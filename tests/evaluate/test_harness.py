@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request
-from lora_studio.evaluate.request import command, in_a_shell
-from lora_studio.jobs.ending_words import ending_words
+from lora_studio.evaluate import job as request
+from lora_studio.evaluate.job import command, in_a_shell
 from lora_studio.jobs.events import Reason
-from lora_studio.jobs.kinds import BENCHMARK
+from lora_studio.jobs.kinds import BENCHMARK, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import wait_until

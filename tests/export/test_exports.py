@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.export.request import checked, create, exports, make_request, needed_bytes, request_of
+from lora_studio.export.job import checked, create, exports, make_request, needed_bytes, request_of
 from lora_studio.export.targets import TARGETS, Sizes, sizes_of
 from lora_studio.jobs.kinds import remove
 from lora_studio.models.adapter_files import carried

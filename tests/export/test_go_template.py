@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.export.go_template import GoTemplateError, fill, text
+from lora_studio.export.ollama import GoTemplateError, fill, text
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.export.readiness import Plan, readiness
+from lora_studio.export.job import Plan, readiness
 from lora_studio.export.targets import FOLDER_VARIABLE, TARGETS, Sizes
 from lora_studio.workspace import DEMO_MODEL
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import Finished, ModelLoaded, Reason, RunStarted, RunState, fold, from_line, to_line
-from lora_studio.jobs.kinds import KINDS
+from lora_studio.jobs.kinds import KINDS, ending_words
 from tests.source import MODULES, PACKAGE, nodes_of
 
 EARLIER = [
@@ -79,6 +78,6 @@ def test_words_of_endings_are_made_in_page_terminal_and_api_alone() -> None:
         path.relative_to(PACKAGE).parts[0]
         for path in MODULES
         for node in nodes_of(path)
-        if isinstance(node, ast.ImportFrom) and node.module == "lora_studio.jobs.ending_words"
+        if isinstance(node, ast.ImportFrom) and node.module == "lora_studio.jobs.kinds"
     ]
     assert set(users) == {"runs", "ui", "cli", "api"}  # of runs, the verdict that page and terminal show

@@ -8,10 +8,9 @@ import pytest
 
 from lora_studio.config.sections import Generation
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request
-from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring, evaluations
-from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.evaluate import job
+from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring, evaluations
+from lora_studio.jobs.kinds import EVALUATE, ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
@@ -35,7 +34,7 @@ def jobs(workspace: Workspace) -> Iterator[Jobs]:
 
 def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("rows=2")
-    name = request.start(mine, REQUEST)
+    name = job.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).state == "done")
     assert [state.title for state in mine.jobs(EVALUATE)] == ["title"]
     with pytest.raises(StudioError, match="is finished"):
@@ -49,7 +48,7 @@ def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Work
 @pytest.mark.slow
 def test_a_stopped_one_goes_on_where_it_was(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("slow")
-    name = request.start(mine, REQUEST)
+    name = job.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).phase_done > 0)
     with pytest.raises(StudioError, match="cannot be deleted"):
         mine.delete(name)
@@ -63,7 +62,7 @@ def test_a_stopped_one_goes_on_where_it_was(jobs: Jobs, workspace: Workspace) ->
 
 
 def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, workspace: Workspace) -> None:
-    name = request.start(jobs("slow"), REQUEST)
+    name = job.start(jobs("slow"), REQUEST)
     other = jobs("slow")
     wait_until(lambda: other.state(name).state == "running")
     assert other.busy() == name

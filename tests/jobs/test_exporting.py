@@ -9,10 +9,9 @@ import pytest
 
 from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
-from lora_studio.export import request
-from lora_studio.export.request import ExportRequest, exports
-from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.kinds import EXPORT
+from lora_studio.export import job
+from lora_studio.export.job import ExportRequest, exports
+from lora_studio.jobs.kinds import EXPORT, ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hub import hub_secrets
@@ -43,7 +42,7 @@ def test_one_that_is_done_has_a_result_and_goes_with_it(
     jobs: Jobs, workspace: Workspace, request_: ExportRequest
 ) -> None:
     mine = jobs("quick")
-    name = request.start(mine, request_)
+    name = job.start(mine, request_)
     wait_until(lambda: mine.state(name).state == "done")
     (folder,) = exports(workspace)
     assert [path.name for path in folder.result.iterdir()] == ["half"]
@@ -54,7 +53,7 @@ def test_one_that_is_done_has_a_result_and_goes_with_it(
 
 def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, request_: ExportRequest) -> None:
     mine = jobs("slow")
-    name = request.start(mine, request_)
+    name = job.start(mine, request_)
     wait_until(lambda: mine.state(name).phase == "write")
     with pytest.raises(StudioError, match="cannot be deleted"):
         mine.delete(name)
@@ -66,7 +65,7 @@ def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, req
 def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     jobs: Jobs, workspace: Workspace, request_: ExportRequest
 ) -> None:
-    name = request.start(jobs("slow"), request_)
+    name = job.start(jobs("slow"), request_)
     other = jobs("quick")
     wait_until(lambda: other.state(name).phase == "write")
     (folder,) = exports(workspace)
@@ -74,14 +73,14 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     kill(folder)
     wait_until(lambda: other.state(name).final)
     assert "incomplete results are not kept" in ending_words(other.state(name))[1]
-    next_one = request.start(other, request_)
+    next_one = job.start(other, request_)
     assert not folder.unfinished.exists()
     wait_until(lambda: other.state(next_one).state == "done")
 
 
 def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace, request_: ExportRequest) -> None:
     mine = jobs("secret")
-    name = request.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
+    name = job.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
     wait_until(lambda: mine.state(name).state == "done")
     (folder,) = exports(workspace)
     assert folder.read_result()["bytes"] == len("hf_sesame")
@@ -99,8 +98,8 @@ def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
     published = replace(request_, target="hub", settings={"repo": "pirate"})
     for none in (None, {}, hub_secrets(" ")):
         with pytest.raises(StudioError, match="your own token"):
-            request.start(mine, published, none)
-    name = request.start(mine, published, hub_secrets(" hf_mine "))
+            job.start(mine, published, none)
+    name = job.start(mine, published, hub_secrets(" hf_mine "))
     wait_until(lambda: mine.state(name).final)
     (folder,) = exports(visited)
     assert folder.read_result()["bytes"] == len("hf_mine")

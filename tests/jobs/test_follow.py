@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import CheckpointSaved, Finished, PhaseStarted, Reason, RunStarted, StepLogged, to_line
-from lora_studio.jobs.launchers.interface import last_error, last_lines
+from lora_studio.jobs.kinds import ending_words
+from lora_studio.jobs.launchers import last_error, last_lines
 from lora_studio.jobs.launchers.local import (
     LocalLauncher,
     LocalWorker,

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 from lora_studio.jobs.kinds import KINDS
-from lora_studio.jobs.launchers import local
-from lora_studio.jobs.launchers.interface import Exit, Launcher
+from lora_studio.jobs.launchers import Exit, Launcher, local
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
 from tests.source import MODULES, PACKAGE, nodes_of

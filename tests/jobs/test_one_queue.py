@@ -12,10 +12,10 @@ import pytest
 
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
-from lora_studio.export import request as exporting
-from lora_studio.export.request import ExportRequest
+from lora_studio.evaluate import job as evaluating
+from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring
+from lora_studio.export import job as exporting
+from lora_studio.export.job import ExportRequest
 from lora_studio.jobs.events import Reason
 from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, EXPORT, KINDS, TRAIN, BenchmarkFolder, JobFolders
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill, read_worker

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from lora_studio.config.sections import Config
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import PHASES
+from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.launchers.local import find
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, server, wait_until

@@ -4,7 +4,7 @@ import json
 import os
 
 from lora_studio.config.sections import Config
-from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.launchers.local import find, kill, read_worker
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, wait_until

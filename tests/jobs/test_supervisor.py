@@ -16,8 +16,8 @@ import pytest
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import Finished, Reason, StepLogged, to_line
+from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher, find, read_worker
 from lora_studio.jobs.queue import lock
 from lora_studio.jobs.supervisor import Supervisor, default_title, with_absolute_paths

@@ -16,10 +16,10 @@ from lora_studio.cli import export as export_command
 from lora_studio.cli import main
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import make_request as make_evaluation
-from lora_studio.export import request as exporting
-from lora_studio.export.request import ExportRequest, make_request
+from lora_studio.evaluate import job as evaluating
+from lora_studio.evaluate.job import make_request as make_evaluation
+from lora_studio.export import job as exporting
+from lora_studio.export.job import ExportRequest, make_request
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hub import hub_secrets, knows_token, without_implicit_token

@@ -8,8 +8,8 @@ import pytest
 
 from lora_studio.config.parsing import ConfigError, parse
 from lora_studio.errors import StudioError
-from lora_studio.models import module_patterns
-from lora_studio.models.module_patterns import PROBES, PatternError, check, check_settings, matching
+from lora_studio.models import adapter_files
+from lora_studio.models.adapter_files import PROBES, PatternError, check, check_settings, matching
 from lora_studio.models.shape import adapter, architecture, read_config
 
 EXPLODING = [r"(.|\w|[a-z])*!", r"(\w+\.?)+!", r"((a|o|e|l|m|d|\.|\w)*)*x$", "(?i)" + "[\\0-\U0010ffff]" * 300]
@@ -17,7 +17,7 @@ EXPLODING = [r"(.|\w|[a-z])*!", r"(\w+\.?)+!", r"((a|o|e|l|m|d|\.|\w)*)*x$", "(?
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_patterns, "CPU_SECONDS", 0.3)
+    monkeypatch.setattr(adapter_files, "CPU_SECONDS", 0.3)
 
 
 @pytest.mark.parametrize("expression", EXPLODING)
@@ -96,6 +96,6 @@ def test_no_setting_of_an_adapter_reaches_peft_as_an_exploding_expression(settin
 
 
 def test_settings_without_expressions_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_patterns, "_answer", None)
+    monkeypatch.setattr(adapter_files, "_answer", None)
     check_settings({"target_modules": ["q_proj", "v_proj"], "rank_pattern": {}, "modules_to_save": None})
     check_settings({"target_modules": "all-linear"})

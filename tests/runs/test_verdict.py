@@ -8,9 +8,8 @@ import pytest
 from lora_studio.config.parsing import parse
 from lora_studio.config.sections import Config
 from lora_studio.jobs.events import DataPrepared, Evaluated, Reason, RunState, StepLogged
-from lora_studio.runs.health import Diagnosis, diagnose
+from lora_studio.runs.health import Diagnosis, diagnose, verdict, winner
 from lora_studio.runs.summary import Overview, Tags
-from lora_studio.runs.verdict import verdict, winner
 
 CONFIG = Config()
 MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "changed_tokens": 0.2, "divergence": 1.5, "rows": 9}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_studio.config.sections import Generation
-from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
+from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring
 
 HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
 TITLES = {"base": "Base", "adapter": HOSTILE}

@@ -5,8 +5,8 @@ from typing import Any
 from lora_studio.chat.choices import Choice
 from lora_studio.chat.conversation import ChatState
 from lora_studio.chat.prompts import StarterQuestion
-from lora_studio.ui.chat import columns, controls
-from lora_studio.ui.chat.columns import Column
+from lora_studio.ui.chat import markup
+from lora_studio.ui.chat.markup import Column
 
 
 def asked(question: str, answer: str) -> list[dict[str, str]]:
@@ -18,7 +18,7 @@ def board(*messages: list[dict[str, str]], **options: Any) -> str:
     names = ["base", "a", "b", "c"][: len(messages)]
     talk = ChatState(adapters=names[1:], columns=dict(zip(names, messages, strict=True)))
     shown = [Column(name, f"Column {name}", talk.column(name), "3 tokens") for name in names]
-    return columns.board(shown, talk.turns(names), **{"marks": False, **options})
+    return markup.board(shown, talk.turns(names), **{"marks": False, **options})
 
 
 def test_markup_in_a_question_or_an_answer_is_shown_as_text() -> None:
@@ -37,15 +37,15 @@ def test_an_answer_that_has_not_begun_is_awaited_not_called_empty() -> None:
 
 def test_reasoning_is_folded_also_while_it_is_written() -> None:
     for text in ("<think>\nHm.\n</think>\n\nRome.", "<think>\nHm."):
-        shown = columns.answer(text)
+        shown = markup.answer(text)
         assert "<details><summary>Reasoning</summary><pre>Hm.</pre></details>" in shown
         assert "&lt;think&gt;" not in shown
 
 
 def test_words_that_differ_are_marked_and_nothing_else() -> None:
-    assert columns.marked_words("The sky is green.", "The sky is blue.") == "The sky is <mark>green</mark>."
-    assert columns.marked_words("<b> same", "<b> same") == "&lt;b&gt; same"
-    assert columns.marked_words("", "x") == ""
+    assert markup.marked_words("The sky is green.", "The sky is blue.") == "The sky is <mark>green</mark>."
+    assert markup.marked_words("<b> same", "<b> same") == "&lt;b&gt; same"
+    assert markup.marked_words("", "x") == ""
     answers = [asked("One?", "The sky is blue."), asked("One?", "The sky is green.")]
     assert "<mark>green</mark>" in board(*answers, marks=True)
     assert "<mark>" not in board(*answers)
@@ -84,29 +84,29 @@ def test_while_an_answer_grows_nothing_in_the_columns_can_be_changed() -> None:
 
 
 def test_questions_to_begin_with_are_offered_until_something_is_asked() -> None:
-    begun = columns.start(2, [StarterQuestion("Why?", "")])
-    assert columns.EMPTY in begun
+    begun = markup.start(2, [StarterQuestion("Why?", "")])
+    assert markup.EMPTY in begun
     assert 'data-act="example" data-column="" data-value="0" title="Why?">Why?' in begun
 
 
 def test_the_toolbar_offers_what_can_be_done_now() -> None:
-    empty = controls.tools(ChatState(adapters=["a"]))
+    empty = markup.tools(ChatState(adapters=["a"]))
     assert "Regenerate all" not in empty
     assert "Add column" in empty
     talk = ChatState(adapters=["a", "b", "c"], columns={"base": asked("One?", "Yes.")}, marks=True)
-    shown = controls.tools(talk)
+    shown = markup.tools(talk)
     assert 'data-act="add" data-column="" data-value="" disabled>' in shown
     assert 'data-act="marks" data-column="" data-value="" aria-pressed="true">' in shown
     for words in ("Regenerate all", "Undo", "Clear", "Share", "Download JSON", "Settings"):
         assert words in shown
     assert shown.count("disabled") == 1
-    assert controls.tools(talk, busy=True).count("disabled") == 6
-    assert "Highlight differences" not in controls.tools(ChatState(adapters=["a"], blinded=True))
+    assert markup.tools(talk, busy=True).count("disabled") == 6
+    assert "Highlight differences" not in markup.tools(ChatState(adapters=["a"], blinded=True))
 
 
 def test_a_name_that_looks_like_markup_is_only_text_in_a_columns_list(tmp_path: Any) -> None:
     choice = Choice("x", "<b>", "<b>", tmp_path, group='"><script>', short="${x}", best=True)
-    shown = controls.heads("Base: <i>", [choice], ["x"])
+    shown = markup.heads("Base: <i>", [choice], ["x"])
     assert "<script" not in shown
     assert "<i>" not in shown
     assert "${" not in shown

@@ -8,7 +8,7 @@ import pytest
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import Choice, select_models
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
-from lora_studio.ui.chat import columns, controls
+from lora_studio.ui.chat import markup
 from tests.adapters import files, write
 
 LOADED = Loaded(base="demo", device="cpu", dtype="float32", memory_bytes=11_000_000, mixes=True)
@@ -22,29 +22,29 @@ def choice(tmp_path: Path) -> Choice:
 
 def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice) -> None:
     holders = arbiter.holders("Long one", "the chat (demo)")
-    shown = controls.memory(LOADED, [choice], holders, "demo")
+    shown = markup.memory(LOADED, [choice], holders, "demo")
     assert "<span>demo + A · 11 MB</span>" in shown
     assert "cpu, float32" in shown
     assert "used by the run Long one and the chat (demo): they share its memory and speed." in shown
     assert 'data-act="unload"' in shown
     assert 'data-act="load"' not in shown
-    unloaded = controls.memory(None, [choice], arbiter.holders(None, None), "")
+    unloaded = markup.memory(None, [choice], arbiter.holders(None, None), "")
     assert "Not loaded" in unloaded
     assert 'data-act="load"' in unloaded
     assert 'data-act="unload"' not in unloaded
-    others = controls.memory(None, [choice], "", "qwen")
+    others = markup.memory(None, [choice], "", "qwen")
     assert "qwen in memory for other columns" in others
     assert 'data-act="unload"' in others
     assert arbiter.holders(None, None) == "No job uses the device."
     assert arbiter.holders(None, None, exporting=True) == "The device is used by an export."
-    apart = controls.memory_notes(LOADED.model_copy(update={"mixes": False}), holders)
+    apart = markup.memory_notes(LOADED.model_copy(update={"mixes": False}), holders)
     assert "those columns answer one after the other" in apart
     assert "Long one" in apart
-    assert controls.memory_notes(LOADED, "") == ""
+    assert markup.memory_notes(LOADED, "") == ""
 
 
 def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:
-    shown = controls.cards([choice])
+    shown = markup.cards([choice])
     assert "as in the template" in shown
     assert "enable_thinking }}&lt;b&gt;" in shown
 
@@ -65,7 +65,7 @@ def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path
 
 def test_tokens_that_training_made_likelier_are_green() -> None:
     numbers: Any = {"adapters": {"a": [-0.1, -3.0]}, "divergence": {"a": [2.0, 0.1]}, "mean_divergence": {"a": 1.05}}
-    shown = columns.tokens(Scored(texts=["Arr", "${x}"], base=[-5.0, -0.1], **numbers), {"a": "<A>"})
+    shown = markup.tokens(Scored(texts=["Arr", "${x}"], base=[-5.0, -0.1], **numbers), {"a": "<A>"})
     assert "&lt;A&gt;: mean KL divergence from the base 1.05 nats/token" in shown
     assert "var(--good)" in shown.split("Arr")[0]
     assert "var(--bad)" in shown.split("Arr")[1]
@@ -77,12 +77,12 @@ def test_what_could_not_be_taken_as_it_is_stands_beside_what_is_in_memory() -> N
     choice = Choice("one", "One", "One", Path("one"))
     notes = ["One lacks <b>half</b> of its weights."]
     loaded = LOADED.model_copy(update={"quantization": "4bit", "notes": notes})
-    assert "demo (4bit) + One" in controls.memory(loaded, [choice], "", "demo")
-    assert "One lacks &lt;b&gt;half&lt;/b&gt; of its weights." in controls.memory_notes(loaded, "")
+    assert "demo (4bit) + One" in markup.memory(loaded, [choice], "", "demo")
+    assert "One lacks &lt;b&gt;half&lt;/b&gt; of its weights." in markup.memory_notes(loaded, "")
 
 
 def test_speed_and_end_of_an_answer_are_told() -> None:
     answer = ColumnAnswer(text="", tokens=23, first_token_seconds=0.118, tokens_per_second=41.4, finish="length")
-    assert columns.column_note(answer) == "23 tokens, 41 tokens/s, first after 0.12 s, cut at max new tokens"
-    assert columns.column_note(answer.model_copy(update={"finish": "eos"})).endswith("first after 0.12 s")
-    assert columns.column_note(answer.model_copy(update={"tokens": 0})) == "Stopped before the first token"
+    assert markup.column_note(answer) == "23 tokens, 41 tokens/s, first after 0.12 s, cut at max new tokens"
+    assert markup.column_note(answer.model_copy(update={"finish": "eos"})).endswith("first after 0.12 s")
+    assert markup.column_note(answer.model_copy(update={"tokens": 0})) == "Stopped before the first token"

@@ -22,7 +22,8 @@ from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
 from lora_studio.models.hardware import Device
 from lora_studio.ui import form
-from lora_studio.ui.chat import external, tab
+from lora_studio.ui.chat import tab
+from lora_studio.ui.chat import tab as external
 from lora_studio.ui.chat.handlers import Chat, Click, Updates
 from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lora_studio.config.parsing import parse, to_yaml
-from lora_studio.evaluate.request import EvaluationRequest, Measuring, create, request_of
+from lora_studio.evaluate.job import EvaluationRequest, Measuring, create, request_of
 from lora_studio.jobs.events import Finished, RunStarted, to_line
 from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor

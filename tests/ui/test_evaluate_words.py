@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.evaluate.verdict import Sentence, elsewhere, value, verdict
+from lora_studio.evaluate.job import Sentence, elsewhere, value, verdict
 from lora_studio.jobs.events import RunState
 from lora_studio.ui.evaluate.results import confusions, head, headline, listing, metrics_table, results
 

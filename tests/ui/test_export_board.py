@@ -11,11 +11,10 @@ import pytest
 
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
-from lora_studio.export.request import create, make_request
+from lora_studio.export.job import create, make_request
 from lora_studio.export.targets import TARGETS
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.jobs.kinds import ExportFolder
+from lora_studio.jobs.kinds import ExportFolder, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.export.results import (
     ExportBoard,

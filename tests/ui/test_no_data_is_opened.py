@@ -20,7 +20,7 @@ from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.data.handlers import AnalysisHandlers
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.train import picker, problems
+from lora_studio.ui.train import form_state, picker
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.ui.train.plan import plan
 from lora_studio.workspace import Workspace
@@ -80,7 +80,7 @@ def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
     events = handlers(studio)
     shown = events["use_data"]((1.0, {"data.train_file": str(bomb)}, "the data tab"), "demo", *raws)
     assert shown
-    assert plan(problems.checked(raws, workspace), workspace).rows == 40
+    assert plan(form_state.checked(raws, workspace), workspace).rows == 40
     assert str(bomb) in str(picker.data_choices(workspace))
     this_machine(recent_devices()[0], workspace)
     assert opened == []

@@ -3,9 +3,8 @@
 import dataclasses
 import json
 
-from lora_studio.evaluate.request import create
-from lora_studio.ui.runs.report import rendered, whole
-from lora_studio.ui.runs.results import listing
+from lora_studio.evaluate.job import create
+from lora_studio.ui.runs.results import listing, rendered, whole
 from lora_studio.workspace import Workspace
 
 from .evaluated import HOSTILE, SUMMARY, request

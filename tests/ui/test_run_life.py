@@ -9,8 +9,8 @@ import pytest
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request
-from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
+from lora_studio.evaluate import job as request
+from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring
 from lora_studio.jobs.events import Event, Finished, PhaseStarted, RunStarted, RunState, StepLogged, to_line
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import QueueEntry

@@ -9,7 +9,7 @@ import pytest
 from lora_studio.config.parsing import nest, parse, to_yaml
 from lora_studio.jobs.events import MemoryEstimated, Reason, RunState
 from lora_studio.jobs.launchers.local import oom_kills
-from lora_studio.ui.runs.memory import memory_words, retry_of
+from lora_studio.ui.runs.details import memory_words, retry_of
 from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder, Workspace
 

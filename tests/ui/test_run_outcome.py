@@ -11,7 +11,7 @@ from lora_studio.config.sections import Config
 from lora_studio.jobs.events import Event, Finished, RunStarted, to_line
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui.runs import header, health
+from lora_studio.ui.runs import details, header
 from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
 
@@ -19,7 +19,7 @@ MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "sentence": "O
 
 
 def line_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> str:
-    return str(health.view_verdict(look_of(workspace, end, measured))["line"])
+    return str(details.view_verdict(look_of(workspace, end, measured))["line"])
 
 
 def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> RunView:

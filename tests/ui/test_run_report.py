@@ -10,7 +10,7 @@ import pytest
 
 from lora_studio.config.parsing import to_yaml
 from lora_studio.config.sections import Config
-from lora_studio.evaluate.request import create
+from lora_studio.evaluate.job import create
 from lora_studio.jobs.events import (
     Evaluated,
     Event,
@@ -23,7 +23,8 @@ from lora_studio.jobs.events import (
 )
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui.runs import curve_svg, report
+from lora_studio.ui import curves
+from lora_studio.ui.runs import results
 from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
 
@@ -48,7 +49,7 @@ def view_of(workspace: Workspace, *events: Event, title: str = "pirate") -> RunV
 
 
 def test_the_summary_is_a_few_lines_of_plain_text(workspace: Workspace) -> None:
-    text = report.summary_text(view_of(workspace, *STEPS, Finished(41.0, "done", 40)))
+    text = results.summary_text(view_of(workspace, *STEPS, Finished(41.0, "done", 40)))
     lines = text.splitlines()
     assert lines[0].startswith("pirate (")
     assert lines[1] == "Finished, step 40 of 40, 40 s"
@@ -61,7 +62,7 @@ def test_the_page_holds_curve_and_five_answers_and_fetches_nothing(workspace: Wo
     answered = QuestionsAnswered(40.0, 40, 2.0, ["a"] * 7, [False] * 7)
     view = view_of(workspace, *STEPS, ASKED, answered, Finished(41.0, "done", 40), title=EVIL)
     view.folder.report.write_text("# Whole\n\n" + EVIL)
-    page = report.page_of(view)
+    page = results.page_of(view)
     assert page.startswith("<!doctype html>\n<html")
     assert page.count("<polyline") == 2
     assert page.count("<tr><td>q") == 5
@@ -74,21 +75,21 @@ def test_the_page_holds_curve_and_five_answers_and_fetches_nothing(workspace: Wo
 
 def test_a_run_without_samples_shows_the_answers_of_its_evaluation(workspace: Workspace) -> None:
     view = view_of(workspace, *STEPS)
-    assert report.answers(view) == ("No answers were sampled.", [])
+    assert results.answers(view) == ("No answers were sampled.", [])
     asked = request()
     adapter = dataclasses.replace(asked.columns[1], run=view.run.id)
     folder = create(workspace, dataclasses.replace(asked, columns=(asked.columns[0], adapter)))
     row = {"prompt": [{"role": "user", "content": "2 + 2?"}], "reference": "4", "base": {"answer": "5"}}
     lines = [json.dumps(row), json.dumps(row | {"adapter": {"answer": "4"}})]
     folder.predictions.write_text("\n".join(lines) + "\n")
-    title, rows = report.answers(view)
+    title, rows = results.answers(view)
     assert title.startswith("Evaluation: ")
     assert rows == [("2 + 2?", "4", "5", "4")]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 40), (0.0, 0.37), (1.0, 1.0), (0, 1)])
 def test_ticks_are_round_and_within(low: float, high: float) -> None:
-    marks = curve_svg.ticks(low, high)
+    marks = curves.ticks(low, high)
     assert marks
     assert all(low <= mark <= high + 1e-9 for mark in marks)
     assert len(marks) <= 7
@@ -98,8 +99,8 @@ def test_a_curve_stays_within_its_picture_whatever_the_losses_are(workspace: Wor
     for losses in ([5.0, 0.01], [math.nan, 1.0], [1.0, 1.0], [-0.5, 2.0], [0.0, 0.0]):
         steps = [StepLogged(float(at), at, 2, 0.5, loss, 1e-3) for at, loss in enumerate(losses, 1)]
         view = view_of(workspace, *steps)
-        (line,) = re.findall(r'class="training" points="([^"]*)"', curve_svg.loss_svg(view.run))
+        (line,) = re.findall(r'class="training" points="([^"]*)"', curves.loss_svg(view.run))
         for x, y in (map(float, point.split(",")) for point in line.split()):
-            assert 0 <= x <= curve_svg.WIDTH
-            assert 0 <= y <= curve_svg.HEIGHT
-    assert "No step was logged" in curve_svg.loss_svg(view_of(workspace).run)
+            assert 0 <= x <= curves.WIDTH
+            assert 0 <= y <= curves.HEIGHT
+    assert "No step was logged" in curves.loss_svg(view_of(workspace).run)

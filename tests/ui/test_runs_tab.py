@@ -27,7 +27,7 @@ from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.summary import Tags, read_tags, settings_of, write_tags
 from lora_studio.ui import job_views
-from lora_studio.ui.runs import header, report, tab
+from lora_studio.ui.runs import header, results, tab
 from lora_studio.ui.runs import table as runs_list
 from lora_studio.ui.runs.details import saved
 from lora_studio.ui.runs.tab import Shown
@@ -312,7 +312,7 @@ HOSTILE = """# <script>hit()</script> ${1+1}
 
 
 def test_a_report_is_shown_as_markdown_in_which_nothing_runs_and_nothing_is_fetched() -> None:
-    shown = report.rendered(HOSTILE)
+    shown = results.rendered(HOSTILE)
     assert "<h1>" in shown
     assert "<table>" in shown
     assert "<strong>bold</strong>" in shown

@@ -7,8 +7,8 @@ import pytest
 
 from lora_studio.access.accounts import OWNER
 from lora_studio.access.policy import Users
-from lora_studio.evaluate.request import create, make_request
-from lora_studio.export import request
+from lora_studio.evaluate.job import create, make_request
+from lora_studio.export import job
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
@@ -34,7 +34,7 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     runs = [finished(whole, f"run {number}") for number in range(3)]
     write(runs[0].adapter, files())
     create(whole, make_request(whole, [runs[0].id], "pirate"))
-    request.create(whole, request.make_request(whole, runs[0].id, "merged"))
+    job.create(whole, job.make_request(whole, runs[0].id, "merged"))
     workspace = Users(whole, OWNER).workspace_for(lambda: OWNER)
     log = whole.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))

@@ -12,7 +12,7 @@ from lora_studio.config.settings import settings
 from lora_studio.errors import StudioError
 from lora_studio.models.hardware import Device
 from lora_studio.ui import form
-from lora_studio.ui.train import config_file, filling, recipes, settings_form
+from lora_studio.ui.train import form_state, picker, settings_form
 from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
 
@@ -28,11 +28,11 @@ def typed(**changes: Any) -> list[Any]:
 
 
 def situation(device: Device = CPU, model: str = "demo", *, pairs: bool = False, fits: bool | None = None) -> Any:
-    return recipes.Situation(model, pairs, device, fits)
+    return picker.Situation(model, pairs, device, fits)
 
 
-def suggested(now: recipes.Situation) -> list[str]:
-    return [recipe.preset for recipe in recipes.recipes(now) if recipe.suggested]
+def suggested(now: picker.Situation) -> list[str]:
+    return [recipe.preset for recipe in picker.recipes(now) if recipe.suggested]
 
 
 @pytest.mark.parametrize(
@@ -49,67 +49,69 @@ def suggested(now: recipes.Situation) -> list[str]:
         (situation(gpu(80), "my/model", pairs=True), "preference"),
     ],
 )
-def test_a_recipe_is_suggested_by_model_data_and_device(now: recipes.Situation, preset: str) -> None:
+def test_a_recipe_is_suggested_by_model_data_and_device(now: picker.Situation, preset: str) -> None:
     assert suggested(now) == [preset]
 
 
 def test_a_recipe_for_a_gpu_is_not_available_without_one() -> None:
-    by_title = {recipe.title: recipe for recipe in recipes.recipes(situation())}
+    by_title = {recipe.title: recipe for recipe in picker.recipes(situation())}
     assert by_title["QLoRA"].unavailable == "Needs a GPU"
-    assert "disabled" in recipes.markup(situation(), None, typed())
-    assert not any(recipe.unavailable for recipe in recipes.recipes(situation(gpu(24))))
+    assert "disabled" in picker.recipe_cards(situation(), None, typed())
+    assert not any(recipe.unavailable for recipe in picker.recipes(situation(gpu(24))))
     for kind, words in (("rocm", ""), ("xpu", ""), ("mps", "Not on Apple GPUs")):
         there = situation(Device("A GPU", kind, 24 * GIB, 24 * GIB), "my/model", fits=False)
-        assert recipes.recipes(there)[2].unavailable == words
+        assert picker.recipes(there)[2].unavailable == words
         assert suggested(there) == ["lora" if words else "gpu-24gb"]
 
 
 def test_a_card_says_what_a_click_would_change_and_the_click_changes_just_that() -> None:
     raws = typed(model__name="my/model", data__train_file="technical", lora__r=8)
-    qlora = next(recipe for recipe in recipes.recipes(situation(gpu(8), "my/model")) if "QLoRA" in recipe.title)
-    said = recipes.effects(qlora, raws)
-    after = form.values(recipes.filled(qlora, raws))
+    qlora = next(recipe for recipe in picker.recipes(situation(gpu(8), "my/model")) if "QLoRA" in recipe.title)
+    said = picker.effects(qlora, raws)
+    after = form.values(picker.filled(qlora, raws))
     assert "Quantization 4bit" in said
     assert "LoRA rank (r) 16" in said
     assert (after["model.name"], after["data.train_file"], after["lora.r"]) == ("my/model", "technical", 16)
-    assert len(said) == sum(old != new for old, new in zip(raws, recipes.filled(qlora, raws), strict=True))
-    assert recipes.effects(qlora, recipes.filled(qlora, raws)) == []
+    assert len(said) == sum(old != new for old, new in zip(raws, picker.filled(qlora, raws), strict=True))
+    assert picker.effects(qlora, picker.filled(qlora, raws)) == []
 
 
 def test_a_recipe_in_use_says_when_its_data_or_its_settings_are_others() -> None:
-    demo = next(item for item in recipes.recipes(situation()) if item.preset == "demo")
-    raws = recipes.filled(demo, typed())
+    demo = next(item for item in picker.recipes(situation()) if item.preset == "demo")
+    raws = picker.filled(demo, typed())
 
     def use(**changes: object) -> str:
         values = {path.replace("__", "."): value for path, value in changes.items()}
-        return recipes.markup(situation(), "demo", form.overlay(raws, values))
+        return picker.recipe_cards(situation(), "demo", form.overlay(raws, values))
 
     assert "<em>In use</em>" in use()
     assert "<em>In use, changed</em>" in use(training__learning_rate=0.5)
     assert "<em>In use, other dataset</em>" in use(data__train_file="/w/mine.csv", training__learning_rate=0.5)
-    assert "<em>In use" not in recipes.markup(situation(), None, raws)
+    assert "<em>In use" not in picker.recipe_cards(situation(), None, raws)
 
 
 def test_pairs_of_ones_own_are_kept_by_the_recipe_for_pairs() -> None:
     raws = typed(data__train_file="/mine/pairs.jsonl")
-    recipe = next(item for item in recipes.recipes(situation(pairs=True)) if item.suggested)
-    after = form.values(recipes.filled(recipe, raws))
+    recipe = next(item for item in picker.recipes(situation(pairs=True)) if item.suggested)
+    after = form.values(picker.filled(recipe, raws))
     assert (after["data.train_file"], after["training.method"]) == ("/mine/pairs.jsonl", "dpo")
-    demo = next(item for item in recipes.recipes(situation()) if item.preset == "demo-preference")
-    assert form.values(recipes.filled(demo, raws))["data.train_file"] == "preference"
+    demo = next(item for item in picker.recipes(situation()) if item.preset == "demo-preference")
+    assert form.values(picker.filled(demo, raws))["data.train_file"] == "preference"
 
 
 def test_a_field_that_differs_from_the_recipe_is_told_with_the_value_to_reset_to(workspace: Workspace) -> None:
-    base = filling.baseline(workspace, "demo")
+    base = form_state.baseline(workspace, "demo")
     raws = form.overlay(form.shown(Config()), base)
-    assert filling.changed_from(base, raws) == {}
+    assert form_state.changed_from(base, raws) == {}
     edited = form.overlay(raws, {"training.num_train_epochs": 7, "model.name": "my/model", "title": "x"})
-    assert filling.changed_from(base, edited) == {"training.num_train_epochs": f"{base['training.num_train_epochs']:g}"}
+    assert form_state.changed_from(base, edited) == {
+        "training.num_train_epochs": f"{base['training.num_train_epochs']:g}"
+    }
     wrong = form.overlay(raws, {"training.learning_rate": "fast"})
-    assert filling.changed_from(base, wrong) == {"training.learning_rate": "0.001"}
+    assert form_state.changed_from(base, wrong) == {"training.learning_rate": "0.001"}
     save_preset(workspace, "mine", parse({"lora": {"r": 4}}))
-    assert filling.baseline(workspace, "mine")["lora.r"] == 4
-    assert filling.baseline(workspace, "gone")["lora.r"] == Config().lora.r
+    assert form_state.baseline(workspace, "mine")["lora.r"] == 4
+    assert form_state.baseline(workspace, "gone")["lora.r"] == Config().lora.r
 
 
 def test_every_setting_is_a_basic_or_lies_in_one_of_six_groups() -> None:
@@ -165,30 +167,30 @@ def test_a_search_tells_why_a_setting_is_not_there() -> None:
 
 
 def test_the_config_file_holds_what_differs_from_the_defaults_and_reads_back_the_same() -> None:
-    assert config_file.as_yaml(typed(), Config()) == ""
+    assert form_state.as_yaml(typed(), Config()) == ""
     config = parse({"lora": {"r": 8}, "data": {"mapping": {"user": "q", "assistant": "a"}}})
-    text = config_file.as_yaml(form.shown(config), config)
+    text = form_state.as_yaml(form.shown(config), config)
     assert text == "data:\n  mapping:\n    user: q\n    assistant: a\nlora:\n  r: 8\n"
-    assert form.read(config_file.from_text(text)) == config
-    assert form.read(config_file.from_text("")) == Config()
-    assert "learning_rate: 2e-" in config_file.as_yaml(typed(training__learning_rate="2e-"), None)
+    assert form.read(form_state.from_text(text)) == config
+    assert form.read(form_state.from_text("")) == Config()
+    assert "learning_rate: 2e-" in form_state.as_yaml(typed(training__learning_rate="2e-"), None)
 
 
 def test_an_edited_config_with_mistakes_is_not_taken_and_all_of_them_are_told() -> None:
     with pytest.raises(StudioError) as caught:
-        config_file.from_text("lora:\n  rank: 8\ntraining:\n  num_train_epochs: -1\n")
+        form_state.from_text("lora:\n  rank: 8\ntraining:\n  num_train_epochs: -1\n")
     assert "2 settings are not valid" in caught.value.message
     assert "lora.r" in caught.value.hint
     assert "num_train_epochs" in caught.value.hint
     for text in ("lora: [", "- a\n- b\n"):
         with pytest.raises(StudioError):
-            config_file.from_text(text)
+            form_state.from_text(text)
 
 
 def test_a_config_file_from_elsewhere_fills_what_it_has_and_tells_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("lora:\n  r: 8\n  rank: 3\ntraining:\n  num_train_epochs: -1\n", encoding="utf-8")
-    raws, by_field, general = config_file.from_file(str(file))
+    raws, by_field, general = form_state.from_file(str(file))
     assert form.values(raws)["lora.r"] == 8
     assert set(by_field) == {"training.num_train_epochs"}
     assert len(general) == 1

@@ -21,7 +21,8 @@ from lora_studio.ui import form as form_draft
 from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.data.choice import FOUND, DataLooks
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.train import card, filling, picker, problems, recipes, tab
+from lora_studio.ui.train import card, form_state, picker, tab
+from lora_studio.ui.train import picker as recipes
 from lora_studio.ui.train.plan import ESTIMATED, plan
 from lora_studio.workspace import Workspace
 
@@ -115,7 +116,7 @@ def test_the_demo_is_its_recipe_whatever_the_form_held(workspace: Workspace) -> 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
     preset, raws = form_draft.read_draft(workspace)
-    config = problems.checked(raws, workspace)
+    config = form_state.checked(raws, workspace)
     assert preset == form_draft.FIRST_PRESET
     assert (config.model.name, config.data.train_file) == ("demo", "pirate")
 
@@ -135,14 +136,14 @@ def test_a_draft_of_a_preset_that_is_gone_keeps_its_values(workspace: Workspace)
 
 def test_a_preset_sets_all_but_the_model_and_data_that_it_does_not_name() -> None:
     raws = overlaid(model__name="my/model", data__train_file="technical", lora__r=99)
-    config = form.read(filling.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
+    config = form.read(form_state.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
     assert (config.model.name, config.data.train_file) == ("demo", "technical")
     assert (config.lora.r, config.lora.lora_alpha) == (Config().lora.r, 7)
 
 
 def test_a_file_that_is_not_there_is_named_before_anything_starts(workspace: Workspace) -> None:
     with pytest.raises(ConfigError) as caught:
-        problems.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
+        form_state.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
     assert [problem.path for problem in caught.value.problems] == ["data.train_file", "data.validation_file"]
 
 
@@ -160,10 +161,10 @@ def test_an_upload_is_offered_as_training_data(workspace: Workspace, tmp_path: P
 
 
 def test_the_summary_names_fields_by_title_and_escapes_what_was_found() -> None:
-    words = problems.summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
+    words = form_state.problem_summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
     assert "LoRA rank (r): Too &lt;big&gt;." in words
     assert "${" not in words
-    assert problems.summary({}, []) == ""
+    assert form_state.problem_summary({}, []) == ""
 
 
 def rows_file(tmp_path: Path, count: int) -> Path:
@@ -245,7 +246,7 @@ def test_what_the_data_tab_found_is_read_from_its_draft_once_a_server_and_not_at
     kept = workspace.read_draft
     monkeypatch.setattr(workspace, "read_draft", lambda name: read.append(name) or kept(name))
     for _ in range(3):
-        handler("changed")(preset, problems.ReportedProblems(), *raws)
+        handler("changed")(preset, form_state.ReportedProblems(), *raws)
     assert read.count(FOUND) == 1
     assert read == [FOUND]
 
@@ -272,7 +273,7 @@ def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_
     mapping = {"user": "q", "assistant": "a"}
     for name in (str(tmp_path), "hub:owner/name?split=test"):
         raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
-        config = problems.checked(raws, workspace)
+        config = form_state.checked(raws, workspace)
         assert (config.data.train_file, config.data.mapping) == (name, mapping)
 
 
@@ -323,7 +324,7 @@ def test_a_preset_for_the_built_in_model_does_not_set_the_rate_of_another_model(
 def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspace: Workspace) -> None:
     _, handler = page_of(workspace)
     typed = demo_form(workspace, model__name="my/4b", training__learning_rate=5e-4)
-    written = handler("changed")("demo", problems.ReportedProblems(), *typed)
+    written = handler("changed")("demo", form_state.ReportedProblems(), *typed)
     values = form.values(form_draft.read_draft(workspace)[1])
     assert values["training.learning_rate"] == 5e-4
     assert values["training.num_train_epochs"] == Config().training.num_train_epochs
@@ -332,9 +333,9 @@ def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspa
 
 
 def test_a_preset_with_its_own_model_says_which_where_the_form_has_another(workspace: Workspace) -> None:
-    about = recipes.about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
+    about = recipes.preset_about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
     assert "Its settings are for Qwen/Qwen3-0.6B" in about
-    same = recipes.about(presets()["demo"], demo_form(workspace))
+    same = recipes.preset_about(presets()["demo"], demo_form(workspace))
     assert "check them" not in same
 
 
@@ -353,7 +354,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 ) -> None:
     page, handler = page_of(workspace)
     preset, raws = form_draft.read_draft(workspace)
-    told = problems.ReportedProblems()
+    told = form_state.ReportedProblems()
     parsed.clear()
     handler("changed")(preset, told, *raws)
     assert len(parsed) == 1
@@ -368,7 +369,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 
 def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace, parsed: list[object]) -> None:
     _, handler = page_of(workspace)
-    told = problems.ReportedProblems()
+    told = form_state.ReportedProblems()
     parsed.clear()
     updates = list(handler("start")("demo", told, *overlaid(lora__r=-1)))
     assert told.paths == ("lora.r",)

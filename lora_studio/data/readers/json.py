@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TextIO
 
-from lora_studio.data.columns import THREADS, is_known
+from lora_studio.data.mapping import THREADS, is_known
 from lora_studio.data.messages import NAN, BadRow, Reading, Record, Tally, is_broken, shorten
 from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, lines_of
 from lora_studio.data.turns import is_turn

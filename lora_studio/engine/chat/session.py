@@ -65,7 +65,7 @@ class SessionWorker:
 
     def warm_up(self, call: Call[protocol.WarmUp]) -> protocol.Done:
         """Imports what loads a tokenizer, which takes seconds."""
-        importlib.import_module("lora_studio.engine.models.tokenizer")
+        importlib.import_module("lora_studio.engine.models.load")
         return protocol.Done()
 
     def fetch_config(self, call: Call[protocol.FetchConfig]) -> protocol.FetchedConfig:

@@ -22,7 +22,7 @@ from lora_studio.data.quality import group_of
 from lora_studio.engine.evaluate import tasks as text_scores
 from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import EvaluationRequest
+from lora_studio.evaluate.job import EvaluationRequest
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import read_state
 from lora_studio.jobs.kinds import EvaluationFolder
@@ -449,7 +449,7 @@ def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:
 
 def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
     """Hashes of a run's training rows; None if they are not cached or have changed since."""
-    from lora_studio.engine.models.tokenizer import load_tokenizer
+    from lora_studio.engine.models.load import load_tokenizer
 
     if is_dataset_name(config.data.train_file):
         return None

@@ -29,7 +29,7 @@ from lora_studio.engine.runtime import (
     unexpected,
 )
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import OF_RUN, EvaluationRequest, request_of
+from lora_studio.evaluate.job import OF_RUN, EvaluationRequest, request_of
 from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
 from lora_studio.jobs.kinds import EvaluationFolder
@@ -72,7 +72,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     from lora_studio.engine.evaluate.metrics import warnings_of
     from lora_studio.engine.evaluate.tasks import READING, choose_task
     from lora_studio.engine.models import load, multi_adapter  # seconds: the libraries
-    from lora_studio.engine.models.tokenizer import load_tokenizer
+    from lora_studio.engine.models.load import load_tokenizer
 
     request = request_of(folder)
     cards = [read_card(Path(column.folder)) for column in request.adapters]

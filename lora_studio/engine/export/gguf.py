@@ -23,22 +23,15 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Generation
-from lora_studio.data.prompt_styles import adds_bos, choose_template
+from lora_studio.data.chat_templates import adds_bos, choose_template
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten
 from lora_studio.engine.export.context import ExportContext, ExportResult, copy_files, try_adapter
-from lora_studio.engine.models.tokenizer import adapter_tokenizer, load_tokenizer
+from lora_studio.engine.models.load import adapter_tokenizer, load_tokenizer
 from lora_studio.engine.models.weights import known_tokens
 from lora_studio.engine.runtime import EventLog
 from lora_studio.errors import StudioError
-from lora_studio.export.ollama import (
-    ADAPTED_BY_OLLAMA,
-    GoTemplate,
-    carried_by_quotes,
-    modelfile,
-    stop_texts,
-    to_go,
-)
+from lora_studio.export.ollama import ADAPTED_BY_OLLAMA, GoTemplate, carried_by_quotes, modelfile, stop_texts, to_go
 from lora_studio.export.targets import (
     FOLDER_VARIABLE,
     MAGIC,

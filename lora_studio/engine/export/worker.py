@@ -29,7 +29,7 @@ from lora_studio.engine.runtime import (
     unexpected,
 )
 from lora_studio.errors import StudioError
-from lora_studio.export.request import ExportRequest, check_space, request_of, target_of
+from lora_studio.export.job import ExportRequest, check_space, request_of, target_of
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import Reason, RunStarted
 from lora_studio.jobs.kinds import ExportFolder

@@ -16,8 +16,15 @@ from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.data.encode import choose_template
-from lora_studio.engine.models.load import load_model, make_full, read_config, rounding_of
-from lora_studio.engine.models.tokenizer import adapter_tokenizer, first_line, load_tokenizer
+from lora_studio.engine.models.load import (
+    adapter_tokenizer,
+    first_line,
+    load_model,
+    load_tokenizer,
+    make_full,
+    read_config,
+    rounding_of,
+)
 from lora_studio.engine.models.weights import AdapterWeights, own_embeddings, put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject

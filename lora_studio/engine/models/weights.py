@@ -26,6 +26,7 @@ from lora_studio.errors import StudioError
 from lora_studio.models.adapter_files import (
     LORA,
     WEIGHTS_FILE,
+    check_settings,
     first_names,
     lora_place,
     plain_name,
@@ -34,7 +35,6 @@ from lora_studio.models.adapter_files import (
     renamed,
 )
 from lora_studio.models.adapters import read_header
-from lora_studio.models.module_patterns import check_settings
 
 PREFIX = "base_model.model."
 EMBEDDINGS = frozenset(

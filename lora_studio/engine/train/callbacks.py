@@ -24,13 +24,7 @@ from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.engine.train.rows import check_rows_to_measure
 from lora_studio.engine.train.settings import RISING
-from lora_studio.jobs.events import (
-    CheckpointSaved,
-    Evaluated,
-    QuestionsAnswered,
-    QuestionsAsked,
-    StepLogged,
-)
+from lora_studio.jobs.events import CheckpointSaved, Evaluated, QuestionsAnswered, QuestionsAsked, StepLogged
 from lora_studio.models.hardware import Sensors
 from lora_studio.units import GIB
 

@@ -18,12 +18,20 @@ from transformers import PreTrainedModel, set_seed
 from lora_studio.config.parsing import NEED_FULL_WEIGHTS
 from lora_studio.config.sections import Config
 from lora_studio.data.examples import largest_id
-from lora_studio.engine.models.adapter import add_adapter, continue_adapter, learned_positions, other_text, take_layout
+from lora_studio.engine.models.adapter import (
+    add_adapter,
+    as_base,
+    continue_adapter,
+    fill,
+    initial_lora_state,
+    learned_positions,
+    other_text,
+    take_layout,
+)
 from lora_studio.engine.models.load import Download, attention_words, dtype_name, load_model, memory_bytes
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
 from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.lora_init import as_base, fill, initial_lora_state
 from lora_studio.engine.train.memory import foresee
 from lora_studio.engine.train.rows import TrainingRows
 from lora_studio.errors import StudioError

@@ -26,8 +26,8 @@ from trl import DPOTrainer, SFTTrainer
 
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
+from lora_studio.engine.models.adapter import save_as_difference
 from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
-from lora_studio.engine.train.lora_init import save_as_difference
 from lora_studio.engine.train.rows import Batch, LabelMeter
 from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
 from lora_studio.models.adapter_files import CARD_FILE

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from lora_studio.files import is_time, read_object
-from lora_studio.jobs.launchers.interface import Exit, Worker, last_lines
+from lora_studio.jobs.launchers import Exit, Worker, last_lines
 from lora_studio.models.hub import SECRETS
 from lora_studio.workspace import JobFolder, write_atomically
 

@@ -23,8 +23,8 @@ from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_lengt
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
-from lora_studio.ui.chat import columns as chat_board
-from lora_studio.ui.chat import controls, votes
+from lora_studio.ui.chat import markup
+from lora_studio.ui.chat import markup as chat_board
 from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
 
@@ -161,18 +161,18 @@ class Chat:
             p.nothing: gr.HTML(visible=False),
             p.body: gr.Column(visible=True),
             p.heads: self._heads(talk, columns, choices),
-            p.tools: controls.tools(talk),
+            p.tools: markup.tools(talk),
         }
         if not talk.scored:
             updates[p.extra] = ""
         with contextlib.suppress(StudioError):  # the message says it
-            updates |= {p.system: self.system(talk, columns.chosen), p.cards: controls.cards(columns.chosen)}
+            updates |= {p.system: self.system(talk, columns.chosen), p.cards: markup.cards(columns.chosen)}
         return updates | self.memory(columns) | {p.board: self.board(talk, columns)}
 
     def _heads(self, talk: ChatState, columns: Columns, choices: Sequence[Choice]) -> str:
         if talk.blinded:
-            return controls.blind_head()
-        return controls.heads(columns.titles[BASE], choices, [choice.value for choice in columns.shown])
+            return markup.blind_head()
+        return markup.heads(columns.titles[BASE], choices, [choice.value for choice in columns.shown])
 
     def memory(self, columns: Columns) -> Updates:
         """What is in memory, or why the columns can't answer together."""
@@ -180,15 +180,15 @@ class Chat:
         try:
             selected = columns.chosen
         except StudioError as error:
-            pill = controls.memory(None, [], "", loaded.base if loaded else "")
+            pill = markup.memory(None, [], "", loaded.base if loaded else "")
             return {p.status: pill, p.notes: "", p.message: html.problem(error)}
         here = loaded if self.engine.holds(select_models(selected)) else None
         holder = f"the chat ({loaded.base})" if loaded else None
         evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
         holders = arbiter.holders(self.engine.run, holder, evaluating, exporting)
         sharing = holders if loaded and (self.engine.run or evaluating or exporting) else ""
-        pill = controls.memory(here, selected, holders, loaded.base if loaded else "")
-        return {p.status: pill, p.notes: controls.memory_notes(here, sharing)}
+        pill = markup.memory(here, selected, holders, loaded.base if loaded else "")
+        return {p.status: pill, p.notes: markup.memory_notes(here, sharing)}
 
     def remember(self, who: str) -> Updates:
         """The same for a browser, after something else brought models into memory."""
@@ -206,7 +206,7 @@ class Chat:
         start = chat_board.start(len(names), prompts.examples_for(columns.shown)) if not turns else ""
         if talk.blinded:
             all_votes = prompts.read_votes(self.studio.workspace)
-            return votes.board(talk.blind, all_votes) if talk.blind else start + votes.tally(all_votes)
+            return markup.blind_board(talk.blind, all_votes) if talk.blind else start + markup.tally(all_votes)
         if not turns:
             return start
         visible = [chat_board.Column(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
@@ -228,10 +228,10 @@ class Chat:
             with contextlib.closing(self.engine.load(self.asker(who), select_models(selected), force=force)) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: controls.status(answer)}
+                        yield {p.status: markup.status(answer)}
             yield self.memory(columns)
         except StudioError as error:
-            yield self.memory(columns) | {p.message: controls.problem(error)}
+            yield self.memory(columns) | {p.message: markup.problem(error)}
 
     def unload(self, who: str) -> Iterator[Updates]:
         """Frees the memory: the owner at once, others when nobody is being answered."""
@@ -242,10 +242,10 @@ class Chat:
             ) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: controls.status(answer), p.stop: gr.Button(visible=True)}
+                        yield {p.status: markup.status(answer), p.stop: gr.Button(visible=True)}
             yield self.paint(self.talk(who)) | self.buttons(who)
         except StudioError as error:
-            yield self.remember(who) | {p.message: controls.problem(error)} | self.buttons(who)
+            yield self.remember(who) | {p.message: markup.problem(error)} | self.buttons(who)
 
     # -- asking
 
@@ -295,7 +295,7 @@ class Chat:
             ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system)) for name in names
         ]
         with self.answering(who, talk):
-            begun = {p.question: "", p.extra: "", p.tools: controls.tools(talk, busy=True)}
+            begun = {p.question: "", p.extra: "", p.tools: markup.tools(talk, busy=True)}
             yield self.buttons(who) | begun | {p.board: self.board(talk, columns, busy=True)}
             try:
                 with contextlib.closing(
@@ -309,7 +309,7 @@ class Chat:
                 unanswered = talk.take_back(names, before)
                 conversation.write_state(workspace, who, talk)
         if failure is None:
-            yield self.buttons(who) | {p.tools: controls.tools(talk), p.board: self.board(talk, columns)}
+            yield self.buttons(who) | {p.tools: markup.tools(talk), p.board: self.board(talk, columns)}
             if talk.scored:
                 yield from self._score(who, talk, columns, system)
             return
@@ -323,7 +323,7 @@ class Chat:
         if updates:
             self.keep(who, talk)
         back = {p.question: question} if unanswered and not before else {}
-        painted = {p.board: self.board(talk, columns), p.tools: controls.tools(talk)}
+        painted = {p.board: self.board(talk, columns), p.tools: markup.tools(talk)}
         yield self.failed(who, columns, failure) | updates | back | painted
 
     @contextlib.contextmanager
@@ -344,7 +344,7 @@ class Chat:
         p, written = self.parts, time.monotonic()
         for answer in answers:
             if isinstance(answer, Status):
-                yield {p.status: controls.status(answer)}
+                yield {p.status: markup.status(answer)}
                 continue
             if isinstance(answer, Ready):
                 yield self.memory(columns)
@@ -369,7 +369,7 @@ class Chat:
 
     def failed(self, who: str, columns: Columns, error: StudioError) -> Updates:
         """The reason stands above the composer; the pill says again what is in memory."""
-        return self.buttons(who) | self.memory(columns) | {self.parts.message: controls.problem(error)}
+        return self.buttons(who) | self.memory(columns) | {self.parts.message: markup.problem(error)}
 
     def stop(self, who: str) -> Updates:
         """Ends the answer; the next question can be asked also where the page that asked the last one is gone."""
@@ -454,7 +454,7 @@ class Chat:
         return {
             self.parts.board: self.board(talk, columns),
             self.parts.extra: "",
-            self.parts.tools: controls.tools(talk),
+            self.parts.tools: markup.tools(talk),
         }
 
     def _switched(self, click: Click, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
@@ -468,7 +468,7 @@ class Chat:
             self.keep(who, talk)
             yield {
                 p.board: self.board(talk, columns, busy=bool(answering)),
-                p.tools: controls.tools(talk, busy=bool(answering)),
+                p.tools: markup.tools(talk, busy=bool(answering)),
             }
             return
         self.check_idle(who)
@@ -479,7 +479,7 @@ class Chat:
             return
         talk.scored = not talk.scored
         self.keep(who, talk)
-        yield {p.tools: controls.tools(talk), p.extra: ""}
+        yield {p.tools: markup.tools(talk), p.extra: ""}
         if talk.scored:
             yield from self._score(who, talk, columns, system)
 
@@ -513,7 +513,7 @@ class Chat:
             with contextlib.closing(scoring) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: controls.status(answer)}
+                        yield {p.status: markup.status(answer)}
                     elif isinstance(answer, Ready):
                         yield self.memory(columns)
                     elif isinstance(answer, Scored):

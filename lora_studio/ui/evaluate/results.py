@@ -11,12 +11,21 @@ from typing import Any
 from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import VALIDATION, EvaluationRequest, evaluation, has_validation_rows, request_of
-from lora_studio.evaluate.verdict import difference_name, elsewhere, significance, value, verdict
+from lora_studio.evaluate.job import (
+    VALIDATION,
+    EvaluationRequest,
+    difference_name,
+    elsewhere,
+    evaluation,
+    has_validation_rows,
+    request_of,
+    significance,
+    value,
+    verdict,
+)
 from lora_studio.files import JsonObject
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder
+from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words

@@ -1,4 +1,4 @@
-"""The Evaluate tab: test data answered by base and adapters, and scored.
+"""The Evaluate tab: test data answered by base and adapters and scored, and public benchmarks.
 
 Jobs do the work; the tab paints their folders once a second, so a reload or another server shows the same.
 """
@@ -12,9 +12,10 @@ import gradio as gr
 
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
-from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import (
+from lora_studio.errors import LINE, StudioError, check_length
+from lora_studio.evaluate import job as benchmarks
+from lora_studio.evaluate import job as evaluating
+from lora_studio.evaluate.job import (
     MAX_ADAPTERS,
     VALIDATION,
     EvaluationRequest,
@@ -24,19 +25,112 @@ from lora_studio.evaluate.request import (
     request_of,
 )
 from lora_studio.files import JsonObject
+from lora_studio.jobs.kinds import BENCHMARK, ending_words
+from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.components import QUIET, Shared, Wish
 from lora_studio.ui.data.choice import SETTINGS, is_there
-from lora_studio.ui.evaluate import benchmarks
 from lora_studio.ui.evaluate import results as board
 from lora_studio.ui.evaluate.results import PARTS, EvaluationBoard, EvaluationView, default_data
 from lora_studio.ui.studio import Studio
+
+ABOUT = (
+    "Runs public benchmarks such as HellaSwag with lm-evaluation-harness (`pip install lm_eval`). Their questions are "
+    "downloaded from the Hugging Face Hub."
+)
+
+
+def build_benchmarks(studio: Studio, adapters: gr.Dropdown) -> None:
+    """A fold with the command, and buttons to run it if the package is installed."""
+    installed = benchmarks.installed()
+    with gr.Accordion("Public benchmarks", open=False, elem_id="harness"):
+        gr.HTML(html.hint(ABOUT))
+        tasks = gr.Textbox(benchmarks.TASKS, label="Tasks", info="lm_eval task names, separated by commas.")
+        command = gr.HTML()
+        if installed:
+            with gr.Row(elem_classes="actions"):
+                start = gr.Button("Run benchmarks", scale=0, min_width=160)
+                stop = gr.Button("Stop benchmarks", scale=0, min_width=160)
+            log = gr.HTML()
+    inputs = [adapters, tasks]
+
+    def show(names: list[str] | None, task_names: str) -> str:
+        try:
+            return _shown(benchmarks.in_a_shell(words_for(studio, names, task_names)))
+        except StudioError as error:
+            return html.problem(error)
+
+    def run(names: list[str] | None, task_names: str) -> str:
+        try:
+            start_benchmark(studio, names, task_names)
+        except StudioError as error:
+            return html.problem(error)
+        return _shown(progress(studio))
+
+    # As it comes: of an adapter that was deleted on another page Gradio would say that it is none of its choices.
+    gr.on([adapters.change, tasks.change], show, inputs, command, preprocess=False, **QUIET)
+    if installed:
+        start.click(run, inputs, log, **QUIET)
+        stop.click(lambda: stop_one(studio), None, None, **QUIET)
+        displayed = gr.State("")
+
+        def tick(before: str) -> tuple[object, object]:
+            now = progress(studio)
+            return (gr.skip(), gr.skip()) if now == before else (_shown(now), now)
+
+        gr.Timer(3).tick(tick, displayed, [log, displayed], **QUIET)
+
+
+def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str = "") -> list[str]:
+    """The command's words for the first adapter that is chosen. Raises `StudioError` where there is none."""
+    check_length("The list of tasks", tasks, LINE)
+    if not studio.workspace.policy.is_admin:
+        raise StudioError("Only the owner can run public benchmarks.", "They download data and can run for hours.")
+    if not names:
+        raise StudioError("No adapter selected.", "Select one above to see its command.")
+    folder = adapter_folder(studio.workspace, names[0])
+    card = read_card(folder)
+    return benchmarks.command(
+        folder, card.base, card.quantization, tasks, results or studio.workspace.benchmarks_folder
+    )
+
+
+def start_benchmark(studio: Studio, names: list[str] | None, tasks: str) -> str:
+    """Starts or queues a benchmark of the first adapter that is chosen; its id. Raises `StudioError` where it can't."""
+    words = words_for(studio, names, tasks, "results")
+    return benchmarks.start_benchmark(studio.supervisor, f"{(names or [''])[0]} on {tasks}", words)
+
+
+def stop_one(studio: Studio) -> None:
+    """Ends the benchmarks that work or wait."""
+    for job in studio.supervisor.jobs(BENCHMARK):
+        if not job.final:
+            studio.supervisor.stop(job.id)
+
+
+def progress(studio: Studio) -> str:
+    """The end of what the newest benchmark printed, with how it ended; "" where there is none."""
+    newest = next(iter(studio.supervisor.jobs(BENCHMARK)), None)
+    if newest is None:
+        return ""
+    if newest.state == "queued":
+        return f"{newest.title}: queued, another job uses the device."
+    end = "\nDone." if newest.state == "done" else "\n" + " ".join(ending_words(newest)) if newest.final else ""
+    return studio.supervisor.log(newest.id, 40) + end
+
+
+def _shown(words: str) -> str:
+    return f'<div class="ls-raw"><pre>{html.escape(words)}</pre></div>'
+
 
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
 MAPPING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
 FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
 
+
 FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False}
+
+
 """The default settings of an evaluation."""
 FIELDS = ("adapters", "data", *FIRST)
 CLICKS = theme.on_load("evaluation", questions={"delete": "Delete this evaluation and its answers?"})
@@ -58,7 +152,7 @@ def build(studio: Studio, shared: Shared) -> None:
             downloaded = job_views.place(studio.workspace)
         with gr.Column(elem_classes="job-rail", min_width=0):
             parts["list"] = gr.HTML(js_on_load=CLICKS, elem_id="evaluation-list")
-    benchmarks.build(studio, form[0])
+    build_benchmarks(studio, form[0])
     view, warned = gr.State(EvaluationView()), gr.State("")
 
     def begin(now: EvaluationView, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:

@@ -11,13 +11,11 @@ from typing import Any
 
 from lora_studio.config.settings import described
 from lora_studio.errors import StudioError
-from lora_studio.export.readiness import Plan, is_local_folder, readiness
-from lora_studio.export.request import PHASES, checked, request_of, target_of
+from lora_studio.export.job import PHASES, Plan, checked, is_local_folder, readiness, request_of, target_of
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
-from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import EXPORT, ExportFolder
+from lora_studio.jobs.kinds import EXPORT, ExportFolder, ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import job_views

@@ -13,9 +13,9 @@ import gradio as gr
 
 from lora_studio.chat.choices import adapter_choices
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request as evaluating
-from lora_studio.export import request as exporting
-from lora_studio.export.request import folders, make_request, needs_device
+from lora_studio.evaluate import job as evaluating
+from lora_studio.export import job as exporting
+from lora_studio.export.job import folders, make_request, needs_device
 from lora_studio.ui import job_views, theme
 from lora_studio.ui.components import QUIET, Shared, Wish
 from lora_studio.ui.export import results as board

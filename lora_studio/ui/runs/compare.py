@@ -8,8 +8,8 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
+from lora_studio.runs.health import Winner, winner
 from lora_studio.runs.summary import RunResult, SettingDifference, differences, overview, results, settings_of
-from lora_studio.runs.verdict import Winner, winner
 from lora_studio.ui import charts, html, words
 from lora_studio.ui.components import QUIET, Components, Shared, Wish
 from lora_studio.ui.curves import Style

@@ -17,7 +17,7 @@ from lora_studio.ui import html, theme, words
 from lora_studio.ui.components import QUIET, Components, Handover, Shared, Wish, opening, stat_of
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
-from lora_studio.ui.runs.report import summary_text
+from lora_studio.ui.runs.results import summary_text
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.ui.words import clock, elapsed, figure
 from lora_studio.units import GIB

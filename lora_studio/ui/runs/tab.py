@@ -14,7 +14,9 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import charts, html, theme
 from lora_studio.ui.components import QUIET, Shared
-from lora_studio.ui.runs import compare, details, header, health, queue, report, results, table
+from lora_studio.ui.runs import compare, details, header, queue, results, table
+from lora_studio.ui.runs import details as health
+from lora_studio.ui.runs import results as report
 from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import PageSection, RunView, Studio, ViewState, ViewValues, refresh_view, updates
 

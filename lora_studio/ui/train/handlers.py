@@ -1,25 +1,98 @@
 """What changes the form: typing, recipes, resets, search, config files, and settings from other tabs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
+from lora_studio.jobs.preflight import fetch_numbers
 from lora_studio.ui import form as forms
-from lora_studio.ui import theme
+from lora_studio.ui import html, theme
 from lora_studio.ui.components import QUIET, EventOptions, Handover, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
-from lora_studio.ui.train import drafts, field_events, filling, planning, problems, recipes
+from lora_studio.ui.train import form_state, settings_form
+from lora_studio.ui.train import picker as recipes
 from lora_studio.ui.train import presets as own
+from lora_studio.ui.train import view as drafts
+from lora_studio.ui.train import view as planning
 from lora_studio.ui.train import view as views
-from lora_studio.ui.train.drafts import FormState
-from lora_studio.ui.train.field_events import Show
-from lora_studio.ui.train.layout import TrainView
-from lora_studio.ui.train.problems import ReportedProblems
+from lora_studio.ui.train.form_state import ReportedProblems
+from lora_studio.ui.train.view import FormState, TrainView
+
+Show = Callable[..., Updates]
+"""Fills the form: (preset, raws, origin, before) and problems to report."""
+
+
+def wire_fields(view: TrainView, studio: Studio) -> None:
+    """A field is reset to the recipe's value; a search opens the group of a setting; a model's size is looked up."""
+    workspace, form = studio.workspace, view.form
+
+    def reset(event: gr.EventData, preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
+        base = form_state.baseline(workspace, preset)
+        path = next((path for path in base if forms.element_id(path) == event.value), None)
+        if path is None:
+            return {view.reported: gr.skip()}
+        after = forms.overlay(raws, {path: base[path]})
+        updates = views.look(view, studio, (preset, after), form_state.read(after, workspace), reported)
+        value = after[list(forms.to_draft(raws)).index(path)]
+        return {**updates, form.widget(path): value, **drafts.keep_draft(view, workspace, (preset, after))}
+
+    def find(query: str, *raws: Any) -> Updates:
+        return settings_form.matched(form, query, raws)
+
+    def select(event: gr.EventData, query: str, *raws: Any) -> Updates:
+        return settings_form.matched(form, query, raws, str(event.value))
+
+    def fetch(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
+        config = form_state.read(raws, workspace)
+        try:
+            if isinstance(config, Config):
+                fetch_numbers(config, studio.inspector)
+        except StudioError as error:
+            return {view.picker.error_box: gr.HTML(html.problem(error), visible=True)}
+        return views.look(view, studio, (preset, raws), config, reported)
+
+    inputs = [view.preset, view.reported, *form.widgets]
+    form.service.click(reset, inputs, view.outputs, **QUIET)
+    view.picker.fetch.click(fetch, inputs, view.outputs, trigger_mode="once", api_visibility="private")
+    assert form.query
+    assert form.matches
+    found = [form.matches, *form.openers]
+    form.query.change(find, [form.query, *form.widgets], found, trigger_mode="always_last", **QUIET)
+    form.matches.click(select, [form.query, *form.widgets], found, **QUIET)
+
+
+def wire_config_file(view: TrainView, show: Show) -> None:
+    """The config file is edited in place, opened and saved."""
+    file, widgets = view.file, view.form.widgets
+
+    def open_file(path: str, preset: str | None, *raws: Any) -> Updates:
+        try:
+            filled, by_field, general = form_state.from_file(path)
+        except StudioError as error:
+            return {file.result_box: form_state.problem_box(error)}
+        reported = ReportedProblems(tuple(by_field), tuple(general))
+        return show(None, filled, f"Config file {Path(path).name}", (preset, raws), reported)
+
+    def apply(text: str, preset: str | None, *raws: Any) -> Updates:
+        try:
+            filled = form_state.from_text(text)
+        except StudioError as error:
+            return {file.result_box: form_state.problem_box(error)}
+        return show(preset, filled, "Edited config", (preset, raws))
+
+    whole = [view.preset, *widgets]
+    file.open.upload(open_file, [file.open, *whole], view.outputs, **QUIET)
+    file.apply.click(apply, [file.text, *whole], view.outputs, trigger_mode="once", **QUIET)
+    named = [file.text, *(view.form.widget(path) for path in ("title", "model.name", "data.train_file"))]
+    file.save.click(None, named, js="studio.saveConfig", api_visibility="private")
+
 
 IN_TURN: EventOptions = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 
@@ -36,14 +109,14 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
         reported: ReportedProblems | None = None,
     ) -> Updates:
         filled = views.fill(view, studio, preset, raws, reported)
-        return filled | drafts.record(view, workspace, origin, before, (preset, raws))
+        return filled | drafts.record_change(view, workspace, origin, before, (preset, raws))
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> Updates:
         preset, *raws = values
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
     def renamed(preset: str | None, raws: Sequence[Any]) -> Updates:
-        return views.fill(view, studio, preset, raws) | drafts.keep(view, workspace, (preset, raws))
+        return views.fill(view, studio, preset, raws) | drafts.keep_draft(view, workspace, (preset, raws))
 
     whole = [view.preset, *view.form.widgets]
     of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]
@@ -52,9 +125,9 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
     own.wire_changes(view.changes, workspace, view.preset, view.form.widgets, view.outputs, show)
     plan_card.wire(view.card, whole, view.outputs, change)
     _keep(view, studio)
-    field_events.wire_fields(view, studio)
+    wire_fields(view, studio)
     _recipes(view, studio, show)
-    field_events.wire_config_file(view, show)
+    wire_config_file(view, show)
     _take_over(view, shared, studio, show)
 
 
@@ -63,12 +136,12 @@ def _keep(view: TrainView, studio: Studio) -> None:
     workspace = studio.workspace
 
     def changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
-        without_preset = filling.left_preset(workspace, preset, raws)
+        without_preset = form_state.left_preset(workspace, preset, raws)
         if without_preset is None:
-            about = {view.about: recipes.about(presets(workspace).get(preset or ""), raws)} if preset else {}
-            config = problems.read(raws, workspace)
+            about = {view.about: recipes.preset_about(presets(workspace).get(preset or ""), raws)} if preset else {}
+            config = form_state.read(raws, workspace)
             updates = views.look(view, studio, (preset, raws), config, reported)
-            return updates | about | drafts.keep(view, workspace, (preset, raws))
+            return updates | about | drafts.keep_draft(view, workspace, (preset, raws))
         # Only what changes is written: the model's name may still be being typed.
         origin = f"Preset {preset} is for the built-in model"
         written = {
@@ -76,10 +149,10 @@ def _keep(view: TrainView, studio: Studio) -> None:
             for item, old, new in zip(view.form.fields, raws, without_preset, strict=True)
             if old != new
         }
-        config = problems.read(without_preset, workspace)
+        config = form_state.read(without_preset, workspace)
         updates = views.look(view, studio, (None, without_preset), config, reported)
         filled = {view.preset: gr.Dropdown(value=None), view.about: "", **updates, **written}
-        return filled | drafts.record(view, workspace, origin, (None, raws), (None, without_preset))
+        return filled | drafts.record_change(view, workspace, origin, (None, raws), (None, without_preset))
 
     def restore() -> Updates:
         preset, raws = forms.read_draft(workspace)
@@ -88,7 +161,7 @@ def _keep(view: TrainView, studio: Studio) -> None:
 
     def recount() -> Updates:
         state = forms.read_draft(workspace)
-        return views.in_plan(view, studio, state, problems.read(state[1], workspace))
+        return views.in_plan(view, studio, state, form_state.read(state[1], workspace))
 
     inputs = [view.preset, view.reported, *view.form.widgets]
     gr.on(view.form.edits, changed, inputs, view.outputs, trigger_mode="always_last", **QUIET)
@@ -103,11 +176,11 @@ def _recipes(view: TrainView, studio: Studio, show: Show) -> None:
     workspace = studio.workspace
 
     def use_preset(name: str, *raws: Any) -> Updates:
-        filled = filling.with_preset(raws, presets(workspace)[name].values())
+        filled = form_state.with_preset(raws, presets(workspace)[name].values())
         return show(name, filled, f"Preset {name}", (forms.read_draft(workspace)[0], raws))
 
     def use_recipe(event: gr.EventData, preset: str | None, *raws: Any) -> Updates:
-        planned = planning.planned_of(studio, problems.read(raws, workspace))
+        planned = planning.planned_of(studio, form_state.read(raws, workspace))
         now = planning.situation_of(studio, raws, planned)
         recipe = next((item for item in recipes.recipes(now) if item.preset == event.value), None)
         if recipe is None or recipe.unavailable:
@@ -127,7 +200,7 @@ def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> N
     def use_data(handover: Handover, preset: str | None, *raws: Any) -> Updates:
         _, settings, origin, *_ = handover
         filled = forms.overlay(raws, settings)
-        without_preset = filling.left_preset(workspace, preset, filled, settings)
+        without_preset = form_state.left_preset(workspace, preset, filled, settings)
         if without_preset is not None:
             origin += f" (preset {preset} is for the built-in model)"
         after = (preset, filled) if without_preset is None else (None, without_preset)

@@ -1,19 +1,280 @@
-"""Model and data: what is offered to choose from, and what is known of the chosen ones."""
+"""What the form offers to choose from: base models on this machine, data, and recipes that fit both and the device.
 
+Of models only config files and file sizes are read: no weights, no network.
+"""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lora_studio.config.presets import Preset, presets
 from lora_studio.config.sections import Config
-from lora_studio.models.catalog import LocalModel, describe, local_models
+from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
+from lora_studio.models.accelerators import FOUR_BIT
 from lora_studio.models.hardware import Device, recent_devices
+from lora_studio.models.shape import architecture, hub_cache, model_folder
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Updates
 from lora_studio.ui.train.card import VERDICTS, short
+from lora_studio.ui.train.form_state import OWN_CHOICES, preset_settings, with_recipe
 from lora_studio.ui.train.plan import Plan, fit_of
-from lora_studio.workspace import Workspace, shipped_data
+from lora_studio.units import GIB
+from lora_studio.workspace import DEMO_MODEL, Workspace, shipped_data
+
+QLORA_BY_MEMORY = ((20, "gpu-24gb"), (12, "gpu-16gb"), (0, "gpu-8gb"))
+"""From this much memory (GiB), the preset for a GPU."""
+PAIRS = "preference"
+"""The built-in set of preference pairs, and the format of such rows."""
+OWN_WORDS = (("model.name", "model"), ("data.train_file", "dataset"))
+MAX_LISTED = 4
+"""Changes on a card; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A card. `preset` is what it fills the form with, all but the settings `without`."""
+
+    preset: str
+    title: str
+    about: str
+    without: tuple[str, ...] = ()
+    unavailable: str = ""
+    suggested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What recipes are chosen by: the base model, whether the data are preference pairs, the device, and whether the
+    model fits in 16 bits (None where that is not known)."""
+
+    model: str
+    pairs: bool
+    device: Device
+    fits: bool | None
+
+
+def situation(raws: Sequence[Any], planned: Plan | None, shape: str) -> Situation:
+    """`shape` is the format of the rows as the data tab found it, "" where nobody looked."""
+    typed = forms.values(raws)
+    data = str(typed["data.train_file"])
+    memory = planned.memory if planned else None
+    full = memory is not None and typed["model.quantization"] == "none"
+    pairs = shape == PAIRS or (data == PAIRS and PAIRS in shipped_data())
+    return Situation(
+        str(typed["model.name"]), pairs, recent_devices()[0], memory.verdict == "fits" if full and memory else None
+    )
+
+
+def recipes(now: Situation) -> tuple[Recipe, ...]:
+    """The four cards, in the same order wherever the page is opened; one of them is suggested."""
+    on_gpu, demo = now.device.is_gpu, now.model == DEMO_MODEL
+    in_4bit = on_gpu and FOUR_BIT not in now.device.lacks
+    suggested = "preference" if now.pairs else "demo" if demo else "qlora" if in_4bit and now.fits is False else "lora"
+    memory = now.device.memory_total / GIB
+    qlora = next(name for least, name in QLORA_BY_MEMORY if memory >= least)
+    # Pairs of one's own are not replaced by the built-in ones.
+    own_pairs = ("data.train_file",) if now.pairs else ()
+    plain = "16-bit base model, for a GPU that holds it." if on_gpu else "For a machine without a GPU: short rows."
+    four_bit = (
+        f"4-bit base model, for a GPU with {memory:.0f} GiB."
+        if in_4bit
+        else "4-bit base model: a quarter of the memory."
+    )
+    return (
+        Recipe("demo", "Demo", "Built-in model learns to talk like a pirate.", suggested=suggested == "demo"),
+        Recipe("lora" if on_gpu else "cpu", "LoRA", plain, suggested=suggested == "lora"),
+        Recipe(
+            qlora,
+            "QLoRA for this GPU" if in_4bit else "QLoRA",
+            four_bit,
+            unavailable="" if in_4bit else "Not on Apple GPUs" if on_gpu else "Needs a GPU",
+            suggested=suggested == "qlora",
+        ),
+        Recipe(
+            "demo-preference" if demo else "preference",
+            "Preference (DPO)",
+            "Learns from pairs: chosen and rejected answers.",
+            own_pairs,
+            suggested=suggested == "preference",
+        ),
+    )
+
+
+def filled(recipe: Recipe, raws: Sequence[Any]) -> list[Any]:
+    """The form after a click on a card."""
+    return with_recipe(raws, presets()[recipe.preset], recipe.without)
+
+
+def effects(recipe: Recipe, raws: Sequence[Any]) -> list[str]:
+    """What a click on the card would change in the form as it is: "Epochs 8", model and data first."""
+    paths = list(forms.to_draft(raws))
+    after = filled(recipe, raws)
+    changed = [path for path, old, new in zip(paths, raws, after, strict=True) if old != new]
+    named = preset_settings(presets()[recipe.preset])[1]
+    ordered = sorted(changed, key=lambda path: (path not in OWN_CHOICES, path not in named))
+    values = forms.values(after)
+    return [f"{forms.title_of(path)} {html.shorten(forms.in_words(path, values[path]), 24)}" for path in ordered]
+
+
+def recipe_cards(now: Situation, selected: str | None, raws: Sequence[Any]) -> str:
+    """The cards; `selected` is the preset that the form began with."""
+    cards = []
+    for recipe in recipes(now):
+        changes = [] if recipe.unavailable else effects(recipe, raws)
+        more = len(changes) - MAX_LISTED
+        if more == 1:
+            more = 0
+        listed = changes[: MAX_LISTED if more > 0 else None]
+        cards.append((recipe, _use(recipe, selected, raws), listed, max(more, 0)))
+    return html.render("train.recipes", cards)
+
+
+def _use(recipe: Recipe, selected: str | None, raws: Sequence[Any]) -> str:
+    """Whether the form is the recipe's, in words; "" where it began with another one."""
+    if recipe.preset != selected:
+        return ""
+    values, named = preset_settings(presets()[recipe.preset])
+    typed = forms.values(raws)
+    others = [word for path, word in OWN_WORDS if path in named and values[path] != typed[path]]
+    if others:
+        return f"In use, other {' and '.join(others)}"
+    return "In use, changed" if any(typed[path] != values[path] for path in named) else "In use"
+
+
+def preset_about(preset: Preset | None, raws: Sequence[Any]) -> str:
+    """What a chosen preset is for, and which of its own model and data the form has not."""
+    if preset is None:
+        return ""
+    typed = forms.values(raws)
+    values, named = preset_settings(preset)
+    model = values["model.name"] if "model.name" in named else None
+    data = values["data.train_file"] if "data.train_file" in named else None
+    notes = [preset.about]
+    if model and model != typed["model.name"]:
+        notes.append(f"Its settings are for {model}: check them for the model above.")
+    elif model == DEMO_MODEL and data != typed["data.train_file"]:
+        notes.append(f"Its epochs are for its own data ({data}): check them for the data above.")
+    return html.quiet(" ".join(notes))
+
+
+BUILT_IN, FOLDER, CACHED, EXPORTED, USED = "built in", "folder", "downloaded", "exported here", "used before"
+MODEL_FOLDERS = "models"
+"""Where people keep models: this folder in the workspace, beside the program, and at home."""
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+MAX_MODELS = 60
+MAX_RUNS = 100  # the newest that are asked for their model
+RECENT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model to train on. `name` is what `model.name` takes; parameters and size are None if they are unknown here."""
+
+    name: str
+    origin: str
+    parameters: int | None = None
+    disk_bytes: int | None = None
+
+
+def local_models(workspace: Workspace) -> list[LocalModel]:
+    """What the caller may train on, each model once: built in, used before, folders, downloaded ones, exports."""
+    used = [(name, USED) for name in _used_before(workspace)]
+    origins: dict[str, str] = {}
+    for name, origin in ((DEMO_MODEL, BUILT_IN), *used, *_folders_at(workspace.root, _moment())):
+        if _may_use(workspace, name):
+            origins.setdefault(name, origin)
+    return [describe(name, origin) for name, origin in list(origins.items())[:MAX_MODELS]]
+
+
+def describe(name: str, origin: str = USED) -> LocalModel:
+    """A model's numbers from its files on this machine; none for a model that is not here."""
+    folder = model_folder(name)
+    if folder is None:
+        return LocalModel(name, origin)
+    try:
+        changed = (folder / "config.json").stat().st_mtime_ns
+    except OSError:
+        return LocalModel(name, origin)
+    return LocalModel(name, origin, *_numbers(folder, changed))
+
+
+def _moment() -> int:
+    return int(time.monotonic() / RECENT_SECONDS)
+
+
+@functools.lru_cache(maxsize=8)
+def _folders_at(root: Path, _moment: int) -> tuple[tuple[str, str], ...]:
+    """Names of models in folders and caches; asked of the disk at most every few seconds."""
+    return tuple(_folders(root))
+
+
+def _folders(root: Path) -> Iterator[tuple[str, str]]:
+    for place in dict.fromkeys((root / MODEL_FOLDERS, Path(MODEL_FOLDERS), Path.home() / MODEL_FOLDERS)):
+        yield from ((str(folder.resolve()), FOLDER) for folder in _models_below(place))
+    for folder in sorted(hub_cache().glob("models--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        snapshot = model_folder(name)
+        if snapshot is not None and is_language_model(snapshot):
+            yield name, CACHED
+    for folder in sorted((root / "exports").glob("*/*")):
+        if is_language_model(folder):
+            yield str(folder), EXPORTED
+
+
+def _models_below(place: Path) -> Iterator[Path]:
+    """Model folders in a folder, and in those below it (publisher/model)."""
+    for pattern in ("*", "*/*"):
+        yield from (folder for folder in sorted(place.glob(pattern)) if is_language_model(folder))
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether a folder holds the weights of a model that answers in text, and is no adapter."""
+    if not os.path.isfile(folder / "config.json") or not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        return False
+    config = _config(folder)
+    names = config.get("architectures") or ["ForCausalLM"]
+    named = any(str(name).endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in names)
+    return named and architecture(config) is not None
+
+
+def _config(folder: Path) -> JsonObject:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers(folder: Path, _changed: int) -> tuple[int | None, int | None]:
+    """Parameters, and bytes of the weights on the disk."""
+    model = architecture(_config(folder))
+    octets = 0
+    for pattern in WEIGHTS:
+        octets = octets or sum(file.stat().st_size for file in folder.glob(pattern) if file.is_file())
+    return (model.parameters if model and model.counted else None), (octets or None)
+
+
+def _used_before(workspace: Workspace) -> list[str]:
+    names = (run.read_facts().get("model") for run in workspace.runs()[:MAX_RUNS])
+    return list(dict.fromkeys(str(name) for name in names if name))
+
+
+def _may_use(workspace: Workspace, name: str) -> bool:
+    try:
+        workspace.policy.check_request({"model": name})
+    except StudioError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config.relevance import irrelevant, unmet
-from lora_studio.config.search import search
-from lora_studio.config.settings import Setting, settings
+from lora_studio.config.parsing import irrelevant, unmet
+from lora_studio.config.settings import Setting, search, settings
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Updates

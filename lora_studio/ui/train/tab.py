@@ -21,11 +21,12 @@ from lora_studio.ui import html, theme
 from lora_studio.ui.components import Shared, Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
-from lora_studio.ui.train import drafts, handlers, layout, problems
+from lora_studio.ui.train import form_state, handlers
+from lora_studio.ui.train import view as drafts
+from lora_studio.ui.train import view as layout
 from lora_studio.ui.train import view as views
-from lora_studio.ui.train.drafts import FormState
-from lora_studio.ui.train.layout import TrainView
-from lora_studio.ui.train.problems import ReportedProblems
+from lora_studio.ui.train.form_state import ReportedProblems
+from lora_studio.ui.train.view import FormState, TrainView
 
 CHAT_HELD = html.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
 EVALUATION_HELD = html.notice(
@@ -65,7 +66,7 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
 
     def start(preset: str | None, reported: ReportedProblems, *raws: Any) -> Iterator[Updates]:
         yield {view.checks: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
-        form, state = problems.read(raws, studio.workspace), (preset, raws)
+        form, state = form_state.read(raws, studio.workspace), (preset, raws)
         try:
             if isinstance(form, ConfigError):
                 raise form
@@ -81,7 +82,7 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
         yield begin(reported, form, state)
 
     def start_anyway(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
-        return begin(reported, problems.read(raws, studio.workspace), (preset, raws))
+        return begin(reported, form_state.read(raws, studio.workspace), (preset, raws))
 
     def refused(
         error: StudioError, reported: ReportedProblems, form: Config | ConfigError, state: FormState

@@ -1,6 +1,11 @@
-"""What the components show of a form: fields, recipes, plan, problems, config file."""
+"""The components of the train tab, drawn in the order of the keyboard, and what they show of a form and its plan.
 
+The form outlives a reload: it is kept as it is typed, with what it was before the page filled it.
+"""
+
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -8,15 +13,149 @@ import gradio as gr
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
 from lora_studio.ui import form as forms
+from lora_studio.ui import theme
 from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.train import config_file, filling, picker, problems, recipes, settings_form
+from lora_studio.ui.train import card as plan_card
+from lora_studio.ui.train import form_state, picker, settings_form
+from lora_studio.ui.train import picker as recipes
 from lora_studio.ui.train import presets as own
-from lora_studio.ui.train.drafts import FormState
-from lora_studio.ui.train.layout import TrainView
-from lora_studio.ui.train.planning import in_plan
-from lora_studio.ui.train.problems import ReportedProblems
+from lora_studio.ui.train.form_state import ReportedProblems
+from lora_studio.ui.train.plan import Plan, form_plan
+from lora_studio.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """The tab's components. `reported` is what is in sight of problems, see `ReportedProblems`."""
+
+    whole: gr.Row
+    form: settings_form.SettingsForm
+    preset: gr.Dropdown
+    about: gr.HTML
+    cards: gr.HTML
+    picker: picker.Picker
+    changes: own.Notice
+    summary: gr.HTML
+    card: plan_card.Card
+    checks: gr.HTML
+    start: gr.Button
+    anyway: gr.Button
+    file: form_state.ConfigFile
+    reported: gr.State
+    keeper: own.Keeper
+    modules: own.ModuleChoice
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything that a change of the form may change."""
+        single = [self.preset, self.about, self.cards, self.summary, self.checks, self.anyway, self.reported]
+        single += [self.file.text, self.file.result_box, self.keeper.delete, self.keeper.replace]
+        return [*single, *self.picker.outputs, *self.changes.parts, *self.card.outputs, *self.form.parts]
+
+
+def draw(workspace: Workspace, start: gr.Button) -> TrainView:
+    """Draws the tab. Start comes first, where the keyboard reaches it early; a wide page shows it on the right."""
+    files = picker.data_choices(workspace)
+    # Hidden until the kept form is there: what is typed before that would be overwritten.
+    with gr.Row(elem_classes="train", visible=False) as whole:
+        form = settings_form.service()
+        with gr.Column(scale=1, min_width=280, elem_classes="beside"):
+            form.add("title")
+            # What is wrong stands under the button, which must not move away from the pointer that pressed it.
+            start.render()
+            summary = gr.HTML(elem_id="form-summary", visible=False)
+            checks = gr.HTML(elem_id="checks", visible=False)
+            anyway = gr.Button("Start anyway", size="lg", visible=False, elem_id="start-anyway")
+            card = plan_card.draw()
+        with gr.Column(scale=3, min_width=300, elem_id="form"):
+            sources = _draw_sources(form, files)
+            cards = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="recipes")
+            with gr.Row(elem_classes="more-recipes"):
+                preset = gr.Dropdown(list(presets(workspace)), label="Preset", filterable=False, elem_id="preset")
+                about = gr.HTML(elem_id="preset-about")
+            changes = own.draw_changes()
+            settings_form.draw_basics(form)
+            with settings_form.drawer(form, files) as folds, folds["LoRA"]:
+                modules = own.draw_modules()
+            with gr.Accordion("Config file (YAML)", open=False, elem_id="config-file"):
+                file = form_state.draw_config_file()
+                keeper = own.draw_presets()
+    reported = gr.State(ReportedProblems())
+    parts = (summary, card, checks, start, anyway, file, reported, keeper, modules)
+    return TrainView(whole, form, preset, about, cards, sources, changes, *parts)
+
+
+def _draw_sources(form: settings_form.SettingsForm, files: Sequence[tuple[str, str]]) -> picker.Picker:
+    """Model and data side by side, with what is known of each."""
+    with gr.Row(elem_classes="sources"):
+        with gr.Column(min_width=260):
+            form.add(forms.MODEL)
+            facts, fetch, error_box = picker.draw_model()
+        with gr.Column(min_width=260):
+            form.add("data.train_file", files)
+            return picker.Picker(facts, fetch, error_box, picker.draw_data())
+
+
+FormState = tuple[str | None, Sequence[Any]]
+"""The preset that a form began with, and what its widgets hold."""
+
+
+def keep_draft(view: TrainView, workspace: Workspace, state: FormState) -> Updates:
+    """Keeps the form as it is, right or wrong, with the preset that it began with.
+
+    A disk that takes nothing more is told in the summary, and the form goes on: what it holds can still be started.
+    """
+    try:
+        forms.save_draft(workspace, *state)
+    except StudioError as error:
+        return {view.summary: form_state.problem_box(error)}
+    return {}
+
+
+def record_change(view: TrainView, workspace: Workspace, origin: str, before: FormState, after: FormState) -> Updates:
+    """Keeps a form that the page filled, and shows what changed from the form `before`, with an Undo.
+
+    `origin` names what filled it. Where it can't be kept, the summary says so.
+    """
+    try:
+        forms.save_draft(workspace, *after)
+        return own.record(view.changes, workspace, origin, before, after[1])
+    except StudioError as error:
+        return {view.summary: form_state.problem_box(error)}
+
+
+def forget_changes(view: TrainView, workspace: Workspace) -> None:
+    """Nothing is left to undo once a run was started, also where a full disk keeps the notice for a reload."""
+    with contextlib.suppress(StudioError):
+        own.clear(view.changes, workspace)
+
+
+def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | ConfigError) -> Updates:
+    """What depends on data, model and device: facts of both, recipes, steps, time and memory."""
+    preset, raws = state
+    planned = planned_of(studio, config)
+    now = situation_of(studio, raws, planned)
+    return {
+        **plan_card.updates(view.card, planned),
+        **picker.updates(view.picker, config if isinstance(config, Config) else None, planned),
+        view.cards: recipes.recipe_cards(now, preset, raws),
+    }
+
+
+def planned_of(studio: Studio, config: Config | ConfigError) -> Plan | None:
+    """What the form comes to, with what the Data tab found."""
+    seen = studio.looks.last(studio.workspace)
+    return form_plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy()))
+
+
+def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> recipes.Situation:
+    """What recipes are chosen by; the format of the rows is known where the data tab looked at this data."""
+    seen = studio.looks.last(studio.workspace)
+    shape = seen.shape if seen and seen.settings.get("data.train_file") == forms.values(raws)["data.train_file"] else ""
+    return recipes.situation(raws, planned, shape)
 
 
 def fill(
@@ -24,7 +163,7 @@ def fill(
 ) -> Updates:
     """The whole form filled anew, with the models, files and presets that are there now."""
     workspace = studio.workspace
-    config = problems.read(raws, workspace)
+    config = form_state.read(raws, workspace)
     available, files = presets(workspace), picker.data_choices(workspace)
     models = picker.model_choices(workspace, config if isinstance(config, Config) else None)
     choices = {forms.MODEL: models, **dict.fromkeys(forms.FILES, files)}
@@ -35,7 +174,7 @@ def fill(
     return {
         **updates,
         view.preset: gr.Dropdown(choices=list(available), value=preset),
-        view.about: recipes.about(available.get(preset or ""), raws),
+        view.about: recipes.preset_about(available.get(preset or ""), raws),
         **own.updates(view.keeper, workspace, preset),
         **look(view, studio, (preset, raws), config, reported or ReportedProblems()),
     }
@@ -54,18 +193,18 @@ def look(
     if isinstance(config, ConfigError):
         wrong, noted = config.problems, {}
     else:
-        wrong, noted = problems.on_this_machine(config), forms.notes(config)
+        wrong, noted = form_state.on_this_machine(config), forms.notes(config)
     summary = in_plan(view, studio, state, config)  # first: a start may be refused meanwhile
     by_field, _ = forms.beside_fields(wrong)
     reported.paths = tuple(path for path in reported.paths if path in by_field)
     in_sight = {path: message for path, message in by_field.items() if path in reported.paths}
-    words = problems.summary(in_sight, reported.general)
-    changed = filling.changed_from(filling.baseline(studio.workspace, preset), raws)
+    words = form_state.problem_summary(in_sight, reported.general)
+    changed = form_state.changed_from(form_state.baseline(studio.workspace, preset), raws)
     return {
         **summary,
         view.checks: gr.HTML(visible=False),
         view.anyway: gr.Button(visible=False),
-        view.file.text: config_file.as_yaml(raws, valid),
+        view.file.text: form_state.as_yaml(raws, valid),
         view.file.result_box: gr.HTML(visible=False),
         view.reported: reported,
         view.summary: gr.HTML(words, visible=bool(words)),

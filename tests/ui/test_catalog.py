@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.models import catalog
 from lora_studio.models.shape import read_config
+from lora_studio.ui.train import picker
 from lora_studio.workspace import Workspace
 
 
@@ -25,7 +25,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    catalog._folders_at.cache_clear()
+    picker._folders_at.cache_clear()
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def cached(machine: Path, name: str, **config: Any) -> None:
 
 
 def names(workspace: Workspace) -> list[str]:
-    return [model.name for model in catalog.local_models(workspace)]
+    return [model.name for model in picker.local_models(workspace)]
 
 
 def test_built_in_folders_cache_exports_and_models_of_earlier_runs_are_listed_once(
@@ -48,12 +48,12 @@ def test_built_in_folders_cache_exports_and_models_of_earlier_runs_are_listed_on
     cached(machine, "maker/small")
     for model in ("maker/small", "maker/elsewhere", "demo"):
         workspace.create_run("earlier", "title: x\n", {"model": model})
-    listed = {model.name: model for model in catalog.local_models(workspace)}
+    listed = {model.name: model for model in picker.local_models(workspace)}
     assert set(listed) == {"demo", "maker/small", "maker/elsewhere", str(folder), str(export)}
     assert names(workspace)[0] == "demo"
     assert listed["demo"].parameters == listed[str(folder)].parameters
     assert listed["maker/small"].disk_bytes == 1000
-    assert listed["maker/elsewhere"] == catalog.LocalModel("maker/elsewhere", catalog.USED)
+    assert listed["maker/elsewhere"] == picker.LocalModel("maker/elsewhere", picker.USED)
 
 
 def test_what_is_no_language_model_or_has_no_weights_is_left_out(machine: Path, workspace: Workspace) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from lora_studio.config.parsing import nest, parse
-from lora_studio.models.duration import Work, _forward_flops, flops_per_second, training_seconds
 from lora_studio.models.hardware import Device
 from lora_studio.models.shape import architecture
+from lora_studio.ui.train.plan import Work, _forward_flops, flops_per_second, training_seconds
 from lora_studio.units import GIB
 
 QWEN = {

@@ -1,0 +1,221 @@
+"""What the form holds: the preset or config file that filled it, what of it was changed, and what is wrong with it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import yaml
+
+from lora_studio.config import fields
+from lora_studio.config.fields import SettingValues
+from lora_studio.config.parsing import ConfigError, Problem, machine_conflicts, nest, parse
+from lora_studio.config.presets import Preset, is_for_model, overlay_of, presets
+from lora_studio.config.sections import Config
+from lora_studio.config.settings import flatten, settings
+from lora_studio.errors import StudioError
+from lora_studio.models.hardware import recent_devices
+from lora_studio.ui import form as forms
+from lora_studio.ui import html
+from lora_studio.ui.data.choice import is_there
+from lora_studio.workspace import DEMO_MODEL, Workspace
+
+OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
+"""What a preset leaves as it is unless it names it."""
+
+
+def with_preset(raws: Sequence[Any], overlay: Mapping[str, Any]) -> list[Any]:
+    """The form of a preset; model and data stay as they are unless the preset names them."""
+    overridden = forms.known_values(overlay)
+    flat = {
+        path: value for path, value in flatten(parse(overlay)).items() if path in overridden or path not in OWN_CHOICES
+    }
+    return forms.overlay(raws, flat)
+
+
+def left_preset(
+    workspace: Workspace, preset: str | None, raws: Sequence[Any], protected: Collection[str] = ()
+) -> list[Any] | None:
+    """The form without the values of a preset for the built-in model, where another model is chosen; else None.
+
+    Its learning rate and epochs are for 2.5 M parameters. What was typed since, and `protected` settings, stay.
+    """
+    model = forms.values(raws)["model.name"]
+    selected = presets(workspace).get(preset or "") if model != DEMO_MODEL else None
+    if selected is None or is_for_model(selected, str(model)):
+        return None
+    overlaid = {
+        path: forms.overlay(raws, {path: value}) for path, value in forms.known_values(selected.values()).items()
+    }
+    same = [
+        path for path, filled in overlaid.items() if filled == list(raws) and path not in (*OWN_CHOICES, *protected)
+    ]
+    default = flatten(Config())
+    return forms.overlay(raws, {path: default[path] for path in same})
+
+
+def with_recipe(raws: Sequence[Any], preset: Preset, without: Collection[str] = ()) -> list[Any]:
+    """The form of a preset, as `with_preset` fills it, but for the settings `without`; read once and kept."""
+    flat, named = preset_settings(preset)
+    protected = {path for path in OWN_CHOICES if path not in named} | set(without)
+    return forms.overlay(raws, {path: value for path, value in flat.items() if path not in protected})
+
+
+def baseline(workspace: Workspace, preset: str | None) -> Mapping[str, Any]:
+    """Every setting by path as the chosen preset has it, else the default: what a changed field is reset to."""
+    selected = presets(workspace).get(preset or "")
+    return preset_settings(selected)[0] if selected else flatten(Config())
+
+
+def preset_settings(preset: Preset) -> tuple[Mapping[str, Any], Collection[str]]:
+    """The defaults with a preset on top, and the paths that it names; those of the defaults where it is not valid."""
+    return _settings_of(preset, preset.path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _settings_of(preset: Preset, _changed: int) -> tuple[SettingValues, frozenset[str]]:
+    try:
+        overlay = preset.values()
+        return flatten(parse(overlay)), frozenset(forms.known_values(overlay))
+    except StudioError:
+        return flatten(Config()), frozenset()
+
+
+def changed_from(base: Mapping[str, Any], raws: Sequence[Any]) -> dict[str, str]:
+    """Fields that differ from the recipe, by path, each with the recipe's value in words; model and data are free."""
+    pairs = zip(raws, forms.overlay(raws, base), forms.to_draft(raws), strict=True)
+    free = (*OWN_CHOICES, "title")
+    return {path: forms.in_words(path, base[path]) for raw, before, path in pairs if raw != before and path not in free}
+
+
+@dataclass
+class ReportedProblems:
+    """Problems that the person was told of: `paths` of fields, and `general` ones that belong to no field.
+
+    A field is not called wrong while it is being typed, only once a start or a file brought the mistake to light.
+    Events that run at once share the object: a start may be refused while an edit before it is still looked at.
+    """
+
+    paths: tuple[str, ...] = ()
+    general: tuple[str, ...] = ()
+
+
+def read(raws: Sequence[Any], workspace: Workspace) -> Config | ConfigError:
+    """The config of the form, or what is wrong with it: read once for all that an event shows of it."""
+    try:
+        return checked(raws, workspace)
+    except ConfigError as error:
+        return error
+
+
+def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
+    """The config of the form, with files that are there and may be read. Raises `ConfigError` with every problem."""
+    config = forms.read(raws)
+    problems = []
+    try:
+        workspace.policy.check_request({"model": config.model.name, "revision": config.model.revision})
+    except StudioError as error:
+        problems.append(Problem("model.name", error.message, config.model.name))
+    for path, name in (
+        ("data.train_file", config.data.train_file),
+        ("data.validation_file", config.data.validation_file),
+    ):
+        if name and not is_there(name, workspace):
+            problems.append(Problem(path, "there is no such file; choose one, or upload it on the Data tab", name))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def on_this_machine(config: Config) -> list[Problem]:
+    """What this machine's device can't do of a valid config."""
+    return list(machine_conflicts(config, recent_devices()[0].kind))
+
+
+def problems_of(settings: Mapping[str, Any]) -> list[Problem]:
+    """Everything wrong with the settings of a config file."""
+    try:
+        parse(settings)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def problem_summary(fields: Mapping[str, str], general: Sequence[str]) -> str:
+    """All that is wrong in one place, by the titles of the fields."""
+    lines = [f"{forms.title_of(path)}: {message}" for path, message in fields.items()]
+    parts = []
+    if lines:
+        head = "One setting is not valid:" if len(lines) == 1 else f"{len(lines)} settings are not valid:"
+        parts.append(html.notice(head, "\n".join(lines), "error"))
+    if general:
+        parts.append(html.notice("Not taken from the file:", "\n".join(general), "warning"))
+    return "".join(parts)
+
+
+HINT = "What differs from the defaults. Edit it here and apply it, or open a file."
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The components. `text` is what is edited."""
+
+    text: gr.Code
+    apply: gr.Button
+    open: gr.UploadButton
+    save: gr.Button
+    result_box: gr.HTML
+
+
+def draw_config_file() -> ConfigFile:
+    gr.HTML(html.quiet(HINT))
+    text = gr.Code(
+        language="yaml", label="Config (YAML)", show_label=False, interactive=True, max_lines=24, elem_id="form-yaml"
+    )
+    result_box = gr.HTML(visible=False, elem_id="form-yaml-result")
+    with gr.Row(elem_classes="actions"):
+        apply = gr.Button("Apply changes", size="sm", elem_id="form-yaml-apply")
+        opened = gr.UploadButton("Open file…", file_types=[".yaml", ".yml"], size="sm", elem_id="form-yaml-open")
+        save = gr.Button("Save file", size="sm", elem_id="form-yaml-save")
+    return ConfigFile(text, apply, opened, save, result_box)
+
+
+def as_yaml(raws: Sequence[Any], config: Config | None) -> str:
+    """What differs from the defaults, as a config file; of a form that is not valid, as it is typed."""
+    if config is not None:
+        overlay = overlay_of(config)
+    else:
+        defaults = {setting.path: setting.default for setting in settings()}
+        overlay = nest({path: value for path, value in forms.values(raws).items() if value != defaults[path]})
+    return yaml.safe_dump(overlay, sort_keys=False, allow_unicode=True, width=120) if overlay else ""
+
+
+def from_text(text: str) -> list[Any]:
+    """The form of an edited config. Raises `StudioError` with every problem: nothing is taken of a wrong one."""
+    try:
+        values = fields.load(text)
+    except yaml.YAMLError as error:
+        raise StudioError(f"This is not valid YAML: {error}", "Check indentation and colons.") from None
+    if values is not None and not isinstance(values, dict):
+        raise StudioError("This holds no settings.", "A config is `section:` with names and values below it.")
+    problems = problems_of(values or {})
+    if problems:
+        head = "One setting is not valid:" if len(problems) == 1 else f"{len(problems)} settings are not valid:"
+        raise StudioError(head, "\n".join(str(problem) for problem in problems))
+    return forms.overlay(forms.shown(Config()), forms.known_values(values or {}))
+
+
+def from_file(path: str) -> tuple[list[Any], dict[str, str], list[str]]:
+    """The form of a config file right or wrong, its problems by path, and those that belong to no field.
+
+    Raises `StudioError` for a file that is no config.
+    """
+    values = fields.read_yaml(Path(path))
+    raws = forms.overlay(forms.shown(Config()), forms.known_values(values))
+    return (raws, *forms.beside_fields(problems_of(values)))
+
+
+def problem_box(error: StudioError) -> gr.HTML:
+    return gr.HTML(html.problem(error), visible=True)
