@@ -140,7 +140,7 @@ class Programs:
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         messages = [*system, *(history or []), {"role": "user", "content": message}]
         request = openai.read({"model": model, "messages": messages})
-        available = openai.model(choices(services.workspace, services.supervisor.runs()), model)
+        available = openai.named_model(choices(services.workspace, services.supervisor.runs()), model)
         column = ColumnPrompt(adapter=available.adapter, messages=openai.messages_of(request, available.system_prompt))
         said, who = "", asker("endpoint", services.workspace.policy.owner_id, str(next(self._numbers)))
         with contextlib.closing(services.engine.answer_program(who, available.selection, column, sampling)) as answers:
