@@ -18,11 +18,11 @@ from lora_studio.jobs.kinds import (
     BENCHMARK,
     EVALUATE,
     BenchmarkFolder,
-    EvaluationFolder,
     JobFolders,
     JobStarter,
     damaged_request,
 )
+from lora_studio.jobs.kinds import EvaluationFolder as EvaluationFolder
 from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.units import figure

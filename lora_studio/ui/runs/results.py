@@ -12,14 +12,12 @@ import gradio as gr
 from markdown_it import MarkdownIt
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.job import of_run, request_of, value
+from lora_studio.evaluate.job import EvaluationFolder, of_run, request_of, value
 from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
-from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.runs import checkpoints
 from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.runs.summary import to_csv
 from lora_studio.ui import html, job_views, theme, words
-from lora_studio.ui import words as run_words
 from lora_studio.ui.components import QUIET, Components, Shared, Updates, opening, stat_of
 from lora_studio.ui.curves import loss_svg
 from lora_studio.ui.evaluate.results import headline
@@ -148,7 +146,7 @@ def table(run_id: str, on_disk: list[Checkpoint], final: bool) -> str:
     if not on_disk:
         return html.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
     metrics = list(dict.fromkeys(name for item in on_disk for name in item.metrics))
-    more = ["Epoch", *(run_words.sentence_case(_spaced(name))[:-1] for name in metrics), "Size"]
+    more = ["Epoch", *(words.sentence_case(_spaced(name))[:-1] for name in metrics), "Size"]
     rows = [
         (item, *_numbers(item, metrics), [act for act in ACTIONS if final or act[0] != "delete"]) for item in on_disk
     ]
@@ -163,8 +161,8 @@ def _spaced(name: str) -> str:
 def _numbers(item: Checkpoint, metrics: list[str]) -> tuple[str, list[str]]:
     """The validation loss, and what stands in the columns after it."""
     epoch = "–" if item.epoch is None else f"{item.epoch:.2f}"
-    more = [epoch, *(run_words.figure(item.metrics.get(name)) for name in metrics), html.size(item.bytes)]
-    return run_words.figure(item.loss), more
+    more = [epoch, *(words.figure(item.metrics.get(name)) for name in metrics), html.size(item.bytes)]
+    return words.figure(item.loss), more
 
 
 def build_evaluations(studio: Studio, shared: Shared) -> Components:

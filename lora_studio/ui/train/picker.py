@@ -4,7 +4,6 @@ Of models only config files and file sizes are read: no weights, no network.
 """
 
 import functools
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,9 @@ import gradio as gr
 from lora_studio.config.presets import Preset, presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
 from lora_studio.models.accelerators import FOUR_BIT
 from lora_studio.models.hardware import Device, recent_devices
-from lora_studio.models.shape import architecture, hub_cache, model_folder
+from lora_studio.models.shape import architecture, hub_cache, model_folder, read_config
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Updates
@@ -240,24 +238,16 @@ def is_language_model(folder: Path) -> bool:
     """Whether a folder holds the weights of a model that answers in text, and is no adapter."""
     if not os.path.isfile(folder / "config.json") or not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return False
-    config = _config(folder)
+    config = read_config(str(folder)) or {}
     names = config.get("architectures") or ["ForCausalLM"]
     named = any(str(name).endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in names)
     return named and architecture(config) is not None
 
 
-def _config(folder: Path) -> JsonObject:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 @functools.lru_cache(maxsize=256)
 def _numbers(folder: Path, _changed: int) -> tuple[int | None, int | None]:
     """Parameters, and bytes of the weights on the disk."""
-    model = architecture(_config(folder))
+    model = architecture(read_config(str(folder)) or {})
     octets = 0
     for pattern in WEIGHTS:
         octets = octets or sum(file.stat().st_size for file in folder.glob(pattern) if file.is_file())
