@@ -10,7 +10,6 @@ import pytest
 from lora_studio.config.parsing import nest, parse, to_yaml
 from lora_studio.jobs import session
 from lora_studio.jobs.preflight import Check, Report
-from lora_studio.models import duration
 from lora_studio.models.advice import more_epochs
 from lora_studio.models.hardware import Device
 from lora_studio.models.memory import with_settings
@@ -48,12 +47,12 @@ def test_the_time_comes_from_operations_and_device_until_a_first_run_and_then_fr
     assert plans.plan(asked, workspace).speed_from == plans.ESTIMATED
     finished(workspace, "demo", "pirate")
     known = plans.plan(asked, workspace)
-    assert (known.seconds, known.speed_from) == (duration.START_SECONDS + 10 * 16 * 50 / 100, plans.MEASURED)
+    assert (known.seconds, known.speed_from) == (plans.START_SECONDS + 10 * 16 * 50 / 100, plans.MEASURED)
     assert "from an earlier run" in card.numbers_markup(known)
     other = plans.plan(config(training__max_steps=10, data__train_file="technical"), workspace)
     assert other.lengths is not None
     assert not other.lengths.counted
-    assert other.seconds == pytest.approx(duration.START_SECONDS + 10 * 16 * other.lengths.mean / 100)
+    assert other.seconds == pytest.approx(plans.START_SECONDS + 10 * 16 * other.lengths.mean / 100)
     finished(workspace, "another model", "technical", start_seconds=7.0)
     assert plans.plan(asked, workspace).start_seconds == 7.0
     finished(workspace, "demo", "pirate", start_seconds=30.0)
