@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import parse, to_yaml
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import parse, presets, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.engine.train import program

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lora_studio.cli import make_parser
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import presets
 from lora_studio.config.settings import Setting, settings
 from lora_studio.export.targets import TARGETS
 

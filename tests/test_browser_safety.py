@@ -14,8 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from lora_studio.access.accounts import PASSWORD
 from lora_studio.access.serving import MAX_UPLOAD
 from lora_studio.chat import prompts
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import save_preset
+from lora_studio.config.parsing import parse, save_preset
 from lora_studio.runs.summary import Tags, write_tags
 from lora_studio.workspace import Workspace
 from tests.chat.test_chat_choices import make_run

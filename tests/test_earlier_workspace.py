@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from lora_studio.chat import prompts
-from lora_studio.config.parsing import parse, read_yaml
-from lora_studio.config.presets import resolve
+from lora_studio.chat.choices import from_zip
+from lora_studio.config.parsing import parse, read_yaml, resolve
 from lora_studio.jobs.events import fold, from_line
 from lora_studio.jobs.launchers.local import kill
 from lora_studio.models.adapters import read_card
-from lora_studio.models.imports import from_zip
 from lora_studio.workspace import Workspace
 from tests.conftest import Say
 

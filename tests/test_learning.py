@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.parsing import parse, read_yaml, to_yaml
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import parse, read_yaml, resolve, to_yaml
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.evaluate.answer import Voice, answer_in_batches, read_asked_file
 from lora_studio.engine.evaluate.metrics import summary

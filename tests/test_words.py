@@ -16,7 +16,7 @@ import gradio as gr
 import pytest
 
 from lora_studio.cli import make_parser
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import presets
 from lora_studio.config.settings import described, settings
 from lora_studio.evaluate import job as evaluating
 from lora_studio.export.targets import TARGETS

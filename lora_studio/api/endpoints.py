@@ -16,8 +16,7 @@ from lora_studio.api import openai
 from lora_studio.chat.arbiter import asker
 from lora_studio.chat.choices import choices
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import presets, resolve
+from lora_studio.config.parsing import parse, presets, resolve
 from lora_studio.errors import ApiError, StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import ending_words

@@ -8,8 +8,7 @@ from dataclasses import asdict, replace
 
 from lora_studio.cli.output import confirmed, print_json, say, table
 from lora_studio.cli.settings import overrides
-from lora_studio.config.parsing import ConfigError, to_yaml
-from lora_studio.config.presets import presets, resolve
+from lora_studio.config.parsing import ConfigError, presets, resolve, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject

@@ -10,7 +10,7 @@ from lora_studio.cli.config import agree, check_first
 from lora_studio.cli.following import exit_code, goes_on, progress_line, tell_waiting
 from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import overrides
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import resolve
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState

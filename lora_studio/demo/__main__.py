@@ -8,8 +8,7 @@ import sys
 import time
 import warnings
 
-from lora_studio.config.parsing import to_yaml
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import resolve, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.job import ADAPTER, BASE

@@ -14,8 +14,7 @@ from gradio.components import Component
 
 from lora_studio.chat.conversation import SAMPLING
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.parsing import Problem, nest, parse
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, flatten, settings
 from lora_studio.workspace import Workspace

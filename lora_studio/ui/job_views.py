@@ -11,8 +11,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from lora_studio.access.policy import downloads_folder
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import parse, presets
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState

@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from lora_studio.access import guests
 from lora_studio.access.guests import ELSEWHERE, LIMITS, Guests
 from lora_studio.access.requests import VisitorFiles
-from lora_studio.config.parsing import nest, parse, read_yaml, to_yaml
-from lora_studio.config.presets import resolve
+from lora_studio.chat.choices import from_hub
+from lora_studio.config.parsing import nest, parse, read_yaml, resolve, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as benchmarks
@@ -25,7 +25,6 @@ from lora_studio.jobs.kinds import remove
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.queue import QueueEntry, check_room
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.imports import from_hub
 from lora_studio.workspace import RunFolder, Workspace
 from tests.chat.test_chat_choices import make_run
 from tests.jobs.conftest import fake_command

@@ -8,8 +8,7 @@ import pytest
 
 from lora_studio.access.policy import MAX_QUEUED, Users
 from lora_studio.chat import prompts
-from lora_studio.config.parsing import parse, to_yaml
-from lora_studio.config.presets import own_presets, save_preset
+from lora_studio.config.parsing import own_presets, parse, save_preset, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluations

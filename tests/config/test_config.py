@@ -5,8 +5,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_studio.config.parsing import ConfigError, merge, nest, parse, read_yaml, to_yaml
-from lora_studio.config.presets import presets, resolve, save_preset
+from lora_studio.config.parsing import (
+    ConfigError,
+    merge,
+    nest,
+    parse,
+    presets,
+    read_yaml,
+    resolve,
+    save_preset,
+    to_yaml,
+)
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import NameTakenError, delete_preset, own_presets, presets, resolve, save_preset
+from lora_studio.config.parsing import NameTakenError, delete_preset, own_presets, parse, presets, resolve, save_preset
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace

@@ -7,8 +7,7 @@ import pytest
 from lora_studio.chat.prompts import prompts_of, save
 from lora_studio.cli import main
 from lora_studio.config.fields import MAX_CHARACTERS
-from lora_studio.config.parsing import ConfigError, parse, read_yaml
-from lora_studio.config.presets import save_preset
+from lora_studio.config.parsing import ConfigError, parse, read_yaml, save_preset
 from lora_studio.config.sections import Config
 from lora_studio.errors import LINE, QUESTION, TEST_PROMPT, StudioError, check_length
 from lora_studio.workspace import Workspace

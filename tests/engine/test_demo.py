@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import resolve
 from lora_studio.config.sections import Config
 from lora_studio.demo import __main__ as demo
 from lora_studio.errors import StudioError

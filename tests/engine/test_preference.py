@@ -10,8 +10,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from lora_studio.config.parsing import to_yaml
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import resolve, to_yaml
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.engine.models.load import load_tokenizer

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.config.parsing import to_yaml
-from lora_studio.config.presets import presets, resolve
+from lora_studio.config.parsing import presets, resolve, to_yaml
 from lora_studio.jobs.events import StepLogged
 from lora_studio.workspace import RunFolder, Workspace
 from tests.engine.conftest import events

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import resolve
 from lora_studio.jobs.preflight import request_of
 from lora_studio.workspace import RunFolder
 

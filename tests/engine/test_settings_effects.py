@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from lora_studio.config.parsing import parse, read_yaml, to_yaml
-from lora_studio.config.presets import resolve
+from lora_studio.config.parsing import parse, read_yaml, resolve, to_yaml
 from lora_studio.config.sections import Training
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.models.adapter import add_adapter, linear_modules, token_batches

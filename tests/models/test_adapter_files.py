@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from lora_studio.chat import choices
 from lora_studio.errors import StudioError
-from lora_studio.models import imports
 from lora_studio.models.adapters import read_header
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write, zipped
@@ -79,7 +79,7 @@ def test_what_peft_would_not_write_is_refused_in_words_and_leaves_nothing(
 ) -> None:
     archive = zipped(tmp_path / "evil.zip", files() | given)
     with pytest.raises(StudioError, match=words):
-        imports.from_zip(archive, workspace, archive.name)
+        choices.from_zip(archive, workspace, archive.name)
     assert list(workspace.adapters_folder.iterdir()) == []
 
 
@@ -100,9 +100,9 @@ def test_a_full_disk_leaves_no_part_of_an_adapter(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = zipped(tmp_path / "good.zip", files())
-    monkeypatch.setattr(imports, "_copy", full)
+    monkeypatch.setattr(choices, "_copy", full)
     with pytest.raises(StudioError, match=r"disk .* is full"):
-        imports.from_zip(archive, workspace, archive.name)
+        choices.from_zip(archive, workspace, archive.name)
     assert list(workspace.adapters_folder.iterdir()) == []
 
 
@@ -128,11 +128,11 @@ def test_a_full_disk_leaves_no_part_of_an_upload(
 
 def test_an_adapter_that_was_brought_in_can_be_removed_and_nothing_else(workspace: Workspace, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "good.zip", files())
-    folder = imports.from_zip(archive, workspace, archive.name)
+    folder = choices.from_zip(archive, workspace, archive.name)
     other = write(tmp_path / "other", files())
     with pytest.raises(StudioError, match="not among the imported adapters"):
-        imports.remove(other, workspace)
-    imports.remove(folder, workspace)
+        choices.remove(other, workspace)
+    choices.remove(folder, workspace)
     assert other.is_dir()
     assert list(workspace.adapters_folder.iterdir()) == []
 
@@ -141,6 +141,6 @@ def test_a_zip_that_lists_countless_files_is_refused_before_the_list_is_read(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = zipped(tmp_path / "many.zip", files() | {f"{number:05}": b"" for number in range(20_000)})
-    monkeypatch.setattr(imports.zipfile, "ZipFile", full)
+    monkeypatch.setattr(choices.zipfile, "ZipFile", full)
     with pytest.raises(StudioError, match="lists too many files"):
-        imports.from_zip(archive, workspace, archive.name)
+        choices.from_zip(archive, workspace, archive.name)

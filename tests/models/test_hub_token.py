@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub.utils import build_hf_headers
 
 from lora_studio.access.policy import Users
+from lora_studio.chat.choices import from_hub
 from lora_studio.cli import export as export_command
 from lora_studio.cli import main
 from lora_studio.config.sections import Config
@@ -23,7 +24,6 @@ from lora_studio.export.job import ExportRequest, make_request
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hub import hub_secrets, knows_token, without_implicit_token
-from lora_studio.models.imports import from_hub
 from lora_studio.workspace import JobFolder, Workspace
 from tests import adapters
 

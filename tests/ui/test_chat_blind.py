@@ -9,8 +9,9 @@ from lora_studio.chat import prompts
 from lora_studio.chat.conversation import ChatState
 from lora_studio.chat.prompts import TIE
 from lora_studio.jobs.events import RunState
-from lora_studio.ui.chat import prompt_sets, tab
-from lora_studio.ui.chat import prompt_sets as blind
+from lora_studio.ui.chat import tab
+from lora_studio.ui.chat import tab as blind
+from lora_studio.ui.chat import tab as prompt_sets
 from lora_studio.ui.chat.handlers import Chat, Click
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace

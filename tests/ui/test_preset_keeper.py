@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import presets
 from lora_studio.config.sections import Config
 from lora_studio.ui import form
 from lora_studio.ui.train import presets as preset_keeper

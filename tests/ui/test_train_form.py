@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.parsing import parse
-from lora_studio.config.presets import save_preset
+from lora_studio.config.parsing import parse, save_preset
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.errors import StudioError

@@ -11,8 +11,7 @@ import pytest
 
 from lora_studio import workspace as workspaces
 from lora_studio.config import settings
-from lora_studio.config.parsing import ConfigError, parse
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import ConfigError, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.session import count_rows

@@ -19,7 +19,7 @@ from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare, resolve_source
 from lora_studio.data.quality import group_of
-from lora_studio.engine.evaluate import tasks as text_scores
+from lora_studio.engine.evaluate import tasks
 from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.job import EvaluationRequest
@@ -211,25 +211,25 @@ def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
         return lambda column: [np.array([score(row[column]["answer"], row["reference"]) for row in rows])]
 
     def counts(column: str) -> Sequence[np.ndarray]:
-        return text_scores.bleu_columns([(row[column]["answer"], row["reference"]) for row in rows])
+        return tasks.bleu_columns([(row[column]["answer"], row["reference"]) for row in rows])
 
     longest = "Longest common subsequence of words with the expected answer (F-measure), mean over rows."
     return [
-        Metric("rouge_l", "ROUGE-L", longest, "share", each(text_scores.rouge_l), mean),
+        Metric("rouge_l", "ROUGE-L", longest, "share", each(tasks.rouge_l), mean),
         Metric(
             "bleu",
             "BLEU",
             "Overlap of 1- to 4-grams of words with the expected answers, over all rows.",
             "score",
             counts,
-            text_scores.bleu_of,
+            tasks.bleu_of,
         ),
         Metric(
             "chrf",
             "chrF",
             "Overlap of 1- to 6-grams of characters with the expected answer, mean over rows.",
             "score",
-            each(text_scores.chrf),
+            each(tasks.chrf),
             mean,
         ),
     ]

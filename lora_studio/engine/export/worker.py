@@ -111,12 +111,11 @@ def _make(folder: ExportFolder, request: ExportRequest, log: EventLog, stop: Sto
 def program(target: str) -> "Callable[..., ExportResult]":
     """The function that makes a target's result."""
     from lora_studio.engine.export import archive, gguf, hub, merged, script
-    from lora_studio.engine.export import gguf as ollama
 
     programs: dict[str, Callable[..., ExportResult]] = {
         "zip": archive.export_zip,
         "merged": merged.export,
-        "ollama": ollama.export_ollama,
+        "ollama": gguf.export_ollama,
         "gguf": gguf.export_gguf,
         "hub": hub.export,
         "vllm": archive.export_vllm,

@@ -24,7 +24,6 @@ from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import markup
-from lora_studio.ui.chat import markup as chat_board
 from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
 
@@ -203,14 +202,14 @@ class Chat:
         titles = columns.titles
         names = [name for name in talk.names if name in titles]
         turns = talk.turns(names)
-        start = chat_board.start(len(names), prompts.examples_for(columns.shown)) if not turns else ""
+        start = markup.start(len(names), prompts.examples_for(columns.shown)) if not turns else ""
         if talk.blinded:
             all_votes = prompts.read_votes(self.studio.workspace)
             return markup.blind_board(talk.blind, all_votes) if talk.blind else start + markup.tally(all_votes)
         if not turns:
             return start
-        visible = [chat_board.Column(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
-        return chat_board.board(visible, turns, marks=talk.marks, busy=busy)
+        visible = [markup.Column(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
+        return markup.board(visible, turns, marks=talk.marks, busy=busy)
 
     def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
@@ -355,7 +354,7 @@ class Chat:
                 talk.notes |= dict(zip(names, words, strict=True))
             elif isinstance(answer, Generated):
                 talk.finish({name: column.text for name, column in zip(names, answer.columns, strict=True)})
-                notes = [chat_board.column_note(column) for column in answer.columns]
+                notes = [markup.column_note(column) for column in answer.columns]
                 talk.notes |= dict(zip(names, notes, strict=True))
             if time.monotonic() - written > KEEP_SECONDS:
                 self.keep(who, talk)
@@ -518,6 +517,6 @@ class Chat:
                         yield self.memory(columns)
                     elif isinstance(answer, Scored):
                         titles = {choice.value: choice.name for choice in selected}
-                        yield {p.extra: chat_board.tokens(answer, titles)}
+                        yield {p.extra: markup.tokens(answer, titles)}
         except StudioError as error:
             yield self.failed(who, columns, error) | {p.extra: ""}

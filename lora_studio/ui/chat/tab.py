@@ -1,25 +1,237 @@
 """The Chat tab: one question, the answers of the base and up to three adapters, also of others, side by side.
 
-Draws and wires; `ui.chat.handlers` has what the events do.
+Draws and wires, with sets of prompts and the blind vote; `ui.chat.handlers` has what the events of the open chat do.
 """
 
-from collections.abc import Iterator
+import contextlib
+import random
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.chat.choices import FOLDER, MAX_ADAPTERS
-from lora_studio.chat.conversation import SAMPLING
-from lora_studio.chat.prompts import examples_for
-from lora_studio.errors import StudioError
-from lora_studio.models import imports
+from lora_studio.chat import choices, prompts
+from lora_studio.chat.arbiter import Ready, Status
+from lora_studio.chat.choices import FOLDER, MAX_ADAPTERS, select_models
+from lora_studio.chat.conversation import BASE, SAMPLING, BlindTrial, ChatState, draft_key, plain
+from lora_studio.chat.prompts import Answered, examples_for
+from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.ui import form, html, job_views, theme
-from lora_studio.ui.chat import prompt_sets
-from lora_studio.ui.chat import prompt_sets as blind
+from lora_studio.ui.chat import markup
 from lora_studio.ui.chat.handlers import Chat, Click, Parts
 from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
+from lora_studio.workspace import Workspace
+
+
+def build_prompt_sets(act: Chat, who: gr.State) -> None:
+    """Draws the fold and wires it."""
+    with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
+        lines_box, message = _saved_sets(act.studio.workspace, who)
+        with gr.Row(elem_classes="actions"):
+            run = gr.Button("Run prompt set", scale=0, size="sm")
+            stop = gr.Button("Stop", scale=0, size="sm", visible=False)
+        table = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="chat-prompts-table")
+        place = job_views.place(act.studio.workspace)
+
+    def ask(person: str, lines: str, system: str, *sampling: Any) -> Iterator[Updates]:
+        yield {run: gr.Button(visible=False), stop: gr.Button(visible=True)}
+        idle = {run: gr.Button(visible=True), stop: gr.Button(visible=False)}
+        try:
+            for words, answers in asked(act, person, prompts.prompts_of(lines), system, sampling):
+                yield {message: words, table: answers}
+            yield idle
+        except StudioError as error:
+            yield idle | {message: markup.problem(error)}
+
+    def download(event: gr.EventData, person: str) -> str:
+        columns, rows = kept_rows(act, person)
+        write = prompts.as_csv if event.act == "csv" else prompts.answers_as_jsonl
+        path = job_views.new_file(act.studio.workspace, f"answers.{event.act}")
+        path.write_text(write(columns, rows), encoding="utf-8")
+        return job_views.link(path)
+
+    inputs = [who, lines_box, act.parts.system, *act.parts.sampling]
+    asking = run.click(ask, inputs, [run, stop, message, table], concurrency_id="chat", concurrency_limit=8, **QUIET)
+    asking.then(act.remember, who, [act.parts.status, act.parts.notes, act.parts.message], **QUIET)
+    stop.click(act.stop, who, [act.parts.send, act.parts.stop], queue=False, **QUIET)
+    table.click(download, who, place, **QUIET)
+    who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
+
+
+def _saved_sets(workspace: Workspace, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
+    """Draws and wires what saves prompts; gives the box with the prompts, and where messages appear."""
+    saved = gr.Dropdown(prompts.names(workspace), label="Saved set", value=None)
+    lines_box = gr.Textbox(label="Prompts, one per line", info="Each starts a new conversation.", lines=4, max_lines=12)
+    name = gr.Textbox(label="Set name", placeholder="such as first-impressions", max_lines=1)
+    with gr.Row(elem_classes="actions"):
+        save = gr.Button("Save set", scale=0, size="sm")
+        delete = gr.Button("Delete set", scale=0, size="sm")
+    message = gr.HTML()
+
+    def choose(set_name: str | None) -> tuple[Any, Any, Any]:
+        try:
+            return set_name or "", "\n".join(prompts.read_prompts(workspace, set_name or "")), ""
+        except StudioError as error:
+            return gr.skip(), gr.skip(), html.problem(error)
+
+    def save_set(set_name: str, lines: str) -> tuple[Any, Any]:
+        try:
+            saved_name = prompts.save(workspace, set_name, prompts.prompts_of(lines))
+        except StudioError as error:
+            return gr.skip(), html.problem(error)
+        words = html.notice(f"Saved as {saved_name}.", kind="good")
+        return gr.Dropdown(choices=prompts.names(workspace), value=saved_name), words
+
+    def delete_set(set_name: str | None) -> tuple[Any, Any]:
+        prompts.delete(workspace, set_name or "")
+        return gr.Dropdown(choices=prompts.names(workspace), value=None), ""
+
+    who.change(lambda: gr.Dropdown(choices=prompts.names(workspace)), None, saved, **QUIET)
+    saved.select(choose, saved, [name, lines_box, message], **QUIET)
+    save.click(save_set, [name, lines_box], [saved, message], **QUIET)
+    delete.click(delete_set, saved, [saved, message], **QUIET)
+    return lines_box, message
+
+
+def asked(
+    act: Chat, who: str, prompts: Sequence[str], system: str, sampling: Sequence[Any]
+) -> Iterator[tuple[str, str]]:
+    """Asks one prompt after the other; yields words on how far it is, and the table so far."""
+    _, adapters, _ = act.followed(who)
+    selected = adapters.chosen
+    names = [BASE, *(choice.value for choice in selected)]
+    titles = [f"Base: {selected[0].card().base}", *(choice.name for choice in selected)]
+    settings = plain(form.sampling(sampling))
+    opening = [{"role": "system", "content": system}] if system.strip() else []
+    rows: list[Answered] = []
+    stopped = False
+    for prompt in prompts:
+        yield html.progress("Prompts", len(rows), len(prompts)), drawn(titles, rows)
+        messages = [*opening, {"role": "user", "content": prompt}]
+        columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in names]
+        with contextlib.closing(
+            act.engine.answer(act.asker(who), select_models(selected), columns, settings)
+        ) as answers:
+            for answer in answers:
+                if isinstance(answer, Status):
+                    yield markup.status(answer), drawn(titles, rows)
+                elif isinstance(answer, Generated):
+                    rows.append(Answered(prompt, tuple(column.text for column in answer.columns)))
+                    stopped = any(column.finish == "stopped" for column in answer.columns)
+        act.studio.workspace.write_draft(
+            f"chat-prompts-{draft_key(who)}", {"columns": titles, "rows": [[row.prompt, *row.answers] for row in rows]}
+        )
+        if stopped:
+            break
+    words = f"{html.count(len(rows), 'prompt')} answered by {html.count(len(names), 'column')}."
+    yield (
+        html.notice("Stopped. " + words if stopped else words, kind="info" if stopped else "good"),
+        drawn(titles, rows),
+    )
+
+
+def kept_rows(act: Chat, who: str) -> tuple[list[str], list[Answered]]:
+    """The answers of the last time, by this browser."""
+    draft = act.studio.workspace.read_draft(f"chat-prompts-{draft_key(who)}")
+    if not isinstance(draft, dict):
+        return [], []
+    return list(draft["columns"]), [Answered(row[0], tuple(row[1:])) for row in draft["rows"]]
+
+
+def drawn(columns: Sequence[str], rows: Sequence[Answered]) -> str:
+    """The answers as a table, with the buttons that take it away."""
+    if not rows:
+        return ""
+    table = html.table(["Prompt", *columns], [[row.prompt, *row.answers] for row in rows], "Answers to the prompts")
+    buttons = [(kind, f"Download {kind.upper()}") for kind in ("csv", "jsonl")]
+    return html.render("chat.answers", table, buttons)
+
+
+def ask(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]) -> Iterator[Updates]:
+    """Asks all columns in a new order, each question by itself, and shows the answers without names."""
+    p, question = act.parts, question.strip()
+    if not question:
+        yield {p.message: html.notice("There is no question yet.", "Type one, or press a suggestion.")}
+        return
+    talk, columns, updates = act.followed(who)
+    yield updates
+    failure = None
+    try:
+        act.check_idle(who)
+        with act.answering(who, talk):
+            yield act.buttons(who) | {p.question: "", p.tools: markup.tools(talk, busy=True)}
+            yield from _answered(act, who, talk, question, system, sampling)
+    except StudioError as error:
+        failure = error
+    board = {p.board: markup.blind_board(act.talk(who).blind, prompts.read_votes(act.studio.workspace))}
+    painted = board | {p.tools: markup.tools(talk)}
+    if failure is None:
+        yield act.buttons(who) | act.memory(columns) | painted
+    else:
+        yield act.failed(who, columns, failure) | painted | {p.question: question}
+
+
+def _answered(
+    act: Chat, who: str, talk: ChatState, question: str, system: str, sampling: Sequence[Any]
+) -> Iterator[Updates]:
+    p = act.parts
+    check_length("The question", question, QUESTION)
+    check_length("The system prompt", system, SYSTEM_PROMPT)
+    selected = act.columns(talk).chosen
+    titles = {BASE: f"Base: {selected[0].card().base}"} | {choice.value: choice.name for choice in selected}
+    order = random.SystemRandom().sample(list(titles), len(titles))
+    opening = [{"role": "system", "content": system}] if system.strip() else []
+    messages = [*opening, {"role": "user", "content": question}]
+    columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in order]
+    blind: BlindTrial = {
+        "base": selected[0].card().base,
+        "messages": messages,
+        "names": [titles[name] for name in order],
+        "base_at": order.index(BASE),
+        "answers": [""] * len(order),
+        "done": False,
+        "best": None,
+    }
+    settings = plain(form.sampling(sampling))
+    tally = markup.tally(prompts.read_votes(act.studio.workspace))
+    with contextlib.closing(act.engine.answer(act.asker(who), select_models(selected), columns, settings)) as answers:
+        for answer in answers:
+            if isinstance(answer, Status):
+                yield {p.status: markup.status(answer), p.board: markup.question(blind) + tally}
+            elif isinstance(answer, Ready):
+                yield act.remember(who)
+            elif isinstance(answer, Piece):
+                blind["answers"] = [a + b for a, b in zip(blind["answers"], answer.texts, strict=True)]
+                yield {p.board: markup.question(blind) + tally}
+            elif isinstance(answer, Generated):
+                blind["answers"] = [column.text for column in answer.columns]
+                blind["done"] = True
+    talk.blind = blind
+    act.keep(who, talk)
+
+
+def vote(act: Chat, who: str, best: int) -> str:
+    """Keeps a vote, once for each question, and shows whose answers they were."""
+    talk = act.talk(who)
+    blind = talk.blind
+    if blind and blind["done"] and blind["best"] is None and best < len(blind["names"]):
+        blind["best"] = best
+        answers = blind["base"], blind["messages"], blind["names"], blind["answers"]
+        prompts.keep(act.studio.workspace, prompts.Vote(time.time(), *answers, best, blind.get("base_at")))
+        act.keep(who, talk)
+    return markup.blind_board(blind, prompts.read_votes(act.studio.workspace))
+
+
+def download(act: Chat) -> str:
+    """A link to the preference pairs of all votes."""
+    path = job_views.new_file(act.studio.workspace, "preferences.jsonl")
+    path.write_text(prompts.votes_as_jsonl(prompts.read_votes(act.studio.workspace)), encoding="utf-8")
+    return job_views.link(path)
+
 
 ABOUT = "Same base, safetensors. Files that could run code are never read."
 
@@ -65,11 +277,11 @@ def added(act: Chat, who: str, source: str, *, zipped: bool = False) -> Updates:
             raise StudioError("No adapter is named yet.", "Type a folder or hub:owner/name, or upload a zip.")
         base = act.columns(talk).chosen[0].card().base if talk.adapters else None
         if zipped:
-            folder = imports.from_zip(Path(source), workspace, Path(source).name, base)
-        elif imports.is_on_hub(source):
-            folder = imports.from_hub(source, workspace, base)
+            folder = choices.from_zip(Path(source), workspace, Path(source).name, base)
+        elif choices.is_on_hub(source):
+            folder = choices.from_hub(source, workspace, base)
         else:
-            folder = imports.from_folder(source, workspace, base)
+            folder = choices.from_folder(source, workspace, base)
             talk.folders = list(dict.fromkeys([*talk.folders, str(folder)]))
         value = f"{FOLDER}{folder}"
         full = len(talk.adapters) >= MAX_ADAPTERS and value not in talk.adapters
@@ -77,7 +289,7 @@ def added(act: Chat, who: str, source: str, *, zipped: bool = False) -> Updates:
             talk.adapters = list(dict.fromkeys([*talk.adapters, value]))
         act.keep(who, talk)
         where = "All columns are taken: choose it in one of them." if full else "It has a column now."
-        words = html.notice(f"{folder.name}: {imports.about(folder)}. {where}", kind="good")
+        words = html.notice(f"{folder.name}: {choices.about(folder)}. {where}", kind="good")
         return act.paint(talk) | {"message": words, "name": ""}
     except StudioError as error:
         return {"message": html.problem(error)}
@@ -85,7 +297,7 @@ def added(act: Chat, who: str, source: str, *, zipped: bool = False) -> Updates:
 
 def offered(act: Chat) -> list[tuple[str, str]]:
     """The external adapters as (name, folder), those among them that can't be read."""
-    return [(folder.name, str(folder)) for folder in imports.imported(act.studio.workspace)]
+    return [(folder.name, str(folder)) for folder in choices.imported(act.studio.workspace)]
 
 
 def removed(act: Chat, who: str, selected: str | None) -> Updates:
@@ -95,7 +307,7 @@ def removed(act: Chat, who: str, selected: str | None) -> Updates:
         if not selected:
             raise StudioError("No adapter is chosen to be removed.", "Choose an external adapter.")
         folder = Path(selected)
-        imports.remove(folder, act.studio.workspace)
+        choices.remove(folder, act.studio.workspace)
         talk.adapters = [value for value in talk.adapters if value != f"{FOLDER}{folder}"]
         act.keep(who, talk)
         return act.arrive(who) | {"message": html.notice(f"{folder.name} is removed.", kind="good")}
@@ -116,7 +328,7 @@ def build(studio: Studio, shared: Shared) -> None:
     parts.like.choices = [(name, name) for name in (OWN_SAMPLING, *form.sampling_presets(studio.workspace))]
     _wire(act, who, shared.wish, place)
     with drawer:
-        prompt_sets.build(act, who)
+        build_prompt_sets(act, who)
         build_external(act, who)
 
 
@@ -198,19 +410,19 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
 
     def send(person: str, question: str, system: str, *sampling: Any) -> Iterator[Updates]:
         if act.talk(person).blinded:
-            yield from blind.ask(act, person, question, system, sampling)
+            yield from ask(act, person, question, system, sampling)
         else:
             yield from act.send(person, question, system, *sampling)
 
     def click(event: gr.EventData, person: str, system: str, *sampling: Any) -> Iterator[Updates]:
         target = Click(str(event.act), str(event.column), str(event.value), str(event.text))
         if target.act == "vote":
-            yield {p.board: blind.vote(act, person, int(target.value))}
+            yield {p.board: vote(act, person, int(target.value))}
         elif target.act == "votes":
-            yield {place: blind.download(act)}
+            yield {place: download(act)}
         elif target.act == "example" and (talk := act.talk(person)).blinded:
             example = examples_for(act.columns(talk).shown)[int(target.value)]
-            yield from blind.ask(act, person, example.question, example.system or system, sampling)
+            yield from ask(act, person, example.question, example.system or system, sampling)
         else:
             yield from act.act(target, person, system, place, sampling)
 

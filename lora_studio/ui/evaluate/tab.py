@@ -13,7 +13,6 @@ import gradio as gr
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
 from lora_studio.errors import LINE, StudioError, check_length
-from lora_studio.evaluate import job as benchmarks
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate.job import (
     MAX_ADAPTERS,
@@ -42,10 +41,10 @@ ABOUT = (
 
 def build_benchmarks(studio: Studio, adapters: gr.Dropdown) -> None:
     """A fold with the command, and buttons to run it if the package is installed."""
-    installed = benchmarks.installed()
+    installed = evaluating.installed()
     with gr.Accordion("Public benchmarks", open=False, elem_id="harness"):
         gr.HTML(html.hint(ABOUT))
-        tasks = gr.Textbox(benchmarks.TASKS, label="Tasks", info="lm_eval task names, separated by commas.")
+        tasks = gr.Textbox(evaluating.TASKS, label="Tasks", info="lm_eval task names, separated by commas.")
         command = gr.HTML()
         if installed:
             with gr.Row(elem_classes="actions"):
@@ -56,7 +55,7 @@ def build_benchmarks(studio: Studio, adapters: gr.Dropdown) -> None:
 
     def show(names: list[str] | None, task_names: str) -> str:
         try:
-            return _shown(benchmarks.in_a_shell(words_for(studio, names, task_names)))
+            return _shown(evaluating.in_a_shell(words_for(studio, names, task_names)))
         except StudioError as error:
             return html.problem(error)
 
@@ -90,7 +89,7 @@ def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str 
         raise StudioError("No adapter selected.", "Select one above to see its command.")
     folder = adapter_folder(studio.workspace, names[0])
     card = read_card(folder)
-    return benchmarks.command(
+    return evaluating.command(
         folder, card.base, card.quantization, tasks, results or studio.workspace.benchmarks_folder
     )
 
@@ -98,7 +97,7 @@ def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str 
 def start_benchmark(studio: Studio, names: list[str] | None, tasks: str) -> str:
     """Starts or queues a benchmark of the first adapter that is chosen; its id. Raises `StudioError` where it can't."""
     words = words_for(studio, names, tasks, "results")
-    return benchmarks.start_benchmark(studio.supervisor, f"{(names or [''])[0]} on {tasks}", words)
+    return evaluating.start_benchmark(studio.supervisor, f"{(names or [''])[0]} on {tasks}", words)
 
 
 def stop_one(studio: Studio) -> None:

@@ -15,20 +15,18 @@ from lora_studio.jobs.events import RunState
 from lora_studio.ui import charts, html, theme
 from lora_studio.ui.components import QUIET, Shared
 from lora_studio.ui.runs import compare, details, header, queue, results, table
-from lora_studio.ui.runs import details as health
-from lora_studio.ui.runs import results as report
 from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import PageSection, RunView, Studio, ViewState, ViewValues, refresh_view, updates
 
 TOP: dict[str, PageSection] = {
     "head": PageSection(header.build_head, header.stamp_head, header.view_head),
-    "verdict": PageSection(health.build_verdict, health.stamp_health, health.view_verdict),
+    "verdict": PageSection(details.build_verdict, details.stamp_health, details.view_verdict),
     "numbers": PageSection(header.build_numbers, header.stamp_numbers, header.view_numbers),
     "chart": PageSection(charts.build_chart, charts.stamp_chart, charts.view_chart),
 }
 DETAILS: dict[str, PageSection] = {
-    "details": PageSection(header.build_details, health.stamp_health, header.view_details),
-    "health": PageSection(health.build_health, health.stamp_health, health.view_health),
+    "details": PageSection(header.build_details, details.stamp_health, header.view_details),
+    "health": PageSection(details.build_health, details.stamp_health, details.view_health),
     "labels": PageSection(details.build_labels, details.stamp_labels, details.view_labels),
 }
 TABS: dict[str, PageSection] = {
@@ -37,7 +35,7 @@ TABS: dict[str, PageSection] = {
     "Evaluations": PageSection(results.build_evaluations, results.stamp_evaluations, results.view_evaluations),
     "Settings": PageSection(details.build_settings, details.stamp_settings, details.view_settings),
     "Log": PageSection(details.build_log, details.stamp_log, details.view_log),
-    "Report": PageSection(report.build_report, report.stamp_report, report.view_report),
+    "Report": PageSection(results.build_report, results.stamp_report, results.view_report),
 }
 SECTIONS = {**TOP, **DETAILS, **TABS}
 Parts = dict[tuple[str, str], Any]

@@ -11,8 +11,17 @@ import yaml
 
 from lora_studio.config import fields
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.parsing import ConfigError, Problem, machine_conflicts, nest, parse
-from lora_studio.config.presets import Preset, is_for_model, overlay_of, presets
+from lora_studio.config.parsing import (
+    ConfigError,
+    Preset,
+    Problem,
+    is_for_model,
+    machine_conflicts,
+    nest,
+    overlay_of,
+    parse,
+    presets,
+)
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import fetch_numbers
@@ -16,11 +16,8 @@ from lora_studio.ui import html, theme
 from lora_studio.ui.components import QUIET, EventOptions, Handover, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
-from lora_studio.ui.train import form_state, settings_form
-from lora_studio.ui.train import picker as recipes
+from lora_studio.ui.train import form_state, picker, settings_form
 from lora_studio.ui.train import presets as own
-from lora_studio.ui.train import view as drafts
-from lora_studio.ui.train import view as planning
 from lora_studio.ui.train import view as views
 from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.view import FormState, TrainView
@@ -41,7 +38,7 @@ def wire_fields(view: TrainView, studio: Studio) -> None:
         after = forms.overlay(raws, {path: base[path]})
         updates = views.look(view, studio, (preset, after), form_state.read(after, workspace), reported)
         value = after[list(forms.to_draft(raws)).index(path)]
-        return {**updates, form.widget(path): value, **drafts.keep_draft(view, workspace, (preset, after))}
+        return {**updates, form.widget(path): value, **views.keep_draft(view, workspace, (preset, after))}
 
     def find(query: str, *raws: Any) -> Updates:
         return settings_form.matched(form, query, raws)
@@ -109,14 +106,14 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
         reported: ReportedProblems | None = None,
     ) -> Updates:
         filled = views.fill(view, studio, preset, raws, reported)
-        return filled | drafts.record_change(view, workspace, origin, before, (preset, raws))
+        return filled | views.record_change(view, workspace, origin, before, (preset, raws))
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> Updates:
         preset, *raws = values
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
     def renamed(preset: str | None, raws: Sequence[Any]) -> Updates:
-        return views.fill(view, studio, preset, raws) | drafts.keep_draft(view, workspace, (preset, raws))
+        return views.fill(view, studio, preset, raws) | views.keep_draft(view, workspace, (preset, raws))
 
     whole = [view.preset, *view.form.widgets]
     of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]
@@ -138,10 +135,10 @@ def _keep(view: TrainView, studio: Studio) -> None:
     def changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
         without_preset = form_state.left_preset(workspace, preset, raws)
         if without_preset is None:
-            about = {view.about: recipes.preset_about(presets(workspace).get(preset or ""), raws)} if preset else {}
+            about = {view.about: picker.preset_about(presets(workspace).get(preset or ""), raws)} if preset else {}
             config = form_state.read(raws, workspace)
             updates = views.look(view, studio, (preset, raws), config, reported)
-            return updates | about | drafts.keep_draft(view, workspace, (preset, raws))
+            return updates | about | views.keep_draft(view, workspace, (preset, raws))
         # Only what changes is written: the model's name may still be being typed.
         origin = f"Preset {preset} is for the built-in model"
         written = {
@@ -152,7 +149,7 @@ def _keep(view: TrainView, studio: Studio) -> None:
         config = form_state.read(without_preset, workspace)
         updates = views.look(view, studio, (None, without_preset), config, reported)
         filled = {view.preset: gr.Dropdown(value=None), view.about: "", **updates, **written}
-        return filled | drafts.record_change(view, workspace, origin, (None, raws), (None, without_preset))
+        return filled | views.record_change(view, workspace, origin, (None, raws), (None, without_preset))
 
     def restore() -> Updates:
         preset, raws = forms.read_draft(workspace)
@@ -180,12 +177,12 @@ def _recipes(view: TrainView, studio: Studio, show: Show) -> None:
         return show(name, filled, f"Preset {name}", (forms.read_draft(workspace)[0], raws))
 
     def use_recipe(event: gr.EventData, preset: str | None, *raws: Any) -> Updates:
-        planned = planning.planned_of(studio, form_state.read(raws, workspace))
-        now = planning.situation_of(studio, raws, planned)
-        recipe = next((item for item in recipes.recipes(now) if item.preset == event.value), None)
+        planned = views.planned_of(studio, form_state.read(raws, workspace))
+        now = views.situation_of(studio, raws, planned)
+        recipe = next((item for item in picker.recipes(now) if item.preset == event.value), None)
         if recipe is None or recipe.unavailable:
             return {view.reported: gr.skip()}
-        return show(recipe.preset, recipes.filled(recipe, raws), f"Recipe {recipe.title}", (preset, raws))
+        return show(recipe.preset, picker.filled(recipe, raws), f"Recipe {recipe.title}", (preset, raws))
 
     whole = [view.preset, *view.form.widgets]
     # A dropdown's `input` also fires when it is left without a choice; `select` only when an option is chosen.

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config.presets import Preset, presets
+from lora_studio.config.parsing import Preset, presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.models.accelerators import FOUR_BIT

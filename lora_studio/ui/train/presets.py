@@ -11,8 +11,7 @@ from typing import Any, TypedDict
 import gradio as gr
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.parsing import ConfigError
-from lora_studio.config.presets import NameTakenError, delete_preset, own_presets, save_preset
+from lora_studio.config.parsing import ConfigError, NameTakenError, delete_preset, own_presets, save_preset
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Modules

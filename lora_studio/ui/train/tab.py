@@ -22,8 +22,6 @@ from lora_studio.ui.components import Shared, Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import form_state, handlers
-from lora_studio.ui.train import view as drafts
-from lora_studio.ui.train import view as layout
 from lora_studio.ui.train import view as views
 from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.view import FormState, TrainView
@@ -55,7 +53,7 @@ class Starter:
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    view = layout.draw(studio.workspace, shared.start)
+    view = views.draw(studio.workspace, shared.start)
     handlers.wire(view, shared, studio)
     _start(view, shared, studio)
 
@@ -99,7 +97,7 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
             run_id = starter.start(form, studio.workspace.policy.owner_id)
         except StudioError as error:
             return refused(error, reported, form, state)
-        drafts.forget_changes(view, studio.workspace)
+        views.forget_changes(view, studio.workspace)
         reported.paths = reported.general = ()
         updates = {**views.look(view, studio, state, form, reported), view.changes.row: gr.Row(visible=False)}
         return {**updates, shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}

@@ -10,8 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config.parsing import ConfigError
-from lora_studio.config.presets import presets
+from lora_studio.config.parsing import ConfigError, presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.ui import form as forms
@@ -20,7 +19,6 @@ from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import form_state, picker, settings_form
-from lora_studio.ui.train import picker as recipes
 from lora_studio.ui.train import presets as own
 from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.plan import Plan, form_plan
@@ -141,7 +139,7 @@ def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | 
     return {
         **plan_card.updates(view.card, planned),
         **picker.updates(view.picker, config if isinstance(config, Config) else None, planned),
-        view.cards: recipes.recipe_cards(now, preset, raws),
+        view.cards: picker.recipe_cards(now, preset, raws),
     }
 
 
@@ -151,11 +149,11 @@ def planned_of(studio: Studio, config: Config | ConfigError) -> Plan | None:
     return form_plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy()))
 
 
-def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> recipes.Situation:
+def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> picker.Situation:
     """What recipes are chosen by; the format of the rows is known where the data tab looked at this data."""
     seen = studio.looks.last(studio.workspace)
     shape = seen.shape if seen and seen.settings.get("data.train_file") == forms.values(raws)["data.train_file"] else ""
-    return recipes.situation(raws, planned, shape)
+    return picker.situation(raws, planned, shape)
 
 
 def fill(
@@ -174,7 +172,7 @@ def fill(
     return {
         **updates,
         view.preset: gr.Dropdown(choices=list(available), value=preset),
-        view.about: recipes.preset_about(available.get(preset or ""), raws),
+        view.about: picker.preset_about(available.get(preset or ""), raws),
         **own.updates(view.keeper, workspace, preset),
         **look(view, studio, (preset, raws), config, reported or ReportedProblems()),
     }

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from lora_studio.access.policy import Users
+from lora_studio.chat import choices
 from lora_studio.errors import StudioError
-from lora_studio.models import imports
 from lora_studio.models.adapters import read_card
 from lora_studio.workspace import Workspace
 from tests.adapters import files, safetensors, shapes_on, write, zipped
 
 
 def take(workspace: Workspace, archive: Path, base: str | None = None) -> Path:
-    return imports.from_zip(archive, workspace, archive.name, base)
+    return choices.from_zip(archive, workspace, archive.name, base)
 
 
 def test_an_adapter_comes_out_of_a_zip_with_what_runs_no_code_alone(workspace: Workspace, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_an_adapter_comes_out_of_a_zip_with_what_runs_no_code_alone(workspace: W
         "studio.json",
     ]
     assert read_card(folder).system_prompt == "Arr."
-    assert imports.imported(workspace) == [folder]
+    assert choices.imported(workspace) == [folder]
     assert take(workspace, archive) != folder
 
 
@@ -48,7 +48,7 @@ def test_an_adapter_comes_out_of_a_zip_with_what_runs_no_code_alone(workspace: W
 def test_a_path_that_leaves_the_folder_is_refused(workspace: Workspace, tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(StudioError, match=words):
         take(workspace, zipped(tmp_path / "a.zip", files() | {name: b"{}"}))
-    assert imports.imported(workspace) == []
+    assert choices.imported(workspace) == []
 
 
 def test_a_link_in_a_zip_is_refused(workspace: Workspace, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_file_that_lies_about_its_size_is_refused(workspace: Workspace, tmp_pa
     archive.write_bytes(lie)
     with pytest.raises(StudioError, match=r"not a valid zip file|larger than stated in the zip"):
         take(workspace, archive)
-    assert imports.imported(workspace) == []
+    assert choices.imported(workspace) == []
 
 
 def test_pickled_weights_are_refused_by_name(workspace: Workspace, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_another_task_kind_or_base_is_refused_with_the_reason(workspace: Workspa
         take(workspace, zipped(tmp_path / "c.zip", files(base_model_name_or_path="Qwen/Qwen3-8B")), "demo")
     with pytest.raises(StudioError, match="base /nowhere/model is not on this machine"):
         take(workspace, zipped(tmp_path / "d.zip", files(base_model_name_or_path="/nowhere/model")))
-    assert imports.imported(workspace) == []
+    assert choices.imported(workspace) == []
 
 
 def test_matrices_that_do_not_fit_the_base_are_refused(workspace: Workspace, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_damaged_weights_are_refused(workspace: Workspace, tmp_path: Path, weigh
     given = files() | {"adapter_model.safetensors": weights}
     with pytest.raises(StudioError, match="safetensors"):
         take(workspace, zipped(tmp_path / "a.zip", given))
-    assert imports.imported(workspace) == []
+    assert choices.imported(workspace) == []
 
 
 def test_what_is_no_zip_or_holds_no_adapter_is_a_sentence(workspace: Workspace, tmp_path: Path) -> None:
@@ -161,11 +161,11 @@ def test_what_is_no_zip_or_holds_no_adapter_is_a_sentence(workspace: Workspace, 
 
 def test_a_folder_is_checked_as_a_zip_is(workspace: Workspace, tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", files())
-    assert imports.from_folder(str(folder), workspace, "demo") == folder
+    assert choices.from_folder(str(folder), workspace, "demo") == folder
     with pytest.raises(StudioError, match="does not exist"):
-        imports.from_folder(str(tmp_path / "gone"), workspace)
+        choices.from_folder(str(tmp_path / "gone"), workspace)
     with pytest.raises(StudioError, match="There is no adapter in"):
-        imports.from_folder(str(tmp_path), workspace)
+        choices.from_folder(str(tmp_path), workspace)
 
 
 def test_whether_a_base_is_there_is_not_told_where_it_may_not_be_read(tmp_path: Path) -> None:
@@ -188,6 +188,6 @@ def test_whether_a_base_is_there_is_not_told_where_it_may_not_be_read(tmp_path: 
 def test_the_hub_is_not_asked_offline_nor_for_nonsense(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(StudioError, match="HF_HUB_OFFLINE disables"):
-        imports.from_hub("hub:owner/name", workspace)
+        choices.from_hub("hub:owner/name", workspace)
     with pytest.raises(StudioError, match="is not a valid name of an adapter"):
-        imports.from_hub("hub:../etc", workspace)
+        choices.from_hub("hub:../etc", workspace)
