@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
+from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS, machine_conflicts
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
@@ -91,6 +91,7 @@ def preflight(
     checks = [
         _model(config, numbers, seen),
         *_code(config),
+        *_settings(config, machine.device),
         *_precision(config, model, machine.device.kind),
         _data(config, data, seen),
         _template(data),
@@ -128,6 +129,12 @@ def _code(config: Config) -> list[Check]:
     if not may_run_code_of(config.model.name):
         return []
     return [Check("Code", NOTE, warning(config.model.name), "Continue only if you know what this code does.")]
+
+
+def _settings(config: Config, device: Device) -> list[Check]:
+    """The settings that cannot work on this machine; nothing where all can."""
+    problems = machine_conflicts(config, device.kind)
+    return [Check("Settings", FAILED, f"{problem.path}: {problem.message}.") for problem in problems]
 
 
 def _precision(config: Config, model: Architecture | None, kind: str) -> list[Check]:

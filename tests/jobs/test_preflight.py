@@ -122,6 +122,20 @@ def test_a_base_stored_in_4_bits_is_told_and_another_choice_refused(tmp_path: Pa
     assert (found.state, "stored in 4 bits" in found.found) == (state, True)
 
 
+def test_settings_that_the_device_cannot_run_fail_each_with_what_to_take() -> None:
+    mac = Machine(Device("Apple M2", "mps", 16 * GIB, 12 * GIB), 12 * GIB, 50 * GIB)
+    settings = config(model__quantization="4bit", training__optim="paged_adamw_8bit", model__dtype="float16")
+    report = preflight(settings, mac, FIRST)
+    found = [check.found for check in report.checks if check.title == "Settings"]
+    assert [words.partition(":")[0] for words in found] == ["training.optim", "model.dtype", "model.quantization"]
+    assert [words.rpartition("; ")[2] for words in found] == [
+        "use adamw_torch.",
+        "use auto or float32.",
+        "use none.",
+    ]
+    assert report.state == "failed"
+
+
 def test_a_base_stored_in_4_bits_is_refused_on_an_apple_gpu(tmp_path: Path) -> None:
     mac = Machine(Device("Apple M2", "mps", 16 * GIB, 12 * GIB), 12 * GIB, 50 * GIB)
     report = preflight(config(**stored(tmp_path)), mac, FIRST)
