@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.settings import settings
 from lora_studio.workspace import Workspace
 
 BASE = "base"
@@ -219,9 +218,6 @@ def read_state(workspace: Workspace, who: str) -> ChatState:
 
 def write_state(workspace: Workspace, who: str, state: ChatState) -> None:
     workspace.write_draft(f"chat-{draft_key(who)}", asdict(state))
-
-
-SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 
 
 def plain(sampling: Mapping[str, Any]) -> SettingValues:

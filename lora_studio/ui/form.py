@@ -12,7 +12,6 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from lora_studio.chat.conversation import SAMPLING
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
@@ -28,6 +27,8 @@ PATHS = (MODEL, "model.adapter_name_or_path", *FILES)
 SEPARATOR = " · "
 """Between a model's name and what the list of models says of it."""
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
+SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
+"""The settings of how an answer is sampled, in the order of their widgets."""
 
 
 def draw_widget(setting: Setting, name: str, choices: Sequence[tuple[str, str]] = ()) -> Component:

@@ -3,6 +3,7 @@
 The files go out with the page, so nothing is fetched from anywhere.
 """
 
+import importlib.resources
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,3 +173,10 @@ def on_load(function: str, **options: Any) -> str:
 def call(function: str, *values: Any) -> str:
     """The `js` of an event that calls one of the functions with values of the page's own."""
     return f"() => studio.{function}({', '.join(map(json.dumps, values))})"
+
+
+def plotly_script() -> str:
+    """The tag that brings plotly's script out of its own package; a page that has it twice loads it once."""
+    script = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
+    gr.set_static_paths([str(script)])
+    return f'<script src="gradio_api/file={script}"></script>'

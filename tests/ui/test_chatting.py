@@ -16,7 +16,7 @@ from lora_studio.access.policy import Users
 from lora_studio.chat import choices, conversation
 from lora_studio.chat import prompts as chat_prompts
 from lora_studio.chat.arbiter import BusyError, Engine, asker
-from lora_studio.chat.conversation import BASE, SAMPLING, ChatState
+from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
@@ -25,7 +25,7 @@ from lora_studio.ui import form
 from lora_studio.ui.chat import tab
 from lora_studio.ui.chat import tab as external
 from lora_studio.ui.chat.handlers import Chat, Click, Updates
-from lora_studio.ui.form import to_widget
+from lora_studio.ui.form import SAMPLING, to_widget
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write, zipped

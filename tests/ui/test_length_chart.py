@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.ui import charts
-from lora_studio.ui.charts import LengthDrawing
+from lora_studio.ui.data import lengths as chart
+from lora_studio.ui.data.lengths import LengthDrawing
 from lora_studio.ui.data.report import cut_place, cut_words
 
 
@@ -28,7 +28,7 @@ def result() -> dict[str, Any]:
 
 def lengths(result: dict[str, Any], cut: int) -> LengthDrawing:
     is_set = cut == cut_place(result, result["max_length"])
-    return charts.lengths(result, cut, cut_words(result, cut), is_set=is_set)
+    return chart.lengths(result, cut, cut_words(result, cut), is_set=is_set)
 
 
 def test_bars_say_their_lengths_and_rows_and_those_beyond_the_cut_are_marked(result: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from lora_studio.chat import arbiter, conversation, prompts
 from lora_studio.chat import choices as chat_choices
 from lora_studio.chat.arbiter import Answer, Ready, Status, asker
 from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, select_models
-from lora_studio.chat.conversation import BASE, SAMPLING, ChatState, plain
+from lora_studio.chat.conversation import BASE, ChatState, plain
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
@@ -212,7 +212,7 @@ class Chat:
         return markup.board(visible, turns, marks=talk.marks, busy=busy)
 
     def _sampling_shown(self, talk: ChatState) -> Updates:
-        boxes = zip(self.parts.sampling, SAMPLING, strict=True)
+        boxes = zip(self.parts.sampling, form.SAMPLING, strict=True)
         return {box: form.to_widget(item, talk.sampling.get(item.path, item.default)) for box, item in boxes}
 
     # -- memory

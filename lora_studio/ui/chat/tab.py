@@ -15,7 +15,7 @@ import gradio as gr
 from lora_studio.chat import choices, prompts
 from lora_studio.chat.arbiter import Ready, Status
 from lora_studio.chat.choices import FOLDER, MAX_ADAPTERS, select_models
-from lora_studio.chat.conversation import BASE, SAMPLING, BlindTrial, ChatState, draft_key, plain
+from lora_studio.chat.conversation import BASE, BlindTrial, ChatState, draft_key, plain
 from lora_studio.chat.prompts import Answered, examples_for
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
@@ -385,7 +385,9 @@ def _draw_settings(like: str) -> tuple[gr.HTML, gr.Textbox, gr.Dropdown, list[An
             [like], value=like, label="Sample as a preset does", info="Fills in the settings below.", filterable=False
         )
         with gr.Column(elem_classes="grid"):
-            sampling = [form.draw_widget(setting, f"chat-{setting.path.rpartition('.')[2]}") for setting in SAMPLING]
+            sampling = [
+                form.draw_widget(setting, f"chat-{setting.path.rpartition('.')[2]}") for setting in form.SAMPLING
+            ]
     with gr.Accordion("Adapter details", open=False):
         cards = gr.HTML(elem_id="chat-cards")
     return cards, system, like_box, sampling

@@ -24,9 +24,9 @@ from lora_studio.jobs.protocol import (
     TryReading,
 )
 from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
-from lora_studio.ui import charts, form, html, job_views
+from lora_studio.ui import form, html, job_views
 from lora_studio.ui.components import Handover, Updates, Wish
-from lora_studio.ui.data import mapping_form, report
+from lora_studio.ui.data import lengths, mapping_form, report
 from lora_studio.ui.data.choice import (
     BAD_ROWS,
     CHOICE,
@@ -471,7 +471,7 @@ class AnalysisHandlers:
         suggested = result["suggested"]["max_length"]
         new = at not in (used, suggested) and min(at, used) < longest  # from the longest row on, all are the same
         return {
-            self.view.histogram: charts.lengths(
+            self.view.histogram: lengths.lengths(
                 result, at, report.cut_words(result, at), is_set=at == report.cut_place(result, used)
             ),
             self.view.sentence: report.limit_sentence(result, at),

@@ -12,9 +12,9 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
-from lora_studio.ui import charts, html, theme
+from lora_studio.ui import html, theme
 from lora_studio.ui.components import QUIET, Shared
-from lora_studio.ui.runs import compare, details, header, queue, results, table
+from lora_studio.ui.runs import charts, details, header, queue, results, table
 from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import PageSection, RunView, Studio, ViewState, ViewValues, refresh_view, updates
 
@@ -94,7 +94,7 @@ def build(studio: Studio, shared: Shared) -> None:
         with gr.Column(visible=False, elem_classes="run-page", min_width=0) as page:
             gr.HTML(html.render("runs.back"), js_on_load=theme.on_load("runBack"), elem_id="runs-back")
             with gr.Column(visible=False, elem_classes="runs-compared") as several:
-                compared = compare.build_compare(studio, shared, choice)
+                compared = charts.build_compare(studio, shared, choice)
             with gr.Column(visible=False, elem_classes="run-looked-at") as single:
                 parts = build_sections(studio, shared)
     linked = gr.Textbox(visible=False)
@@ -142,7 +142,7 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
     """What every part of the tab shows now. Costly parts are taken from `before` if nothing happened."""
     now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
-    several = compare.chosen(runs, choice.ticked) if choice.comparing else []
+    several = charts.chosen(runs, choice.ticked) if choice.comparing else []
     owner = studio.audience.owner if studio.workspace.policy.is_admin else ""
     listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner) | queue.view_queue(studio)
     if unread := studio.supervisor.unread:
@@ -168,4 +168,4 @@ def _compared(studio: Studio, runs: Sequence[RunState], choice: TableChoice, bef
     cached = before.compare.get("compare")
     if cached is not None and cached[0] == stamp:
         return before.compare
-    return {"compare": (stamp, compare.view_compare(studio, runs, len(choice.ticked), style))}
+    return {"compare": (stamp, charts.view_compare(studio, runs, len(choice.ticked), style))}

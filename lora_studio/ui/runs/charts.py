@@ -1,6 +1,11 @@
-"""Several runs beside each other: the settings that differ, one chart of all, their results, and the winner."""
+"""The curves of a run, and of several beside each other with the settings that differ, their results and the winner.
 
-from collections.abc import Sequence
+The browser keeps one chart and gets new numbers, so zoom and hidden curves stay. How curves are drawn is kept in the
+workspace and holds for every run.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,14 +15,102 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.health import Winner, winner
 from lora_studio.runs.summary import RunResult, SettingDifference, differences, overview, results, settings_of
-from lora_studio.ui import charts, html, words
+from lora_studio.ui import html, theme, words
 from lora_studio.ui.components import QUIET, Components, Shared, Wish
-from lora_studio.ui.curves import Style
+from lora_studio.ui.curves import AXES, SCALES, Style
 from lora_studio.ui.form import each_in_words
 from lora_studio.ui.runs.table import TableChoice
-from lora_studio.ui.studio import Studio, ViewValues
+from lora_studio.ui.studio import RunView, Studio, ViewValues
+from lora_studio.workspace import Workspace
 
 MAX_COMPARED, MAX_NAME = 8, 32
+STYLE = "chart-style"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The widgets beside a chart, from which `style` is made."""
+
+    axis: gr.Radio
+    smoothing: gr.Slider
+    scale: gr.Radio
+    everything: gr.Checkbox
+
+    @property
+    def widgets(self) -> list[Any]:
+        """In the order that `style` takes their values."""
+        return [self.axis, self.smoothing, self.scale, self.everything]
+
+
+def style(axis: str, smoothing: float, scale: str | bool, everything: bool) -> Style:
+    """How a person wants the curves drawn, from the values of the controls; a box for the scale was ticked earlier."""
+    named = "log" if scale is True else scale if scale in SCALES else "auto"
+    return Style(axis, min(max(float(smoothing), 0.0), 0.99), str(named), everything)
+
+
+def draw_controls(start: Style | None = None) -> Controls:
+    """Draws the controls in one row."""
+    start = start or Style()
+    with gr.Row(elem_classes="chart-controls"):
+        across = [(name.capitalize(), name) for name in AXES]
+        axis = gr.Radio(across, value=start.axis, label="X axis", min_width=220)
+        smoothing = gr.Slider(0, 0.99, value=start.smoothing, step=0.01, label="Smoothing", min_width=200)
+        scale = gr.Radio(
+            [(name.capitalize(), name) for name in SCALES], value=start.scale, label="Scale", min_width=200
+        )
+        everything = gr.Checkbox(value=start.everything, label="Show more curves", min_width=160)
+    return Controls(axis, smoothing, scale, everything)
+
+
+def curves_chart(
+    elem_id: str = "chart", label: str = "Charts of the run: loss, learning rate, gradient norm"
+) -> gr.HTML:
+    """The chart's place on the page; its value is a `curves.drawing`."""
+    return gr.HTML(
+        value={},
+        html_template=f'<div class="chart" role="img" aria-label="{label}"></div>',
+        js_on_load=theme.on_load("charts.curves"),
+        head=theme.plotly_script(),
+        elem_id=elem_id,
+    )
+
+
+def build_chart(studio: Studio, shared: Shared) -> Components:
+    """Chart, and its controls in a fold. A change of the controls is drawn at once."""
+    chart = curves_chart()
+    with gr.Accordion("Chart options", open=False, visible=False, elem_id="chart-options") as fold:
+        controls = draw_controls(kept_style(studio.workspace))
+
+    def draw(run_id: str, *wishes: Any) -> Any:
+        studio.workspace.write_draft(STYLE, list(wishes))
+        try:
+            run = studio.supervisor.state(run_id)
+        except StudioError:  # deleted meanwhile: the tab takes it away
+            return gr.skip()
+        return studio.curves.draw({words.name_of(run): run}, style(*wishes))
+
+    changes = [widget.input for widget in controls.widgets]
+    gr.on(changes, draw, [shared.run, *controls.widgets], chart, trigger_mode="always_last", **QUIET)
+    return {"controls": fold, "chart": chart}
+
+
+def kept_style(workspace: Workspace) -> Style:
+    """How curves were drawn last."""
+    draft = workspace.read_draft(STYLE)
+    try:
+        return style(*draft) if isinstance(draft, list) else Style()
+    except (TypeError, ValueError):
+        return Style()
+
+
+def stamp_chart(view: RunView) -> Hashable:
+    return view.mark, kept_style(view.studio.workspace)
+
+
+def view_chart(view: RunView) -> ViewValues:
+    run = view.run
+    style = kept_style(view.studio.workspace)
+    return {"controls": bool(run.steps), "chart": view.studio.curves.draw({words.name_of(run): run}, style)}
 
 
 def build_compare(studio: Studio, shared: Shared, choice: gr.State) -> Components:
@@ -31,7 +124,7 @@ def build_compare(studio: Studio, shared: Shared, choice: gr.State) -> Component
             )
     line = gr.HTML(elem_id="compare-winner")
     settings = gr.HTML(elem_id="compare-settings")
-    chart = charts.curves_chart("compare-chart", "Curves of the compared runs in one chart")
+    chart = curves_chart("compare-chart", "Curves of the compared runs in one chart")
     outcomes = gr.HTML(elem_id="compare-results")
     for tab, button in (("chat", chat), ("evaluate", evaluate)):
         button.click(partial(open_ticked, tab), choice, [shared.wish, shared.tabs], **QUIET)
