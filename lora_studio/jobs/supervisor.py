@@ -255,7 +255,10 @@ class Supervisor:
             "model": config.model.name,
             "data": config.data.train_file,
             "seed": config.training.seed,
-            "versions": {"lora_studio": __version__, **_versions()},
+            "versions": {
+                "lora_studio": __version__,
+                **{name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
+            },
         }
 
         def make() -> JobFolder:
@@ -538,7 +541,3 @@ def with_absolute_paths(config: Config) -> Config:
 def _absolute(name: str) -> str:
     path = Path(os.path.expanduser(name))
     return str(path.resolve()) if name not in shipped_data() and os.path.exists(path) else name
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS}

@@ -332,7 +332,9 @@ def _llama(family: str, numbers: JsonObject) -> Architecture:
     every = tuple(range(sizes["layers"]))
     hidden, size = sizes["hidden"], sizes["head_size"]
     linears = _attention(numbers, sizes, *_attention_biases(family, numbers))
-    linears += _mlp("model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), _mlp_bias(numbers), every)
+    linears += _mlp(
+        "model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), bool(numbers.get("mlp_bias")), every
+    )
     names = {"gemma2": AROUND_BOTH, "gemma3_text": AROUND_BOTH, "olmo2": AFTER_BOTH}.get(family, BEFORE_BOTH)
     heads = (size, size) if family in ("qwen3", "gemma3_text") else None
     if family == "olmo2":
@@ -346,10 +348,6 @@ def _llama(family: str, numbers: JsonObject) -> Architecture:
         exact=family in LLAMA_LIKE,
         counted=family in LLAMA_LIKE,
     )
-
-
-def _mlp_bias(numbers: Mapping[str, Any]) -> bool:
-    return bool(numbers.get("mlp_bias", False))
 
 
 def _phi3(family: str, numbers: JsonObject) -> Architecture:

@@ -92,7 +92,7 @@ def worse_than_base(run: RunState, config: Config, measured: Mapping[str, Any] |
         return None
     base, adapter = measured.get("base_loss"), measured.get("adapter_loss")
     losses = [item.loss for item in run.evaluations]
-    if base is not None and losses and _finite(min(losses)) and min(losses) < base and overfitting(run, config):
+    if base is not None and losses and math.isfinite(min(losses)) and min(losses) < base and overfitting(run, config):
         return None  # it was better than the base once: overfitting says when
     finding = "The logits of base or adapter are not finite."
     if base is not None and adapter is not None:
@@ -131,8 +131,12 @@ def no_effect(run: RunState, config: Config, measured: Mapping[str, Any] | None)
 def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
     """A loss, validation loss or gradient norm that is no number in the last ten points: nothing learned after it can
     be right."""
-    bad = [item.step for item in run.steps[-10:] if not _finite(item.loss) or not _finite(item.grad_norm or 0.0)]
-    bad += [item.step for item in run.evaluations[-10:] if not _finite(item.loss)]
+    bad = [
+        item.step
+        for item in run.steps[-10:]
+        if not math.isfinite(item.loss) or not math.isfinite(item.grad_norm or 0.0)
+    ]
+    bad += [item.step for item in run.evaluations[-10:] if not math.isfinite(item.loss)]
     if not bad:
         return None
     settings: SettingValues = {"training.learning_rate": _rounded(config.training.learning_rate / 3)}
@@ -170,8 +174,8 @@ def exploding_gradient(run: RunState, config: Config) -> Diagnosis | None:
 
     Many runs begin with a large gradient that falls at once; one that stays large makes every step a jump.
     """
-    norms = [item.grad_norm for item in run.steps[:5] if item.grad_norm is not None and _finite(item.grad_norm)]
-    last = [item.grad_norm for item in run.steps[-5:] if item.grad_norm is not None and _finite(item.grad_norm)]
+    norms = [item.grad_norm for item in run.steps[:5] if item.grad_norm is not None and math.isfinite(item.grad_norm)]
+    last = [item.grad_norm for item in run.steps[-5:] if item.grad_norm is not None and math.isfinite(item.grad_norm)]
     if len(run.steps) < 10 or len(last) < 5 or not norms:
         return None
     now = statistics.median(last)
@@ -199,7 +203,7 @@ def flat_loss(run: RunState, config: Config) -> Diagnosis | None:
     if len(points) < 20:
         return None
     first, last = _mean_loss(points[:5]), _mean_loss(points[-5:])
-    if not _finite(first) or not _finite(last) or last < 0.1 or last < 0.98 * first:
+    if not math.isfinite(first) or not math.isfinite(last) or last < 0.1 or last < 0.98 * first:
         return None
     method, now = config.training.method, config.training.learning_rate
     high = now >= MAX_RATE[method]
@@ -220,7 +224,7 @@ def overfitting(run: RunState, config: Config) -> Diagnosis | None:
     One worse evaluation is scatter; two, and 5 %, are more than a validation set of twenty rows scatters by.
     """
     losses = [item.loss for item in run.evaluations]
-    if len(losses) < 3 or not all(map(_finite, losses)):
+    if len(losses) < 3 or not all(map(math.isfinite, losses)):
         return None
     best = losses.index(min(losses))
     if len(losses) - 1 - best < 2 or losses[-1] < 1.05 * losses[best] or losses[-1] - losses[best] < 0.01:
@@ -351,7 +355,7 @@ def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
     if len(points) < 10 or run.step < 0.25 * run.total_steps:
         return None
     loss, entropy = _mean_loss(points), statistics.fmean(item.entropy or 0.0 for item in points)
-    if not _finite(loss) or loss < 0.2 or loss < 5 * entropy:
+    if not math.isfinite(loss) or loss < 0.2 or loss < 5 * entropy:
         return None
     before = run.steps[-20:-10]
     if before and loss < 0.95 * _mean_loss(before):
@@ -421,10 +425,6 @@ def _mean_loss(points: Sequence[StepLogged]) -> float:
 def _is_low_rate(config: Config) -> bool:
     training = config.training
     return training.learning_rate < MIN_SHARE * USUAL_RATE[training.method]
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
 
 
 def _rounded(rate: float) -> float:

@@ -397,7 +397,7 @@ def _outcome(run: Overview, state: RunState) -> dict[tuple[str, str], Any]:
     point = state.steps[-1] if state.steps else None
     metrics = {
         (f"final {name.replace('_', ' ')}", "share" if name in SHARES else "loss"): value
-        for name, value in _metrics(last)
+        for name, value in (last.metrics.items() if last else ())
     }
     return {
         ("state", "words"): run.state,
@@ -417,7 +417,3 @@ def _outcome(run: Overview, state: RunState) -> dict[tuple[str, str], Any]:
         ("peak memory", "bytes"): run.result.get("peak_memory_bytes"),
         ("time", "seconds"): run.seconds,
     }
-
-
-def _metrics(last: Evaluated | None) -> list[tuple[str, float]]:
-    return list(last.metrics.items()) if last else []

@@ -1,6 +1,6 @@
 """Runs in words and markup: states, phases, times. Plain functions of a run's state; no gradio.
 
-General words (sizes, tables, notices) are in text.py.
+General words (sizes, tables, notices) are in html.py.
 """
 
 import math

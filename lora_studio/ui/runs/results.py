@@ -146,16 +146,12 @@ def table(run_id: str, on_disk: list[Checkpoint], final: bool) -> str:
     if not on_disk:
         return html.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
     metrics = list(dict.fromkeys(name for item in on_disk for name in item.metrics))
-    more = ["Epoch", *(words.sentence_case(_spaced(name))[:-1] for name in metrics), "Size"]
+    more = ["Epoch", *(words.sentence_case(name.replace("_", " "))[:-1] for name in metrics), "Size"]
     rows = [
         (item, *_numbers(item, metrics), [act for act in ACTIONS if final or act[0] != "delete"]) for item in on_disk
     ]
     total = f"{html.count(len(on_disk), 'checkpoint')}, {html.size(sum(item.bytes for item in on_disk))}"
     return html.hint(total) + html.render("runs.checkpoints", more, rows, run_id)
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _numbers(item: Checkpoint, metrics: list[str]) -> tuple[str, list[str]]:
