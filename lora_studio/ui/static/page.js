@@ -103,9 +103,13 @@ const tellDocs = () => {
 };
 studio.header = ({element}) => studio.clicks({element}, {here: {theme: switchTheme}});
 
-// Writes the tab in sight into the address; of the timers, each named by its tab, those of that tab tick.
+// Writes the tab in sight into the address; of the timers, each named by its tab, those of that tab tick. Another tab
+// is seen from its top.
+let seenTab;
 studio.timersInSight = (places) => {
   const open = openTab();
+  if (seenTab && seenTab !== open) scrollTo(0, 0);
+  seenTab = open;
   writeAddress(open);
   return places.map((tab) => ({__type__: 'update', active: tab === open}));
 };
