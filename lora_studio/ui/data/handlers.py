@@ -201,7 +201,14 @@ class AnalysisHandlers:
         """Nothing of a file in sight."""
         c, v = self.controls, self.view
         hidden: Updates = {v.example: gr.Column(visible=False), v.body: gr.Column(visible=False)}
-        hidden |= {v.summary: "", v.outdated: "", v.result: None, v.analyzed: None, v.rows: gr.Accordion(visible=False)}
+        hidden |= {
+            v.summary: "",
+            v.notes: "",
+            v.outdated: "",
+            v.result: None,
+            v.analyzed: None,
+            v.rows: gr.Accordion(visible=False),
+        }
         return (
             hidden
             | mapping_form.hide(v.reading)

@@ -129,11 +129,13 @@ studio.showAnalysis = () => {
   if (look.getBoundingClientRect().bottom > innerHeight - 80) look.scrollIntoView({block: 'start', behavior: 'smooth'});
 };
 
-// The tab opens where the page was scrolled to before, which is rarely where the notice is.
+// On a phone, the notice is below what is in sight first.
 studio.showChanges = () =>
   setTimeout(() => {
     const notice = document.querySelector('#form-changes');
-    if (notice?.offsetParent) notice.scrollIntoView({block: 'center'});
+    if (!notice?.offsetParent) return;
+    const {top, bottom} = notice.getBoundingClientRect();
+    if (top < 0 || bottom > innerHeight) notice.scrollIntoView({block: 'center'});
   }, 150);
 
 studio.showProblems = () =>
