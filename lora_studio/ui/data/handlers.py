@@ -200,20 +200,15 @@ class AnalysisHandlers:
     def _nothing(self) -> Updates:
         """Nothing of a file in sight."""
         c, v = self.controls, self.view
-        hidden: Updates = {v.example: gr.Column(visible=False), v.body: gr.Column(visible=False)}
-        hidden |= {
-            v.summary: "",
-            v.notes: "",
-            v.outdated: "",
-            v.result: None,
-            v.analyzed: None,
+        return {
+            **dict.fromkeys((v.example, v.body), gr.Column(visible=False)),
+            **dict.fromkeys((v.summary, v.notes, v.outdated), ""),
+            **dict.fromkeys((v.result, v.analyzed)),
             v.rows: gr.Accordion(visible=False),
+            c.look: gr.Button(variant="primary"),
+            c.train: gr.Button(visible=False),
+            **mapping_form.hide(v.reading),
         }
-        return (
-            hidden
-            | mapping_form.hide(v.reading)
-            | {c.look: gr.Button(variant="primary"), c.train: gr.Button(visible=False)}
-        )
 
     def _unchanged(self) -> Updates:
         """Nothing to show: an update without any component is an error to Gradio."""
