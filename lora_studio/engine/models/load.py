@@ -42,142 +42,6 @@ from lora_studio.models.shape import stored_quantization
 from lora_studio.units import count
 from lora_studio.workspace import model_source
 
-MAX_TOKENIZER_BYTES = 200_000_000
-# Tokens that models bring for padding or that never stand in a text, best first.
-PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-
-
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's name, with a padding token that exists in its vocabulary."""
-    source = checked_source(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=may_run_code_of(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise not_loadable(name, revision, error) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = _padding(tokenizer)
-    return tokenizer
-
-
-def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer that an adapter was trained with, and why its own is not used; "" if it is used or there is none.
-
-    Its own is used if all its ids are below `rows`, the size of the embeddings, and it agrees with the base's on shared
-    tokens; otherwise, and if both are equal, the result is `base` itself.
-    """
-    if not brings_tokenizer(folder):
-        return base, ""
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        return _with_end(base, read_object(folder / TOKENIZER_SETTINGS)), ""
-    try:
-        if (folder / "tokenizer.json").is_file() and "vocab" not in read_object(
-            folder / "tokenizer.json", MAX_TOKENIZER_BYTES
-        )["model"]:
-            raise ValueError("tokenizer.json has no vocabulary")
-        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (StudioError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        return (
-            base,
-            f"The tokenizer of {folder.name} cannot be read ({first_line(error)}). The base's tokenizer is used.",
-        )
-    if why := _why_not(own.get_vocab(), base.get_vocab(), rows):
-        return base, f"The tokenizer of {folder.name} does not fit: {why}. The base's tokenizer is used."
-    if own.pad_token_id is None:
-        own.pad_token = base.pad_token if base.pad_token in own.get_vocab() else _padding(own)
-    return (base, "") if _same(own, base) else (own, "")
-
-
-def _with_end(base: PreTrainedTokenizerBase, settings: JsonObject) -> PreTrainedTokenizerBase:
-    """The base's tokenizer with the end token of an adapter that has only a tokenizer_config.json."""
-    end = settings.get("eos_token")
-    end = end.get("content") if isinstance(end, dict) else end
-    if not isinstance(end, str) or end == base.eos_token or end not in base.get_vocab():
-        return base
-    own = copy.deepcopy(base)
-    own.eos_token = end
-    return own
-
-
-def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
-    """Why a vocabulary does not fit embeddings with that many rows; "" if it fits."""
-    highest = max(own.values(), default=-1)
-    if highest >= rows:
-        return f"its token ids go up to {highest:,}, but the model has embeddings for {rows:,} tokens"
-    shared = [token for token in own if token in base]
-    different = sum(own[token] != base[token] for token in shared)
-    if different or 2 * len(shared) < len(base):
-        return f"{different or len(base) - len(shared):,} of the base's {len(base):,} tokens differ"
-    return ""
-
-
-def _same(tokenizer: Any, other: Any) -> bool:
-    """Whether two tokenizers encode every text the same way, including its end."""
-    if tokenizer.special_tokens_map != other.special_tokens_map or not (tokenizer.is_fast and other.is_fast):
-        return False
-    first, second = (json.loads(item.backend_tokenizer.to_str()) for item in (tokenizer, other))
-    return {**first, "truncation": None, "padding": None} == {**second, "truncation": None, "padding": None}
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A padding token. Labels are explicit here, so padding with the end token does not make the model unlearn it."""
-    vocabulary = tokenizer.get_vocab()
-    for token in PAD_TOKENS:
-        if token in vocabulary and token != tokenizer.eos_token:
-            return token
-    if tokenizer.eos_token is None:
-        raise StudioError(
-            "The tokenizer has neither a padding token nor an end token.", "Choose another model, or fix its tokenizer."
-        )
-    return tokenizer.eos_token
-
-
-def checked_source(name: str) -> str:
-    """A folder or a Hub id; a name that can only be a folder has to contain a model."""
-    source = model_source(name)
-    path = Path(source)
-    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or os.path.isdir(source)
-    if not looks_local:
-        return source
-    if not os.path.isdir(source):
-        raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
-    if not (path / "config.json").is_file():
-        adapter = (path / SETTINGS_FILE).is_file()
-        content = "an adapter, not a model" if adapter else "no config.json"
-        raise StudioError(f"The folder {source} contains {content}.", "Give the folder of a base model, or a Hub id.")
-    return source
-
-
-def not_loadable(name: str, revision: str | None, error: Exception) -> StudioError:
-    """Converts the libraries' many errors for a missing model to one of ours."""
-    text, at = str(error), f" at revision {revision}" if revision else ""
-    if "trust_remote_code" in text or "custom code" in text:
-        return StudioError(
-            f"{name} contains custom code, which LoRA Studio does not run.",
-            way_to_allow(name),
-        )
-    if "does not recognize this architecture" in text or "Unrecognized model" in text:
-        return StudioError(f"transformers does not support the architecture of {name}.", first_line(error))
-    if "gated" in text or "401" in text:
-        return StudioError(
-            f"{name} is gated on the Hub.", "Accept its terms on the Hub and set HF_TOKEN before the start."
-        )
-    if os.path.isdir(model_source(name)):
-        return StudioError(
-            f"The model in {name} cannot be read: {first_line(error)}", "Check that the folder is complete."
-        )
-    return StudioError(
-        f"The model {name!r}{at} is neither a local folder nor available on the Hub.",
-        "Check the spelling and the network. Without a network, only folders, cached models and `demo` work.",
-    )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, or two if the first only introduces the second."""
-    lines = str(error).strip().splitlines() or [""]
-    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return " ".join(text.split())[:300]
-
-
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHOWN_TENSORS = 6
 CAN_BE_FULL = ("(bitsandbytes)", "fp8", "mxfp4")
@@ -464,3 +328,139 @@ class Download:
             if self._going_on and done >= total:
                 self._going_on = False
                 self._log.phase(self._back_to)
+
+
+MAX_TOKENIZER_BYTES = 200_000_000
+# Tokens that models bring for padding or that never stand in a text, best first.
+PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's name, with a padding token that exists in its vocabulary."""
+    source = checked_source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=may_run_code_of(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loadable(name, revision, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _padding(tokenizer)
+    return tokenizer
+
+
+def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer that an adapter was trained with, and why its own is not used; "" if it is used or there is none.
+
+    Its own is used if all its ids are below `rows`, the size of the embeddings, and it agrees with the base's on shared
+    tokens; otherwise, and if both are equal, the result is `base` itself.
+    """
+    if not brings_tokenizer(folder):
+        return base, ""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return _with_end(base, read_object(folder / TOKENIZER_SETTINGS)), ""
+    try:
+        if (folder / "tokenizer.json").is_file() and "vocab" not in read_object(
+            folder / "tokenizer.json", MAX_TOKENIZER_BYTES
+        )["model"]:
+            raise ValueError("tokenizer.json has no vocabulary")
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (StudioError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        return (
+            base,
+            f"The tokenizer of {folder.name} cannot be read ({first_line(error)}). The base's tokenizer is used.",
+        )
+    if why := _why_not(own.get_vocab(), base.get_vocab(), rows):
+        return base, f"The tokenizer of {folder.name} does not fit: {why}. The base's tokenizer is used."
+    if own.pad_token_id is None:
+        own.pad_token = base.pad_token if base.pad_token in own.get_vocab() else _padding(own)
+    return (base, "") if _same(own, base) else (own, "")
+
+
+def _with_end(base: PreTrainedTokenizerBase, settings: JsonObject) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with the end token of an adapter that has only a tokenizer_config.json."""
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if not isinstance(end, str) or end == base.eos_token or end not in base.get_vocab():
+        return base
+    own = copy.deepcopy(base)
+    own.eos_token = end
+    return own
+
+
+def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
+    """Why a vocabulary does not fit embeddings with that many rows; "" if it fits."""
+    highest = max(own.values(), default=-1)
+    if highest >= rows:
+        return f"its token ids go up to {highest:,}, but the model has embeddings for {rows:,} tokens"
+    shared = [token for token in own if token in base]
+    different = sum(own[token] != base[token] for token in shared)
+    if different or 2 * len(shared) < len(base):
+        return f"{different or len(base) - len(shared):,} of the base's {len(base):,} tokens differ"
+    return ""
+
+
+def _same(tokenizer: Any, other: Any) -> bool:
+    """Whether two tokenizers encode every text the same way, including its end."""
+    if tokenizer.special_tokens_map != other.special_tokens_map or not (tokenizer.is_fast and other.is_fast):
+        return False
+    first, second = (json.loads(item.backend_tokenizer.to_str()) for item in (tokenizer, other))
+    return {**first, "truncation": None, "padding": None} == {**second, "truncation": None, "padding": None}
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A padding token. Labels are explicit here, so padding with the end token does not make the model unlearn it."""
+    vocabulary = tokenizer.get_vocab()
+    for token in PAD_TOKENS:
+        if token in vocabulary and token != tokenizer.eos_token:
+            return token
+    if tokenizer.eos_token is None:
+        raise StudioError(
+            "The tokenizer has neither a padding token nor an end token.", "Choose another model, or fix its tokenizer."
+        )
+    return tokenizer.eos_token
+
+
+def checked_source(name: str) -> str:
+    """A folder or a Hub id; a name that can only be a folder has to contain a model."""
+    source = model_source(name)
+    path = Path(source)
+    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or os.path.isdir(source)
+    if not looks_local:
+        return source
+    if not os.path.isdir(source):
+        raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
+    if not (path / "config.json").is_file():
+        adapter = (path / SETTINGS_FILE).is_file()
+        content = "an adapter, not a model" if adapter else "no config.json"
+        raise StudioError(f"The folder {source} contains {content}.", "Give the folder of a base model, or a Hub id.")
+    return source
+
+
+def not_loadable(name: str, revision: str | None, error: Exception) -> StudioError:
+    """Converts the libraries' many errors for a missing model to one of ours."""
+    text, at = str(error), f" at revision {revision}" if revision else ""
+    if "trust_remote_code" in text or "custom code" in text:
+        return StudioError(
+            f"{name} contains custom code, which LoRA Studio does not run.",
+            way_to_allow(name),
+        )
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return StudioError(f"transformers does not support the architecture of {name}.", first_line(error))
+    if "gated" in text or "401" in text:
+        return StudioError(
+            f"{name} is gated on the Hub.", "Accept its terms on the Hub and set HF_TOKEN before the start."
+        )
+    if os.path.isdir(model_source(name)):
+        return StudioError(
+            f"The model in {name} cannot be read: {first_line(error)}", "Check that the folder is complete."
+        )
+    return StudioError(
+        f"The model {name!r}{at} is neither a local folder nor available on the Hub.",
+        "Check the spelling and the network. Without a network, only folders, cached models and `demo` work.",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error, or two if the first only introduces the second."""
+    lines = str(error).strip().splitlines() or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return " ".join(text.split())[:300]
