@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,17 +214,44 @@ def test_the_command_line_imports_the_page_only_inside_a_function() -> None:
     assert not any(module.startswith("lora_studio.ui") for module in at_start)
 
 
-def test_no_module_imports_itself_round_a_circle() -> None:
-    graph = {
-        name_of(path): {module for module, _ in imports(path, everywhere=True) if module in KNOWN} for path in MODULES
+MAX_MODULES, MAX_SINGLE_IMPORTERS, MAX_REACHED = 190, 45, 21.5
+"""Modules of the package, those that a single other imports, and how many a module reaches through imports on average.
+The numbers may only become smaller."""
+
+
+def _graph() -> dict[str, set[str]]:
+    """Each module with those that it imports."""
+    return {
+        name_of(path): {module for module, _ in imports(path, everywhere=True) if module in KNOWN} - {name_of(path)}
+        for path in MODULES
     }
+
+
+def test_modules_are_few_and_reach_few_others() -> None:
+    graph = _graph()
+    importers = Counter(module for imported in graph.values() for module in imported)
+    reached = 0
+    for module in graph:
+        seen, waiting = {module}, [module]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        reached += len(seen) - 1
+    assert len(graph) <= MAX_MODULES
+    assert sum(importers[module] == 1 for module in graph) <= MAX_SINGLE_IMPORTERS
+    assert reached / len(graph) <= MAX_REACHED
+
+
+def test_no_module_imports_itself_round_a_circle() -> None:
+    graph = _graph()
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
         assert module not in trail, " -> ".join((*trail, module))
         if module in done:
             return
-        for below in graph[module] - {module}:
+        for below in graph[module]:
             visit(below, (*trail, module))
         done.add(module)
 
