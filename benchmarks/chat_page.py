@@ -22,14 +22,14 @@ import gradio as gr
 import numpy as np
 from safetensors.numpy import save_file
 
-from lora_studio.chat.conversation import SAMPLING, ChatState
+from lora_studio.chat.conversation import ChatState
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.jobs.events import Finished, RunStarted, to_line
 from lora_studio.jobs.protocol import Piece, Request
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.chat import tab
 from lora_studio.ui.chat.handlers import Chat
-from lora_studio.ui.form import to_widget
+from lora_studio.ui.form import SAMPLING, to_widget
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 
