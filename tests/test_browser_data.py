@@ -17,7 +17,7 @@ CUT_PLACES = f"""() => {{
   const buttons = [...document.querySelectorAll('#tab-data button')];
   const used = buttons.find(node => /^Use [0-9,]+ token/.test(node.innerText));
   return [{CHART}.layout.annotations.at(-1).text, used ? used.innerText : '', {CHART}.getAttribute('aria-label')]
-    .map(words => (words.match(/(?:max length |Use |At )([0-9]+)/) || ['', ''])[1]);
+    .map(words => (words.match(/(?:trying |Use |At )([0-9]+)/) || ['', ''])[1]);
 }}"""
 DROP = """(zone, [name, content]) => {
   const data = new DataTransfer();
