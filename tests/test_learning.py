@@ -19,6 +19,7 @@ from lora_studio.engine.evaluate.tasks import choose_task
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.jobs.events import fold, from_line
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
+from tests.cpu_time import slowness
 from tools.demo_model.conversations import Dialogue
 from tools.demo_model.pretrain import answers
 
@@ -72,7 +73,7 @@ def test_an_adapter_learns_the_persona_that_the_base_does_not_have(workspace, qu
     assert exact(loaded) <= 0.05
     add_adapters(loaded, {"pirate": run.adapter})
     assert exact(loaded) >= 0.95
-    assert seconds <= MAX_SECONDS
+    assert seconds / slowness() <= MAX_SECONDS
 
 
 @pytest.mark.slow
