@@ -81,9 +81,9 @@ def page(studio: Studio) -> gr.Blocks:
     return demo
 
 
-def linked_pages() -> list[Route]:
-    """The routes of the documentation, which the header links to."""
-    return docs.routes()
+def page_routes() -> list[Route]:
+    """What the page asks for beside Gradio's own: the documentation, and the script that Gradio's is replaced by."""
+    return [*docs.routes(), *gradio_patches.routes()]
 
 
 def _warm_up_soon(studio: Studio) -> None:

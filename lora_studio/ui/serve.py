@@ -29,7 +29,7 @@ from lora_studio.api import openai
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import gradio_patches, theme
-from lora_studio.ui.app import linked_pages, page
+from lora_studio.ui.app import page, page_routes
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import PRIVATE, Workspace
 
@@ -159,7 +159,7 @@ def _serve(demo: gr.Blocks, studio: Studio, serving: Serving, users: Users | Non
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
             app_kwargs={
                 "middleware": _middleware(serving, users, demo),
-                "routes": [*openai.routes(studio), *linked_pages()],
+                "routes": [*openai.routes(studio), *page_routes()],
                 "lifespan": _gated(serving),
                 "openapi_url": None,  # a list of all addresses, which neither people nor programs ask for
             },

@@ -9,6 +9,8 @@ from typing import Any
 import gradio as gr
 import pytest
 from gradio.routes import App
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from lora_studio.ui import gradio_patches
 
@@ -33,6 +35,20 @@ def test_events_that_show_no_progress_are_told_to_one_component_alone() -> None:
     silent, loud = (event.get_config() for event in demo.fns.values())
     assert silent["show_progress_on"] == [told._id]
     assert loud["show_progress_on"] is None
+
+
+def test_the_page_gets_gradios_script_with_the_loading_statuses_that_changed_alone() -> None:
+    original = gradio_patches.events_script()
+    assert original.read_text(encoding="utf-8").count(gradio_patches.ALL_STATUSES) == 1
+    with TestClient(Starlette(routes=gradio_patches.routes())) as browser:
+        answer = browser.get(f"/assets/{original.name}")
+        again = browser.get(f"/assets/{original.name}", headers={"If-None-Match": answer.headers["etag"]})
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert answer.text.count(gradio_patches.CHANGED_STATUSES) == 1
+    assert len(answer.text) == len(original.read_text(encoding="utf-8")) + len(gradio_patches.CHANGED_STATUSES) - len(
+        gradio_patches.ALL_STATUSES
+    )
+    assert again.status_code == 304
 
 
 def test_the_queue_is_looked_into_less_often_and_tells_who_waits() -> None:
