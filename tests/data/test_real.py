@@ -1,5 +1,6 @@
 """Real tokenizers on real files: ids and labels as the tokenizers' own apply_chat_template makes them."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ FILES = {
 }
 
 
+@functools.cache
 def _tokenizer(real: Path, name: str) -> Any:
     return AutoTokenizer.from_pretrained(real / "tokenizers" / name)
 
@@ -131,7 +133,7 @@ def _as_the_template_takes_them(tokenizer: Any, chat: Conversation, more: dict[s
 @pytest.mark.parametrize("name", [name for name, (shape, _, _) in FILES.items() if shape != "text"])
 def test_real_files_are_confirmed_token_by_token(real, real_tokenizer, name):
     prepared = prepare(
-        str(real / "datasets" / name), real_tokenizer, max_length=1_000_000, validation_fraction=0, max_samples=100
+        str(real / "datasets" / name), real_tokenizer, max_length=1_000_000, validation_fraction=0, max_samples=40
     )
     chats = {chat.row: chat for chat in prepared.conversations}
     assert prepared.train

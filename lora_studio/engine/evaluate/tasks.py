@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _END_OF_THINKING = "</think>"
@@ -137,9 +140,15 @@ class _Words:
         return _WORD.findall(text.casefold())
 
 
-_ROUGE = RougeScorer(["rougeL"], tokenizer=_Words())
 _CHRF = CHRF()
 _BLEU = BLEU(effective_order=True)  # what single answers are counted with; it does not change the counts
+
+
+@cache
+def _rouge() -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer  # seconds: nltk and with it scipy
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
 def rouge_l(answer: str, expected: str) -> float:
@@ -147,7 +156,7 @@ def rouge_l(answer: str, expected: str) -> float:
     answer_text, expected_text = normalise(answer), normalise(expected)
     if not _WORD.search(answer_text) and not _WORD.search(expected_text):
         return float(answer_text == expected_text)
-    return float(_ROUGE.score(expected_text, answer_text)["rougeL"].fmeasure)
+    return float(_rouge().score(expected_text, answer_text)["rougeL"].fmeasure)
 
 
 def chrf(answer: str, expected: str) -> float:
