@@ -23,7 +23,7 @@ from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 from tests.ui.test_runs_tab import finished
 
-TICKS = 300
+TICKS = 120
 DAY = 24 * 3600
 MOST_OBJECTS_A_DAY = 50_000  # some megabytes, and less than one object a tick
 
