@@ -6,7 +6,7 @@ import sys
 import torch
 from bitsandbytes.backends.default import ops
 
-from lora_studio.engine.quick_imports import compile_later
+from lora_studio.engine import compile_later
 
 
 def test_a_worker_starts_without_the_compiler_and_without_what_only_rouge_needs() -> None:
