@@ -31,11 +31,22 @@ ABOUT_ALONGSIDE = "Starts now instead of queueing. Jobs share memory and run slo
 
 def build_no_adapter(shared: Shared, tab: str) -> gr.Column:
     """What stands in the place of a form while there is no adapter, with the button that leads to one."""
+    place, button = draw_no_adapter(tab)
+    wire_train_demo(button, shared)
+    return place
+
+
+def draw_no_adapter(tab: str) -> tuple[gr.Column, gr.Button]:
+    """The same, unwired."""
     with gr.Column(visible=False, elem_classes="job-empty no-adapter") as place:
         gr.HTML(html.empty("No adapter yet", "Train one first. The demo takes about a minute on a CPU."))
         button = gr.Button("Train the demo", variant="primary", scale=0, elem_id=f"{tab}-train-demo")
+    return place, button
+
+
+def wire_train_demo(button: gr.Button, shared: Shared) -> None:
+    """A click opens the Train tab with the demo recipe."""
     button.click(lambda: (demo_form(), gr.Tabs(selected="train")), None, [shared.form, shared.tabs], **QUIET)
-    return place
 
 
 def demo_form() -> Handover:

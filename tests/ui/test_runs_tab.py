@@ -104,8 +104,10 @@ def test_runs_that_are_still_to_be_read_are_counted_and_the_one_looked_at_is_who
 def test_an_empty_workspace_says_how_the_list_is_filled(studio: Studio) -> None:
     shown = look(studio, "")
     assert "No run yet" in shown.listed["list"]
-    assert "Train tab" in shown.listed["list"]
+    assert shown.places == (False, False, False, True), "the button that trains the demo"
     assert not shown.detail
+    finished(studio.workspace, "first")
+    assert not look(studio, "").empty
 
 
 def test_of_a_run_that_is_gone_nothing_stays_in_sight(studio: Studio) -> None:

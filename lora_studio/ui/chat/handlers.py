@@ -44,7 +44,7 @@ class Click:
 class Parts:
     """The tab's components."""
 
-    nothing: gr.HTML
+    nothing: gr.Column
     body: gr.Column
     status: gr.HTML
     tools: gr.HTML
@@ -154,10 +154,10 @@ class Chat:
     def _paint(self, talk: ChatState, choices: Sequence[Choice]) -> Updates:
         p = self.parts
         if not choices:
-            return {p.nothing: gr.HTML(visible=True), p.body: gr.Column(visible=False)}
+            return {p.nothing: gr.Column(visible=True), p.body: gr.Column(visible=False)}
         columns = Columns(choices, list(talk.adapters))
         updates: Updates = {
-            p.nothing: gr.HTML(visible=False),
+            p.nothing: gr.Column(visible=False),
             p.body: gr.Column(visible=True),
             p.heads: self._heads(talk, columns, choices),
             p.tools: markup.tools(talk),

@@ -27,13 +27,13 @@ from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 
 OWN_SAMPLING = "as set below"
-NO_RUNS = html.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")
 
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     who = gr.State("")
-    parts, drawer = _draw(OWN_SAMPLING)
+    parts, drawer, train_demo = _draw(OWN_SAMPLING)
+    job_views.wire_train_demo(train_demo, shared)
     place = job_views.place(studio.workspace)
     act = Chat(studio, parts)
     parts.like.choices = [(name, name) for name in (OWN_SAMPLING, *form.sampling_presets(studio.workspace))]
@@ -48,9 +48,9 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
     return _draw(like)[0]
 
 
-def _draw(like: str) -> tuple[Parts, gr.Column]:
-    """The components, and the drawer, which others add to."""
-    nothing = gr.HTML(NO_RUNS, visible=False, elem_classes="no-adapter")  # until it is known whether there is one
+def _draw(like: str) -> tuple[Parts, gr.Column, gr.Button]:
+    """The components, the drawer, which others add to, and the button in the place of a chat without adapters."""
+    nothing, train_demo = job_views.draw_no_adapter("chat")
     with gr.Column(visible=False, elem_id="chat") as body:
         with gr.Row(elem_id="chat-top"):
             status = gr.HTML(js_on_load=theme.on_load("chatClicks"), elem_id="chat-status")
@@ -78,7 +78,7 @@ def _draw(like: str) -> tuple[Parts, gr.Column]:
                 cards, system, like_box, sampling = _draw_settings(like)
         copied = gr.HTML(js_on_load=theme.on_load("chatCopied"), elem_id="chat-copied")
     own = (question, send, stop, cards, system, like_box, sampling, copied)
-    return Parts(nothing, body, status, tools, notes, heads, board, extra, message, *own), drawer
+    return Parts(nothing, body, status, tools, notes, heads, board, extra, message, *own), drawer, train_demo
 
 
 def _draw_settings(like: str) -> tuple[gr.HTML, gr.Textbox, gr.Dropdown, list[Any]]:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
-from lora_studio.ui import html, theme
+from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.components import QUIET, Shared
 from lora_studio.ui.runs import charts, details, header, queue, results, table
 from lora_studio.ui.runs.table import RunBoard, TableChoice
@@ -78,11 +78,12 @@ class Shown:
     detail: ViewState = field(default_factory=dict)
     compare: ViewState = field(default_factory=dict)
     whole: bool = False
+    empty: bool = False
 
     @property
-    def places(self) -> tuple[bool, bool, bool]:
-        """Whether the page beside the list is in sight, on it one run, and on it several."""
-        return bool(self.run or self.compare) and not self.whole, bool(self.run), bool(self.compare)
+    def places(self) -> tuple[bool, bool, bool, bool]:
+        """Whether the page beside the list is in sight, on it one run, on it several, and the way to a first run."""
+        return bool(self.run or self.compare) and not self.whole, bool(self.run), bool(self.compare), self.empty
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -91,6 +92,7 @@ def build(studio: Studio, shared: Shared) -> None:
     with gr.Row(elem_classes="runs-layout"):
         with gr.Column(elem_classes="runs-rail", scale=0, min_width=0):
             listed, choice = table.build(studio, shared)
+            first = _first_run(shared)
         with gr.Column(visible=False, elem_classes="run-page", min_width=0) as page:
             gr.HTML(html.render("runs.back"), js_on_load=theme.on_load("runBack"), elem_id="runs-back")
             with gr.Column(visible=False, elem_classes="runs-compared") as several:
@@ -99,7 +101,17 @@ def build(studio: Studio, shared: Shared) -> None:
                 parts = build_sections(studio, shared)
     linked = gr.Textbox(visible=False)
     state = gr.State(Shown())
-    outputs = [*listed.values(), *parts.values(), *compared.values(), page, single, several, shared.status, state]
+    outputs = [
+        *listed.values(),
+        *parts.values(),
+        *compared.values(),
+        page,
+        single,
+        several,
+        first,
+        shared.status,
+        state,
+    ]
 
     def paint(run_id: str, choice: TableChoice, before: Shown) -> list[Any]:
         now = look(studio, board, run_id, choice, before)
@@ -107,10 +119,8 @@ def build(studio: Studio, shared: Shared) -> None:
             return [gr.skip()] * len(outputs)
         top = updates([("list", name) for name in listed], {"list": (0, now.listed)}, {"list": (0, before.listed)})
         comparison = updates([("compare", name) for name in compared], now.compare, before.compare)
-        places = [
-            gr.Column(visible=place) if place != visible else gr.skip()
-            for place, visible in zip(now.places, before.places, strict=True)
-        ]
+        pairs = zip(now.places, before.places, strict=True)
+        places = [gr.update(visible=place) if place != visible else gr.skip() for place, visible in pairs]
         detail = before.detail if before.run == now.run else {}  # another run: what was typed for this one goes, too
         status = now.status if now.status != before.status else gr.skip()
         return [*top, *updates(list(parts), now.detail, detail), *comparison, *places, status, now]
@@ -138,6 +148,13 @@ def build(studio: Studio, shared: Shared) -> None:
     gr.Timer(1).tick(paint, [*anew, state], outputs, trigger_mode="once", **QUIET)
 
 
+def _first_run(shared: Shared) -> gr.Button:
+    """The way to a first run, in sight while there is none."""
+    button = gr.Button("Train the demo", variant="primary", visible=False, scale=0, elem_id="runs-train-demo")
+    job_views.wire_train_demo(button, shared)
+    return button
+
+
 def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, before: Shown) -> Shown:
     """What every part of the tab shows now. Costly parts are taken from `before` if nothing happened."""
     now, status = time.time(), studio.status_line()
@@ -148,7 +165,8 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
     if unread := studio.supervisor.unread:
         reading = html.progress(f"Reading {html.count(unread, 'older run')}")
         listed["list"] = f"{listed['list']}{reading}" if runs else reading
-    result = Shown("", status, listed, whole=choice.whole)
+    empty = not runs and not studio.supervisor.unread
+    result = Shown("", status, listed, whole=choice.whole, empty=empty)
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]

@@ -144,7 +144,7 @@ def page_of(rows: Sequence[Row], choice: TableChoice) -> tuple[list[Row], int]:
 def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: str, now: float) -> Html:
     """The page of the list or of the table that is asked for; `total` counts all runs, `shown` is the open one."""
     if not total:
-        hint = "Press “Start training” on the Train tab: its settings already fit the built-in model and data."
+        hint = "Runs appear here as soon as they start. The demo takes about a minute on a CPU."
         content = empty("No run yet", hint)
     elif not matches:
         content = empty("No match", f"None of {count(total, 'run')} matches. Empty the search to see them.")
