@@ -418,7 +418,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "a tiny model with random weights goes through the studio's own programs, and plain transformers and peft are "
         "asked for the same. It shows that the numbers agree, and nothing of how well a real model learns. Settings: "
         "LoRA on all-linear with rank 4, six steps in float32, and no dropout, which peft does not have for stacked "
-        "experts: with the default of 0.05 the studio refuses adapters on those.",
+        "experts: with dropout the studio refuses adapters on those.",
         "",
         f"Libraries: {versions}. Machine: {machine()}.",
         "",

@@ -112,7 +112,7 @@ def setting_tables() -> str:
 
 
 def _default(setting: Setting) -> str:
-    return "" if setting.default in (None, "") else f"`{setting.default}`"
+    return ", ".join(f"`{value}`" + (f" ({method})" if method else "") for value, method in setting.defaults)
 
 
 def _values(setting: Setting) -> str:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from lora_studio.cli.output import confirmed, print_json, say, table
@@ -14,7 +15,7 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model_alone
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import best_changes
+from lora_studio.models.advice import Advice, advise, best_changes, situation
 from lora_studio.models.hardware import devices
 from lora_studio.models.memory import PARTS, settled, verdict
 from lora_studio.models.memory import estimate as estimate_of
@@ -80,12 +81,19 @@ def check_first(config: Config, workspace: Workspace, *, busy: bool) -> Report:
         say(f"{number}. {check.title}: {SIGNS[check.state]}. {check.found}")
         if check.advice:
             say(f"   {check.advice}")
+    say_advice(report.advice)
     say(report.words)
     if report.state == FAILED:
         raise StudioError(
             "The run was not started because it would fail.", "See the checks above; --skip-preflight skips them."
         )
     return report
+
+
+def say_advice(items: Sequence[Advice]) -> None:
+    """What would likely train a better adapter, a line each."""
+    for item in items:
+        say(f"Advice: {item.words}")
 
 
 def agree(report: Report) -> None:
@@ -100,7 +108,12 @@ def agree(report: Report) -> None:
 
 
 def as_json(report: Report) -> JsonObject:
-    return {"state": report.state, "words": report.words, "checks": [asdict(check) for check in report.checks]}
+    checks = [asdict(check) for check in report.checks]
+    return {"state": report.state, "words": report.words, "checks": checks, "advice": advice_as_json(report.advice)}
+
+
+def advice_as_json(items: Sequence[Advice]) -> list[JsonObject]:
+    return [{**asdict(item), "settings": dict(item.settings)} for item in items]
 
 
 def list_or_show(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -141,9 +154,11 @@ def check(workspace: Workspace, args: argparse.Namespace) -> int:
         if args.json:
             print_json({"ok": True, "config": config.model_dump(), "preflight": as_json(report)})
         return 0
+    advice = advise(situation(config))
     if args.json:
-        print_json({"ok": True, "config": config.model_dump()})
+        print_json({"ok": True, "config": config.model_dump(), "advice": advice_as_json(advice)})
     else:
         print(to_yaml(config), end="")
+        say_advice(advice)
         say("The config is valid.")
     return 0

@@ -39,7 +39,8 @@ def add_sections(parser: argparse.ArgumentParser, sections: Mapping[str, type[Se
 
 
 def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
-    default = "" if setting.default in (None, "") else f" (default: {setting.default})"
+    words = ", ".join(f"{value} for {method}" if method else f"{value}" for value, method in setting.defaults)
+    default = f" (default: {words})" if words else ""
     metavar = "|".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in setting.choices)
     group.add_argument(
         flag,

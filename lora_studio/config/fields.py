@@ -40,19 +40,22 @@ def setting(
     basic: bool = False,
     group: str = "",
     names: Mapping[str, str] | None = None,
+    by_method: Mapping[str, Any] | None = None,
     **bounds: Any,
 ) -> Any:
     """A field of the schema.
 
     `title` is the standard term, with its unit. `description` is a hint of at most 12 words; `details` are for the
     tooltip, `--help` and the documentation. `basic` settings are always visible on the form, the others are folded, in
-    one of `GROUPS`. `names` labels choices whose own names are not readable.
+    one of `GROUPS`. `names` labels choices whose own names are not readable. `by_method` holds the defaults of the
+    training methods, where they differ.
     """
     extra: SettingValues = {
         "details": details,
         "basic": basic,
         "group": group,
         "names": dict(names or {}),
+        "by_method": dict(by_method or {}),
     }
     return Field(default=default, title=title, description=description, json_schema_extra=extra, **bounds)
 

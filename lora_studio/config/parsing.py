@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
-from lora_studio.config.sections import Config
+from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import meant, plain_value, settings
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.models.accelerators import FLASH_ATTENTION, FLOAT16, missing, optimizer_without
@@ -512,8 +512,8 @@ def delete_preset(workspace: Workspace, name: str) -> None:
 
 
 def overlay_of(config: Config) -> SettingValues:
-    """What differs from the defaults, nested by section: `parse` makes the same config of it."""
-    return _difference(Config().model_dump(), config.model_dump())
+    """What differs from the defaults of its method, nested by section: `parse` makes the same config of it."""
+    return _difference(defaults_of(config.training.method).model_dump(), config.model_dump())
 
 
 def _difference(default: Mapping[str, Any], values: Mapping[str, Any]) -> SettingValues:

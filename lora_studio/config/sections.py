@@ -4,13 +4,22 @@ The form, the command-line flags, the check of a YAML file and the documentation
 those of transformers, peft and trl. Nothing else holds a default or a bound.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from lora_studio.config import fields
 from lora_studio.config.fields import MAX_SEED, Section, SettingValues, setting
+
+LEARNING_RATES: Mapping[str, float] = {"sft": 2e-4, "dpo": 5e-6}
+"""The default learning rate of each method: those of LoRA in trl's documentation (`peft_integration`)."""
+
+
+def default_rate(method: Any) -> float:
+    """The default learning rate of a method; that of SFT for a name that is no method."""
+    return LEARNING_RATES.get(str(method), LEARNING_RATES["sft"])
 
 
 class Lora(Section):
@@ -33,7 +42,7 @@ class Lora(Section):
         le=4096,
     )
     lora_dropout: float = setting(
-        0.05,
+        0.0,
         "LoRA dropout",
         "Fraction of the adapter's input that is dropped at random.",
         group="Scaling and modules",
@@ -111,10 +120,12 @@ class Training(Section):
         ge=-1,
     )
     learning_rate: float = setting(
-        2e-4,
+        LEARNING_RATES["sft"],
         "Learning rate",
-        "1e-4 to 5e-4 is typical for LoRA. Tiny models need more.",
+        "1e-4 to 1e-3 is typical of SFT, 5e-6 of DPO.",
+        details="Tiny models need more.",
         basic=True,
+        by_method=LEARNING_RATES,
         gt=0,
         le=1,
     )
@@ -270,6 +281,14 @@ class Training(Section):
         ge=1,
         le=100,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_method(cls, values: Any) -> Any:
+        """A learning rate that is not set is the default of the method."""
+        if isinstance(values, Mapping) and "learning_rate" not in values:
+            return {**values, "learning_rate": default_rate(values.get("method"))}
+        return values
 
     @property
     def goal(self) -> str:
@@ -559,6 +578,13 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     generation: Generation = Generation()
+
+
+def defaults_of(method: Any) -> Config:
+    """Every setting's default, the learning rate that of a training method; the method itself is the default one."""
+    start = Config()
+    training = start.training.model_copy(update={"learning_rate": default_rate(method)})
+    return start.model_copy(update={"training": training})
 
 
 def files_of(config: Config) -> dict[str, str | None]:

@@ -23,6 +23,7 @@ class Setting:
     """One setting as form, flags and documentation need it. `kind` is int, float, bool, str, choice or mapping.
 
     `description` is the hint, `details` what the tooltip and the documentation add to it; `names` labels some choices.
+    `by_method` holds the defaults of the training methods, where they differ.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Setting:
     maximum: float | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     details: str = ""
+    by_method: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def section(self) -> str:
@@ -52,6 +54,13 @@ class Setting:
     def help(self) -> str:
         """The hint with its details, for `--help` and the documentation."""
         return f"{self.description} {self.details}".rstrip()
+
+    @property
+    def defaults(self) -> tuple[tuple[Any, str], ...]:
+        """The defaults, each with the training method that it is for; "" where all have the same, () for none."""
+        if self.by_method:
+            return tuple((value, method) for method, value in self.by_method.items())
+        return () if self.default in (None, "") else ((self.default, ""),)
 
 
 @cache
@@ -91,7 +100,7 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
     extra = info.json_schema_extra
     details: SettingValues = (
-        extra if isinstance(extra, dict) else {"details": "", "basic": False, "group": "", "names": {}}
+        extra if isinstance(extra, dict) else {"details": "", "basic": False, "group": "", "names": {}, "by_method": {}}
     )
     return Setting(
         path=path,
@@ -107,6 +116,7 @@ def _describe(path: str, info: FieldInfo) -> Setting:
         maximum=highest,
         names=details["names"],
         details=details["details"],
+        by_method=details["by_method"],
     )
 
 

@@ -17,7 +17,15 @@ from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookA
 from lora_studio.jobs.session import READING, Session
 from lora_studio.models.accelerators import missing
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import changes_that_fit
+from lora_studio.models.advice import (
+    Advice,
+    advise,
+    changes_that_fit,
+    label_counts,
+    optimizer_steps,
+    situation,
+    trained_tokens,
+)
 from lora_studio.models.hardware import Device, devices
 from lora_studio.models.hub import may_run_code_of, warning
 from lora_studio.models.memory import checkpoint_bytes, estimate, settled, trained_adapter, verdict
@@ -43,9 +51,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All checks in their order, and one verdict over them."""
+    """All checks in their order, one verdict over them, and what would likely train a better adapter."""
 
     checks: tuple[Check, ...]
+    advice: tuple[Advice, ...] = ()
 
     @property
     def state(self) -> str:
@@ -101,7 +110,22 @@ def preflight(
         _disk(config, model, machine),
         _memory(config, model, machine, longest),
     ]
-    return Report(tuple(checks))
+    return Report(tuple(checks), _advice(config, data, seen, fits=checks[-1].state == OK))
+
+
+def _advice(
+    config: Config, data: FirstRows | StudioError, seen: ModelFacts | StudioError | None, *, fits: bool
+) -> tuple[Advice, ...]:
+    """Advice on the run. Rows, steps and tokens are known where all rows were looked at."""
+    known: dict[str, Any] = {"fits": fits}
+    if isinstance(seen, ModelFacts) and seen.trainable:
+        known["trainable"] = seen.trainable
+    if not isinstance(data, StudioError) and not data.report["sampled"]:
+        rows = data.report["train_rows"]
+        steps = None if config.training.packing else optimizer_steps(config, rows)
+        known |= {"rows": rows, "steps": steps, "trained_tokens": trained_tokens(data.report)}
+        known["labels"] = label_counts(data.report)
+    return advise(situation(config, **known))
 
 
 def _model(config: Config, numbers: Mapping[str, Any] | None, seen: ModelFacts | StudioError | None = None) -> Check:

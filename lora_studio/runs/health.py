@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import load_config
-from lora_studio.config.sections import Config
+from lora_studio.config.sections import LEARNING_RATES, Config
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Reason, RunState, StepLogged
@@ -21,8 +21,6 @@ from lora_studio.jobs.kinds import ending_words
 from lora_studio.runs.summary import Overview
 
 SEVERITIES = ("error", "warning")
-USUAL_RATE = {"sft": 2e-4, "dpo": 5e-6}
-"""Learning rates of LoRA by method as trl's documentation names them."""
 MAX_RATE = {"sft": 1e-3, "dpo": 5e-5}
 """The highest rates that are advised: over 27 models 1e-3 was the best of ten, and 72 of 80 runs at 3e-3 diverged
 (tinker-cookbook, sft_sweep); for DPO ten times the usual rate."""
@@ -97,7 +95,7 @@ def worse_than_base(run: RunState, config: Config, measured: Mapping[str, Any] |
     finding = "The logits of base or adapter are not finite."
     if base is not None and adapter is not None:
         finding = f"The adapter is worse than the base: loss {adapter:.3g} vs {base:.3g} nats/token."
-    rate = _rounded(min(config.training.learning_rate / 3, USUAL_RATE[config.training.method]))
+    rate = _rounded(min(config.training.learning_rate / 3, LEARNING_RATES[config.training.method]))
     return Diagnosis(
         "worse-than-base",
         "error",
@@ -113,7 +111,7 @@ def no_effect(run: RunState, config: Config, measured: Mapping[str, Any] | None)
     if not measured or measured.get("moves") or is_worse(measured, config.training.method):
         return None
     method, now = config.training.method, config.training.learning_rate
-    rate = _rounded(min(MAX_RATE[method], max(USUAL_RATE[method], 3 * now)))
+    rate = _rounded(min(MAX_RATE[method], max(LEARNING_RATES[method], 3 * now)))
     share = measured.get("changed_tokens")
     finding = "The adapter answers as the base does."
     if share is not None:
@@ -207,7 +205,9 @@ def flat_loss(run: RunState, config: Config) -> Diagnosis | None:
         return None
     method, now = config.training.method, config.training.learning_rate
     high = now >= MAX_RATE[method]
-    rate = USUAL_RATE[method] if high else _rounded(min(MAX_RATE[method], max(2.5 * USUAL_RATE[method], 3 * now)))
+    rate = (
+        LEARNING_RATES[method] if high else _rounded(min(MAX_RATE[method], max(2.5 * LEARNING_RATES[method], 3 * now)))
+    )
     return Diagnosis(
         "flat-loss",
         "warning",
@@ -424,7 +424,7 @@ def _mean_loss(points: Sequence[StepLogged]) -> float:
 
 def _is_low_rate(config: Config) -> bool:
     training = config.training
-    return training.learning_rate < MIN_SHARE * USUAL_RATE[training.method]
+    return training.learning_rate < MIN_SHARE * LEARNING_RATES[training.method]
 
 
 def _rounded(rate: float) -> float:

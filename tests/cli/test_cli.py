@@ -472,3 +472,16 @@ def test_the_cache_is_shown_and_cleared(workspace: Workspace, capsys: pytest.Cap
 def test_every_command_has_a_function_in_the_module_that_it_names(command: str) -> None:
     module, function = COMMANDS[command]
     assert callable(getattr(importlib.import_module(f"lora_studio.cli.{module}"), function))
+
+
+def test_check_gives_advice_with_the_flags_that_follow_it(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--training.method", "dpo", "--training.learning_rate", "2e-4", "--model.name", "an/8b"]
+    assert main(["check", *settings]) == 0
+    shown = capsys.readouterr()
+    assert "Set learning rate to 5e-6: --training.learning_rate 5e-06" in shown.err
+    assert "Advice" not in shown.out
+    assert main(["check", *settings, "--json"]) == 0
+    advised = last_json(capsys.readouterr().out)["advice"]
+    assert [item["settings"] for item in advised] == [{"training.learning_rate": 5e-6}]
+    assert main(["check", "demo"]) == 0
+    assert "Advice" not in capsys.readouterr().err

@@ -9,6 +9,7 @@ from lora_studio.config.parsing import (
     ConfigError,
     merge,
     nest,
+    overlay_of,
     parse,
     presets,
     read_yaml,
@@ -16,7 +17,7 @@ from lora_studio.config.parsing import (
     save_preset,
     to_yaml,
 )
-from lora_studio.config.sections import Config
+from lora_studio.config.sections import Config, Training
 from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace
@@ -172,3 +173,27 @@ def test_a_seed_that_no_library_takes_is_refused(path: str) -> None:
     assert parse(nest({path: 2**32 - 1}))
     with pytest.raises(ConfigError, match="must be at most"):
         parse(nest({path: 2**32}))
+
+
+def test_the_learning_rate_is_that_of_the_method_unless_it_is_set(workspace: Workspace) -> None:
+    rates = [parse({"training": {"method": method}}).training.learning_rate for method in ("sft", "dpo")]
+    assert rates == [2e-4, 5e-6]
+    assert (Config().training.learning_rate, Training(method="dpo").learning_rate) == (2e-4, 5e-6)
+    assert resolve("gpu-8gb", {"training.method": "dpo"}).training.learning_rate == 5e-6
+    assert resolve("demo", {"training.method": "dpo"}).training.learning_rate == 1e-3  # the preset's
+    assert resolve("demo", {"training.learning_rate": "2e-4"}).training.learning_rate == 2e-4
+    for rate in (5e-6, 2e-4):  # a preset keeps what its method does not come with
+        config = parse({"training": {"method": "dpo", "learning_rate": rate}})
+        assert overlay_of(config)["training"].get("learning_rate") == (None if rate == 5e-6 else rate)
+        save_preset(workspace, "mine", config, replace=True)
+        assert resolve("mine", workspace=workspace) == config
+        assert parse(yaml.safe_load(to_yaml(config))) == config
+    with pytest.raises(ConfigError, match=r"training\.method: must be 'sft' or 'dpo'"):
+        parse({"training": {"method": ["dpo"]}})
+
+
+def test_a_default_of_a_method_is_told_with_it() -> None:
+    by_path = {setting.path: setting.defaults for setting in settings()}
+    assert by_path["training.learning_rate"] == ((2e-4, "sft"), (5e-6, "dpo"))
+    assert by_path["lora.lora_dropout"] == ((0.0, ""),)
+    assert by_path["title"] == ()

@@ -181,3 +181,17 @@ def test_a_full_disk_fails_and_too_little_memory_asks() -> None:
 
 def test_the_check_of_the_data_says_how_it_was_read() -> None:
     assert check("Data", config()).found == f"{DATA['reading']} Checked all rows: 100 valid."
+
+
+def test_the_checks_come_with_advice_from_all_that_is_known() -> None:
+    report = {**DATA, "train_rows": 20_000, "validation_rows": 0, "trained_tokens": 10**9}
+    report["hygiene"] = {"labels": {"counts": {"No": 90, "Yes": 10}}}
+    chosen = config(training__num_train_epochs=4, data__train_file="mine.jsonl")
+    machine = Machine(CPU, 12 * GIB, 50 * GIB)
+    result = preflight(chosen, machine, FirstRows(report=report, largest_id=5))
+    assert [item.name for item in result.advice] == ["capacity", "epochs", "label"]
+    first = preflight(chosen, machine, FirstRows(report={**report, "sampled": 100}, largest_id=5))
+    assert first.advice == ()  # of a first look nothing is counted
+    few = preflight(chosen, machine, FirstRows(report={**DATA, "trained_tokens": 900}, largest_id=5))
+    assert [item.name for item in few.advice] == ["steps"]
+    assert preflight(chosen, machine, StudioError("No data.")).advice == ()

@@ -9,7 +9,7 @@ import pytest
 from lora_studio.config.parsing import nest, parse, to_yaml
 from lora_studio.jobs import session
 from lora_studio.jobs.preflight import Check, Report
-from lora_studio.models.advice import more_epochs
+from lora_studio.models.advice import Advice
 from lora_studio.models.hardware import Device
 from lora_studio.models.memory import with_settings
 from lora_studio.models.shape import read_config
@@ -69,17 +69,23 @@ def test_data_of_ones_own_with_few_steps_is_advised_more_epochs(workspace: Works
     few = config(data__train_file=str(file), training__gradient_accumulation_steps=1, **demo)
     planned = plans.plan(few, workspace)
     assert planned.steps == 4 * 6
-    assert planned.longer is not None
-    assert planned.longer.settings == {"training.num_train_epochs": 17.0}
-    assert "24 steps may be too few" in card.few_steps(planned)
-    after = plans.plan(with_settings(few, planned.longer.settings), workspace)
-    assert (after.steps, after.longer, card.few_steps(after)) == (17 * 6, None, "")
+    (longer,) = planned.advice
+    assert longer.settings == {"training.num_train_epochs": 17.0}
+    assert "24 steps may be too few" in card.advice(planned)
+    after = plans.plan(with_settings(few, longer.settings), workspace)
+    assert (after.steps, after.advice, card.advice(after)) == (17 * 6, (), "")
     for enough in ({"training__max_steps": 24}, {"training__num_train_epochs": 30}, {"data__train_file": "pirate"}):
         settings = {path.replace("__", "."): value for path, value in enough.items()}
-        assert plans.plan(with_settings(few, settings), workspace).longer is None
-    tiny = more_epochs(few, steps=4)
-    assert tiny is not None
-    assert tiny.settings == {"training.num_train_epochs": 30.0}
+        assert plans.plan(with_settings(few, settings), workspace).advice == ()
+
+
+def test_two_pieces_of_advice_are_in_sight_and_the_others_folded() -> None:
+    items = tuple(Advice(name, f"Found {name}.", "A reason.", f"Change {name}", {}) for name in "abcd")
+    shown = card.advice(plans.Plan(16, advice=items))
+    before, _, folded = shown.partition("<details>")
+    assert [f"Change {name}" in before for name in "abcd"] == [True, True, False, False]
+    assert "More advice (2)" in folded
+    assert folded.count('data-act="advice"') == 2
 
 
 def test_a_time_without_numbers_of_the_model_is_not_known(workspace: Workspace) -> None:

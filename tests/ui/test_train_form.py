@@ -99,7 +99,7 @@ def test_pairs_of_ones_own_are_kept_by_the_recipe_for_pairs() -> None:
 
 
 def test_a_field_that_differs_from_the_recipe_is_told_with_the_value_to_reset_to(workspace: Workspace) -> None:
-    base = form_state.baseline(workspace, "demo")
+    base = form_state.baseline(workspace, "demo", "sft")
     raws = form.overlay(form.shown(Config()), base)
     assert form_state.changed_from(base, raws) == {}
     edited = form.overlay(raws, {"training.num_train_epochs": 7, "model.name": "my/model", "title": "x"})
@@ -109,8 +109,8 @@ def test_a_field_that_differs_from_the_recipe_is_told_with_the_value_to_reset_to
     wrong = form.overlay(raws, {"training.learning_rate": "fast"})
     assert form_state.changed_from(base, wrong) == {"training.learning_rate": "0.001"}
     save_preset(workspace, "mine", parse({"lora": {"r": 4}}))
-    assert form_state.baseline(workspace, "mine")["lora.r"] == 4
-    assert form_state.baseline(workspace, "gone")["lora.r"] == Config().lora.r
+    assert form_state.baseline(workspace, "mine", "sft")["lora.r"] == 4
+    assert form_state.baseline(workspace, "gone", "sft")["lora.r"] == Config().lora.r
 
 
 def test_every_setting_is_a_basic_or_lies_in_one_of_six_groups() -> None:

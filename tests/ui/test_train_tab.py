@@ -375,3 +375,53 @@ def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace
     said = "".join(part.value for part in updates[-1].values() if isinstance(part, gr.HTML) and part.value)
     assert "LoRA rank (r): Must be at least 1." in said
     assert len(parsed) == 1
+
+
+def test_choosing_a_method_brings_its_learning_rate_but_not_over_one_that_was_set(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    pairs = {"data.train_file": "preference"}
+
+    def rate_after(method: str, preset: str | None = None, **typed: Any) -> Any:
+        before = form.overlay(overlaid(**typed), pairs)
+        form_draft.save_draft(workspace, preset, before)
+        raws = form.overlay(before, {"training.method": method})
+        written = handler("method_changed")(preset, form_state.ReportedProblems(), *raws)
+        values = form.values(form_draft.read_draft(workspace)[1])
+        assert values["training.method"] == method
+        labels = {getattr(component, "label", "") for component in written}
+        assert ("Learning rate" in labels) == (values["training.learning_rate"] != form.values(before)[form_state.RATE])
+        return values["training.learning_rate"]
+
+    assert rate_after("dpo") == 5e-6
+    assert rate_after("sft", training__method="dpo", training__learning_rate=5e-6) == 2e-4
+    assert rate_after("dpo", training__learning_rate=3e-5) == 3e-5
+    assert rate_after("dpo", training__learning_rate="2e-") == "2e-"
+    assert rate_after("dpo", "gpu-8gb") == 5e-6
+    assert rate_after("dpo", "yes-no-recommender", training__learning_rate=2e-4) == 2e-4
+    for rate, after in ((2e-4, 5e-6), (3e-4, 3e-4)):  # the same for pairs that the data tab hands over
+        handed = (1.0, {**pairs, "training.method": "dpo"}, "The Data tab")
+        handler("use_data")(handed, None, *overlaid(training__learning_rate=rate))
+        assert form.values(form_draft.read_draft(workspace)[1])[form_state.RATE] == after
+
+
+def test_a_field_is_reset_to_the_default_of_the_forms_method(workspace: Workspace) -> None:
+    assert form_state.baseline(workspace, "lora", "dpo")[form_state.RATE] == 5e-6
+    assert form_state.baseline(workspace, "demo", "dpo")[form_state.RATE] == 1e-3
+    assert form.values(form_state.from_text("training: {method: dpo}"))[form_state.RATE] == 5e-6
+    typed = form.overlay(
+        form.shown(Config()), {"training.method": "dpo", "training.learning_rate": 5e-6, "lora.r": "x"}
+    )
+    assert "learning_rate" not in form_state.as_yaml(typed, None)
+
+
+def test_advice_is_followed_by_its_button_and_can_be_undone(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    typed = overlaid(lora__target_modules="q_v", training__gradient_accumulation_steps=16)
+    form_draft.save_draft(workspace, None, typed)
+    offered = {"targets": {"lora.target_modules": "all-linear"}, "0": {"lora.r": 8}}
+    event = gr.EventData(None, {"value": "targets"})
+    notice = words_of(handler("follow")(event, offered, None, *typed))
+    assert "Target modules: q_v → <b>all-linear</b>" in notice
+    assert form.values(form_draft.read_draft(workspace)[1])["lora.target_modules"] == "all-linear"
+    handler("undo")(None, *form_draft.read_draft(workspace)[1])
+    assert form_draft.read_draft(workspace)[1] == typed

@@ -7,12 +7,13 @@ from typing import Any, NotRequired, TypedDict
 
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from lora_studio.config.sections import Config
+from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import flatten, settings
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.report import reading
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
+from lora_studio.models.advice import advise, situation
 from lora_studio.runs.health import diagnose, in_words
 from lora_studio.runs.summary import code, metric, number, plain, prose, share, table
 from lora_studio.units import GIB, size
@@ -91,6 +92,7 @@ def write_report(
         *_training(config),
         *_results(state, result),
         *_health(state, config, result),
+        *_advice(config, prepared, result),
         *_cost(state, result, facts),
         *_files(run),
         *_settings(config),
@@ -221,6 +223,20 @@ def _health(state: RunState, config: Config, result: TrainResult) -> list[str]:
     return ["## Health", "", *(f"- {prose(in_words(item))}" for item in remarks), ""] if remarks else []
 
 
+def _advice(config: Config, prepared: Prepared, result: TrainResult) -> list[str]:
+    """What would likely train a better adapter next time; no section if there is none."""
+    items = advise(
+        situation(
+            config,
+            trainable=result["trainable_parameters"],
+            rows=len(prepared.train),
+            steps=result["steps"],
+            trained_tokens=float(prepared.train.trained.sum()),
+        )
+    )
+    return ["## Advice", "", *(f"- {prose(item.words)}" for item in items), ""] if items else []
+
+
 def _cost(state: RunState, result: TrainResult, facts: Mapping[str, Any]) -> list[str]:
     rows = [
         ("Time", f"{result['seconds']:.0f} s"),
@@ -250,7 +266,7 @@ def _files(run: RunFolder) -> list[str]:
 
 
 def _settings(config: Config) -> list[str]:
-    default = flatten(Config())
+    default = flatten(defaults_of(config.training.method))
     changed = [(code(path), code(str(value))) for path, value in flatten(config).items() if value != default[path]]
     return ["## Settings that differ from the defaults", "", *table(("setting", "value"), changed)]
 

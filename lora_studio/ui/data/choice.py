@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
+from lora_studio.models.advice import label_counts, trained_tokens
 from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
 from lora_studio.ui.form import read_draft
@@ -59,6 +60,7 @@ class DataLook:
     """What the inspector found of data under these `settings` by path, as far as other tabs need it.
 
     `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
+    `trained_tokens` are those of the training rows that count in the loss, `labels` the answers of a classification.
     """
 
     settings: Mapping[str, Any]
@@ -69,6 +71,8 @@ class DataLook:
     packs: int
     shape: str
     reading: str
+    trained_tokens: float = 0.0
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 def look_from(draft: Any) -> DataLook | None:
@@ -84,6 +88,8 @@ def look_from(draft: Any) -> DataLook | None:
             packs=int(result["packing"]["packs"]),
             shape=str(result.get("format", "")),
             reading=str(result.get("reading", "")),  # looks of earlier versions have none
+            trained_tokens=trained_tokens(result),
+            labels=label_counts(result),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -8,10 +8,11 @@ import gradio as gr
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
-from lora_studio.models.advice import FEW_STEPS, SHOWN, Change
+from lora_studio.models.advice import SHOWN, Change
 from lora_studio.models.memory import PARTS
+from lora_studio.ui import theme
 from lora_studio.ui.components import QUIET, Updates
-from lora_studio.ui.html import count, gib, notice, render
+from lora_studio.ui.html import gib, render
 from lora_studio.ui.train.plan import GUESSED, MEASURED, MemoryPlan, Plan
 from lora_studio.ui.words import clock
 
@@ -81,12 +82,13 @@ def memory(needed: MemoryPlan | None) -> str:
     return render("train.memory", VERDICTS[needed.verdict], total, available, needed.device.name, parts, notes, tight)
 
 
-def few_steps(planned: Plan | None) -> str:
-    """The advice to train longer, where it is given."""
-    if planned is None or planned.longer is None:
-        return ""
-    words = f"{count(planned.steps or 0, 'step')} may be too few for this dataset."
-    return notice(words, f"Under about {FEW_STEPS} an adapter hardly changes the answers.", "warning")
+IN_SIGHT = 2
+
+
+def advice(planned: Plan | None) -> str:
+    """What would likely train a better adapter, each with the button that changes it; all but two are folded."""
+    items = planned.advice if planned else ()
+    return render("train.advice", items[:IN_SIGHT], items[IN_SIGHT:]) if items else ""
 
 
 def change_label(change: Change) -> str:
@@ -103,12 +105,11 @@ def checks(report: Report) -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """The card's components. `offered` holds the settings, by path, that each button writes into the form: `longer`,
-    then the `buttons` of changes that save memory."""
+    """The card's components. `offered` holds the settings, by path, that each button writes into the form: by the name
+    of the advice, or by the number of the button among those that save memory."""
 
     numbers: gr.HTML
     advice: gr.HTML
-    longer: gr.Button
     memory: gr.HTML
     heading: gr.HTML
     buttons: tuple[gr.Button, ...]
@@ -117,21 +118,20 @@ class Card:
     @property
     def outputs(self) -> list[Any]:
         """Everything that a change of the form may change."""
-        return [self.numbers, self.advice, self.longer, self.memory, self.heading, *self.buttons, self.offered]
+        return [self.numbers, self.advice, self.memory, self.heading, *self.buttons, self.offered]
 
 
 def draw() -> Card:
     """Draws the card; nothing is known yet."""
     numbers = gr.HTML(numbers_markup(None), elem_id="plan")
-    advice = gr.HTML(visible=False, elem_id="plan-advice")
-    longer = gr.Button(size="sm", visible=False, elem_id="plan-longer", elem_classes="plan-change")
+    advice = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="plan-advice")
     memory = gr.HTML(elem_id="plan-memory")
     heading = gr.HTML('<h3 class="part">Saves most memory</h3>', visible=False)
     buttons = tuple(
         gr.Button(size="sm", visible=False, elem_id=f"plan-change-{number}", elem_classes="plan-change")
         for number in range(1, SHOWN + 1)
     )
-    return Card(numbers, advice, longer, memory, heading, buttons, gr.State([]))
+    return Card(numbers, advice, memory, heading, buttons, gr.State({}))
 
 
 def updates(card: Card, planned: Plan | None) -> Updates:
@@ -141,15 +141,15 @@ def updates(card: Card, planned: Plan | None) -> Updates:
     changes = needed.changes if needed and needed.verdict != "fits" else ()
     labels = [change_label(change) for change in changes]
     labels += [""] * (len(card.buttons) - len(labels))
-    longer, advice = planned.longer if planned else None, few_steps(planned)
+    offered = {item.name: dict(item.settings) for item in (planned.advice if planned else ())}
+    offered |= {str(number): dict(change.settings) for number, change in enumerate(changes)}
     return {
         card.numbers: numbers_markup(planned),
-        card.advice: gr.HTML(advice, visible=bool(advice)),
-        card.longer: gr.Button(longer.title if longer else "", visible=longer is not None),
+        card.advice: advice(planned),
         card.memory: memory(needed) if planned else "",
         card.heading: gr.HTML(visible=bool(changes)),
         **{button: gr.Button(label, visible=bool(label)) for button, label in zip(card.buttons, labels, strict=True)},
-        card.offered: [dict(change.settings) if change else {} for change in (longer, *changes)],
+        card.offered: offered,
     }
 
 
@@ -162,10 +162,14 @@ def wire(
     """Each button hands its change to `apply`, with the values of `inputs`."""
 
     def press(number: int) -> Callable[..., Updates]:
-        def pressed(offered: list[Mapping[str, Any]], *values: Any) -> Updates:
-            return apply(dict(offered[number]) if number < len(offered) else {}, list(values))
+        def pressed(offered: Mapping[str, SettingValues], *values: Any) -> Updates:
+            return apply(offered.get(str(number), {}), list(values))
 
         return pressed
 
-    for number, button in enumerate((card.longer, *card.buttons)):
+    def follow(event: gr.EventData, offered: Mapping[str, SettingValues], *values: Any) -> Updates:
+        return apply(offered.get(str(event.value), {}), list(values))
+
+    card.advice.click(follow, [card.offered, *inputs], outputs, trigger_mode="once", **QUIET)
+    for number, button in enumerate(card.buttons):
         button.click(press(number), [card.offered, *inputs], outputs, **QUIET)

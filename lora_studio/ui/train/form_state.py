@@ -22,8 +22,8 @@ from lora_studio.config.parsing import (
     parse,
     presets,
 )
-from lora_studio.config.sections import Config
-from lora_studio.config.settings import flatten, settings
+from lora_studio.config.sections import Config, Training, default_rate, defaults_of
+from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.models.hardware import recent_devices
 from lora_studio.ui import form as forms
@@ -33,6 +33,7 @@ from lora_studio.workspace import DEMO_MODEL, Workspace
 
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
 """What a preset leaves as it is unless it names it."""
+RATE = "training.learning_rate"
 
 
 def with_preset(raws: Sequence[Any], overlay: Mapping[str, Any]) -> list[Any]:
@@ -61,8 +62,26 @@ def left_preset(
     same = [
         path for path, filled in overlaid.items() if filled == list(raws) and path not in (*OWN_CHOICES, *protected)
     ]
-    default = flatten(Config())
+    method = Training().method if "training.method" in same else forms.values(raws)["training.method"]
+    default = flatten(defaults_of(method))
     return forms.overlay(raws, {path: default[path] for path in same})
+
+
+def with_rate_of_method(
+    workspace: Workspace, preset: str | None, before: Sequence[Any], raws: Sequence[Any]
+) -> list[Any] | None:
+    """The form with the default learning rate of a method that was chosen since `before`; None where it is unchanged.
+
+    A rate that a person or the preset set stays.
+    """
+    then, now = forms.values(before), forms.values(raws)
+    method, rate = now["training.method"], now[RATE]
+    selected = presets(workspace).get(preset or "")
+    if method == then["training.method"] or rate != default_rate(then["training.method"]):
+        return None
+    if selected is not None and RATE in preset_settings(selected)[1]:
+        return None
+    return forms.overlay(raws, {RATE: default_rate(method)})
 
 
 def with_recipe(raws: Sequence[Any], preset: Preset, without: Collection[str] = ()) -> list[Any]:
@@ -72,10 +91,12 @@ def with_recipe(raws: Sequence[Any], preset: Preset, without: Collection[str] = 
     return forms.overlay(raws, {path: value for path, value in flat.items() if path not in protected})
 
 
-def baseline(workspace: Workspace, preset: str | None) -> Mapping[str, Any]:
-    """Every setting by path as the chosen preset has it, else the default: what a changed field is reset to."""
+def baseline(workspace: Workspace, preset: str | None, method: Any) -> Mapping[str, Any]:
+    """Every setting by path as the chosen preset has it, else the default under the form's method: what a changed
+    field is reset to."""
     selected = presets(workspace).get(preset or "")
-    return preset_settings(selected)[0] if selected else flatten(Config())
+    base, named = preset_settings(selected) if selected else (flatten(Config()), ())
+    return base if RATE in named else {**base, RATE: default_rate(method)}
 
 
 def preset_settings(preset: Preset) -> tuple[Mapping[str, Any], Collection[str]]:
@@ -196,9 +217,15 @@ def as_yaml(raws: Sequence[Any], config: Config | None) -> str:
     if config is not None:
         overlay = overlay_of(config)
     else:
-        defaults = {setting.path: setting.default for setting in settings()}
-        overlay = nest({path: value for path, value in forms.values(raws).items() if value != defaults[path]})
+        values = forms.values(raws)
+        defaults = flatten(defaults_of(values["training.method"]))
+        overlay = nest({path: value for path, value in values.items() if value != defaults[path]})
     return yaml.safe_dump(overlay, sort_keys=False, allow_unicode=True, width=120) if overlay else ""
+
+
+def from_settings(flat: Mapping[str, Any]) -> list[Any]:
+    """The form of settings by path, right or wrong, over the defaults of their method."""
+    return forms.overlay(forms.shown(defaults_of(flat.get("training.method"))), flat)
 
 
 def from_text(text: str) -> list[Any]:
@@ -213,7 +240,7 @@ def from_text(text: str) -> list[Any]:
     if problems:
         head = "One setting is not valid:" if len(problems) == 1 else f"{len(problems)} settings are not valid:"
         raise StudioError(head, "\n".join(str(problem) for problem in problems))
-    return forms.overlay(forms.shown(Config()), forms.known_values(values or {}))
+    return from_settings(forms.known_values(values or {}))
 
 
 def from_file(path: str) -> tuple[list[Any], dict[str, str], list[str]]:
@@ -222,7 +249,7 @@ def from_file(path: str) -> tuple[list[Any], dict[str, str], list[str]]:
     Raises `StudioError` for a file that is no config.
     """
     values = fields.read_yaml(Path(path))
-    raws = forms.overlay(forms.shown(Config()), forms.known_values(values))
+    raws = from_settings(forms.known_values(values))
     return (raws, *forms.beside_fields(problems_of(values)))
 
 

@@ -31,7 +31,7 @@ def wire_fields(view: TrainView, studio: Studio) -> None:
     workspace, form = studio.workspace, view.form
 
     def reset(event: gr.EventData, preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
-        base = form_state.baseline(workspace, preset)
+        base = form_state.baseline(workspace, preset, forms.values(raws)["training.method"])
         path = next((path for path in base if forms.element_id(path) == event.value), None)
         if path is None:
             return {view.reported: gr.skip()}
@@ -139,17 +139,25 @@ def _keep(view: TrainView, studio: Studio) -> None:
             config = form_state.read(raws, workspace)
             updates = views.look(view, studio, (preset, raws), config, reported)
             return updates | about | views.keep_draft(view, workspace, (preset, raws))
-        # Only what changes is written: the model's name may still be being typed.
         origin = f"Preset {preset} is for the built-in model"
-        written = {
-            item.widget: new
-            for item, old, new in zip(view.form.fields, raws, without_preset, strict=True)
-            if old != new
-        }
-        config = form_state.read(without_preset, workspace)
-        updates = views.look(view, studio, (None, without_preset), config, reported)
-        filled = {view.preset: gr.Dropdown(value=None), view.about: "", **updates, **written}
-        return filled | views.record_change(view, workspace, origin, (None, raws), (None, without_preset))
+        cleared = {view.preset: gr.Dropdown(value=None), view.about: ""}
+        return cleared | written(None, raws, without_preset, origin, reported)
+
+    def written(
+        preset: str | None, raws: Sequence[Any], filled: Sequence[Any], origin: str, reported: ReportedProblems
+    ) -> Updates:
+        """Only what changes is written: the model's name may still be being typed."""
+        pairs = zip(view.form.fields, raws, filled, strict=True)
+        changes = {item.widget: new for item, old, new in pairs if old != new}
+        updates = views.look(view, studio, (preset, filled), form_state.read(filled, workspace), reported)
+        return {**updates, **changes} | views.record_change(view, workspace, origin, (preset, raws), (preset, filled))
+
+    def method_changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
+        before = forms.read_draft(workspace)[1]  # the form is kept at every edit
+        rated = form_state.with_rate_of_method(workspace, preset, before, raws)
+        if rated is None:
+            return changed(preset, reported, *raws)
+        return written(preset, raws, rated, "Method", reported)
 
     def restore() -> Updates:
         preset, raws = forms.read_draft(workspace)
@@ -162,6 +170,8 @@ def _keep(view: TrainView, studio: Studio) -> None:
 
     inputs = [view.preset, view.reported, *view.form.widgets]
     gr.on(view.form.edits, changed, inputs, view.outputs, trigger_mode="always_last", **QUIET)
+    method = view.form.widget(settings_form.METHOD)
+    method.input(method_changed, inputs, view.outputs, trigger_mode="always_last", **QUIET)
     gr.on(None, restore, None, [*view.outputs, view.whole], **QUIET)
     tab = view.whole.parent
     assert isinstance(tab, gr.Tab)  # what the data tab counted since is known when this one is opened again
@@ -197,6 +207,8 @@ def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> N
     def use_data(handover: Handover, preset: str | None, *raws: Any) -> Updates:
         _, settings, origin, *_ = handover
         filled = forms.overlay(raws, settings)
+        if form_state.RATE not in settings:
+            filled = form_state.with_rate_of_method(workspace, preset, raws, filled) or filled
         without_preset = form_state.left_preset(workspace, preset, filled, settings)
         if without_preset is not None:
             origin += f" (preset {preset} is for the built-in model)"
@@ -204,7 +216,7 @@ def _take_over(view: TrainView, shared: Shared, studio: Studio, show: Show) -> N
         return show(*after, origin, (preset, raws)) | {view.start: gr.Button(interactive=True)}
 
     def use_config(handover: Handover, preset: str | None, *raws: Any) -> Updates:
-        filled = forms.overlay(forms.shown(Config()), handover.settings)
+        filled = form_state.from_settings(handover.settings)
         return show(handover.preset, filled, handover.origin, (preset, raws))
 
     inputs = [view.preset, *view.form.widgets]

@@ -4,10 +4,10 @@ The time is that of earlier runs with the model. Before the first one it is roug
 the tokens and what the device can do.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config, Data
@@ -16,7 +16,7 @@ from lora_studio.jobs.session import FileSummary, count_rows
 from lora_studio.models.accelerators import CUDA, MPS, ROCM, XPU
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import Change, best_changes, more_epochs
+from lora_studio.models.advice import Advice, Change, advise, best_changes, optimizer_steps, situation
 from lora_studio.models.hardware import Device, recent_devices
 from lora_studio.models.memory import Estimate, estimate, quantization_of, settled, verdict, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
@@ -50,8 +50,8 @@ class Plan:
 
     `speed_from` says what the time is computed from: the speed of an earlier run (`MEASURED`) or floating-point
     operations (`ESTIMATED`). `lengths` are the tokens of a row. `reading` says how the data is read, what is assumed
-    and what the first row trains or answers. `unit` is what a batch counts: rows, or pairs for DPO. `longer` is advised
-    for an own dataset that takes few steps.
+    and what the first row trains or answers. `unit` is what a batch counts: rows, or pairs for DPO. `advice` is what
+    would likely train a better adapter.
     """
 
     effective_batch: int
@@ -64,7 +64,7 @@ class Plan:
     speed_from: str = ""
     unit: str = "rows"
     lengths: "RowLengths | None" = None
-    longer: Change | None = None
+    advice: tuple[Advice, ...] = ()
 
 
 MEASURED, ESTIMATED = "measured", "estimated"
@@ -114,10 +114,22 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
         reading=reading(config, look),
         unit="pairs" if training.method == "dpo" else "rows",
         lengths=row_lengths(config, measured, earlier),
-        longer=None if config.data.train_file in shipped_data() else more_epochs(config, steps),
+        advice=_advice(config, look, rows, steps, memory),
     )
     start = start_seconds(workspace, model=config.model.name, device=device.kind)
     return _timed(planned, config, earlier, device, START_SECONDS if start is None else start)
+
+
+def _advice(
+    config: Config, look: DataLook | None, rows: int | None, steps: int | None, memory: MemoryPlan | None
+) -> tuple[Advice, ...]:
+    """Advice on the run; tokens and labels are known where the data tab looked at this very data."""
+    known: dict[str, Any] = {"rows": rows, "steps": steps}
+    if look is not None and seen_data(config, look) and (counts := counted(config, look)) and counts.exact:
+        known |= {"trained_tokens": look.trained_tokens, "labels": look.labels}
+    if memory is not None:
+        known |= {"fits": memory.verdict == "fits", "trainable": memory.estimate.trainable}
+    return advise(situation(config, **known))
 
 
 def form_plan(config: Config | ConfigError, workspace: Workspace, look: DataLook | None, *, busy: bool) -> Plan | None:
@@ -276,9 +288,7 @@ def total_steps(config: Config, rows: int | None, measured: Seen | None) -> int 
     units = measured.packs if training.packing and measured else None if training.packing else rows
     if units is None:
         return None
-    batches = math.ceil(units / training.per_device_train_batch_size)
-    per_epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
-    return math.ceil(per_epoch * training.num_train_epochs)
+    return optimizer_steps(config, units)
 
 
 def data_path(name: str) -> Path:

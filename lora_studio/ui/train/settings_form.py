@@ -38,6 +38,8 @@ PLACES: Mapping[str, tuple[str, str]] = {
 """Group and part of the drawer, by section, by section and group of the schema, or by path; the last one counts."""
 UNITS = {"training.num_train_epochs": "passes"}
 """Units of basics whose titles name none."""
+METHOD = "training.method"
+"""Choosing it also sets the learning rate, where that is a default."""
 MAX_MATCHES = 6
 
 
@@ -82,9 +84,10 @@ class SettingsForm:
 
     @property
     def edits(self) -> list[Any]:
-        """The events of a person changing something; none of them comes from values that the page itself puts in."""
+        """The events of a person changing something but the method; none comes from values that the page puts in."""
         selectors = (gr.Dropdown, gr.Checkbox)
-        return [self.service.input, *(widget.input for widget in self.widgets if isinstance(widget, selectors))]
+        widgets = (item.widget for item in self.fields if item.setting.path != METHOD)
+        return [self.service.input, *(widget.input for widget in widgets if isinstance(widget, selectors))]
 
     @property
     def parts(self) -> list[Any]:

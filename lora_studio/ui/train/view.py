@@ -197,7 +197,8 @@ def look(
     reported.paths = tuple(path for path in reported.paths if path in by_field)
     in_sight = {path: message for path, message in by_field.items() if path in reported.paths}
     words = form_state.problem_summary(in_sight, reported.general)
-    changed = form_state.changed_from(form_state.baseline(studio.workspace, preset), raws)
+    base = form_state.baseline(studio.workspace, preset, forms.values(raws)["training.method"])
+    changed = form_state.changed_from(base, raws)
     return {
         **summary,
         view.checks: gr.HTML(visible=False),
