@@ -110,7 +110,7 @@ def preflight(
         _disk(config, model, machine),
         _memory(config, model, machine, longest),
     ]
-    return Report(tuple(checks), _advice(config, data, seen, fits=checks[-1].state == OK))
+    return Report(tuple(checks), _advice(config, data, seen, fits=model is None or checks[-1].state == OK))
 
 
 def _advice(

@@ -4,6 +4,7 @@ A saving is computed with the estimate that the page shows, so the form confirms
 function of what is known of a run; its docstring names the source.
 """
 
+import contextlib
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import contradictions
 from lora_studio.config.sections import LEARNING_RATES, Config
 from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8BIT, missing
+from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.memory import Estimate, estimate, settled, trained_adapter, with_settings
 from lora_studio.models.shape import Architecture, architecture, names, read_config
 from lora_studio.workspace import shipped_data
@@ -223,8 +225,10 @@ def situation(config: Config, **known: Any) -> Situation:
     """The situation of a config, with the numbers of its model where they are on this machine."""
     values = read_config(config.model.name, config.model.revision)
     model = architecture(values) if values else None
-    trainable = trained_adapter(config, model).trainable if model and model.counted else None
-    return Situation(config, model, **{"trainable": trainable, **known})
+    if "trainable" not in known and model is not None and model.counted:
+        with contextlib.suppress(PatternError):  # too slow for this very model; the checks tell so
+            known["trainable"] = trained_adapter(config, model).trainable
+    return Situation(config, model, **known)
 
 
 def label_counts(report: Mapping[str, Any]) -> dict[str, int]:
@@ -448,7 +452,9 @@ def no_validation(run: Situation) -> Advice | None:
     data = run.config.data
     if data.validation_file or data.validation_fraction > 0:
         return None
-    settings = {"data.validation_fraction": 0.1}
+    settings: SettingValues = {"data.validation_fraction": 0.1}
+    if run.config.evaluation.eval_strategy == "no":
+        settings["evaluation.eval_strategy"] = "epoch"
     finding = "There are no validation rows."
     return Advice("validation", finding, "Overfitting shows in their loss only.", "Hold out 10 % of the rows", settings)
 

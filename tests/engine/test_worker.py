@@ -294,7 +294,9 @@ def test_a_run_on_marked_answers_learns_from_the_good_ones_and_says_so(
     assert events(run, DataPrepared)[0].train_rows == 12
     said = "12 answers labelled good are trained; 28 labelled bad are ignored."
     assert said in [event.message for event in events(run, Warned)]
-    assert said in run.report.read_text(encoding="utf-8")
+    report = run.report.read_text(encoding="utf-8")
+    assert said in report
+    assert "Hold out 10 % of the rows: --data.validation_fraction 0.1" in report.partition("## Advice")[2]
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])

@@ -69,6 +69,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("steps", {"training__num_train_epochs": 4}, {"steps": 24}, {"training.num_train_epochs": 17.0}),
     ("steps", {"training__num_train_epochs": 1}, {"steps": 1}, {"training.num_train_epochs": 30.0}),
     ("validation", {"data__validation_fraction": 0}, {}, {"data.validation_fraction": 0.1}),
+    (
+        "validation",
+        {"data__validation_fraction": 0, "evaluation__eval_strategy": "no"},
+        {},
+        {"data.validation_fraction": 0.1, "evaluation.eval_strategy": "epoch"},
+    ),
     ("targets", {"lora__target_modules": "q_v"}, {}, {"lora.target_modules": "all-linear"}),
     ("targets", {"lora__target_modules": "q_proj, v_proj"}, {}, {"lora.target_modules": "all-linear"}),
     (

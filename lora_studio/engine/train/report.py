@@ -92,7 +92,7 @@ def write_report(
         *_training(config),
         *_results(state, result),
         *_health(state, config, result),
-        *_advice(config, prepared, result),
+        *_advice(config, prepared, state, result),
         *_cost(state, result, facts),
         *_files(run),
         *_settings(config),
@@ -223,14 +223,14 @@ def _health(state: RunState, config: Config, result: TrainResult) -> list[str]:
     return ["## Health", "", *(f"- {prose(in_words(item))}" for item in remarks), ""] if remarks else []
 
 
-def _advice(config: Config, prepared: Prepared, result: TrainResult) -> list[str]:
+def _advice(config: Config, prepared: Prepared, state: RunState, result: TrainResult) -> list[str]:
     """What would likely train a better adapter next time; no section if there is none."""
     items = advise(
         situation(
             config,
             trainable=result["trainable_parameters"],
             rows=len(prepared.train),
-            steps=result["steps"],
+            steps=state.total_steps,
             trained_tokens=float(prepared.train.trained.sum()),
         )
     )
