@@ -402,7 +402,7 @@ def high_rank(run: Situation) -> Advice | None:
     settings: SettingValues = {"lora.use_rslora": True}
     if lora.lora_alpha > lora.r:
         settings["lora.lora_alpha"] = lora.r
-    finding = f"Rank {lora.r} is scaled by alpha / r, which slows high ranks down."
+    finding = f"Rank {lora.r} is scaled by alpha / r, which limits high ranks."
     reason = "In peft's comparison rsLoRA raised rank 64 from 47.4 % to 51.3 %."
     return Advice("rslora", finding, reason, "Turn rsLoRA on", settings)
 
