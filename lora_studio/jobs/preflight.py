@@ -6,7 +6,7 @@ The checks are plain functions of the config, the machine and what a session chi
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,15 @@ def _advice(
     config: Config, data: FirstRows | StudioError, seen: ModelFacts | StudioError | None, *, fits: bool
 ) -> tuple[Advice, ...]:
     """Advice on the run. Rows, steps and tokens are known where all rows were looked at."""
-    known: dict[str, Any] = {"fits": fits}
+    run = situation(config, fits=fits)
     if isinstance(seen, ModelFacts) and seen.trainable:
-        known["trainable"] = seen.trainable
+        run = replace(run, trainable=seen.trainable)
     if not isinstance(data, StudioError) and not data.report["sampled"]:
         rows = data.report["train_rows"]
         steps = None if config.training.packing else optimizer_steps(config, rows)
-        known |= {"rows": rows, "steps": steps, "trained_tokens": trained_tokens(data.report)}
-        known["labels"] = label_counts(data.report)
-    return advise(situation(config, **known))
+        tokens, labels = trained_tokens(data.report), label_counts(data.report)
+        run = replace(run, rows=rows, steps=steps, trained_tokens=tokens, labels=labels)
+    return advise(run)
 
 
 def _model(config: Config, numbers: Mapping[str, Any] | None, seen: ModelFacts | StudioError | None = None) -> Check:

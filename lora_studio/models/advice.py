@@ -255,15 +255,15 @@ def optimizer_steps(config: Config, rows: int) -> int:
 
 def advise(run: Situation) -> tuple[Advice, ...]:
     """All advice on a run, what matters most first; no setting twice, and nothing that the schema refuses."""
-    advised: dict[str, Any] = {}
+    advised: set[str] = set()
     items = []
     for adviser in ADVISERS:
         item = adviser(run)
-        if item is None or advised.keys() & item.settings.keys():
+        if item is None or advised & item.settings.keys():
             continue
         if any(contradictions(with_settings(run.config, item.settings))):
             continue
-        advised |= item.settings
+        advised |= item.settings.keys()
         items.append(item)
     return tuple(items)
 

@@ -7,7 +7,6 @@ the tokens and what the device can do.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config, Data
@@ -124,12 +123,12 @@ def _advice(
     config: Config, look: DataLook | None, rows: int | None, steps: int | None, memory: MemoryPlan | None
 ) -> tuple[Advice, ...]:
     """Advice on the run; tokens and labels are known where the data tab looked at this very data."""
-    known: dict[str, Any] = {"rows": rows, "steps": steps}
+    run = situation(config, rows=rows, steps=steps)
     if look is not None and seen_data(config, look) and (counts := counted(config, look)) and counts.exact:
-        known |= {"trained_tokens": look.trained_tokens, "labels": look.labels}
+        run = replace(run, trained_tokens=look.trained_tokens, labels=look.labels)
     if memory is not None:
-        known |= {"fits": memory.verdict == "fits", "trainable": memory.estimate.trainable}
-    return advise(situation(config, **known))
+        run = replace(run, fits=memory.verdict == "fits", trainable=memory.estimate.trainable)
+    return advise(run)
 
 
 def form_plan(config: Config | ConfigError, workspace: Workspace, look: DataLook | None, *, busy: bool) -> Plan | None:
