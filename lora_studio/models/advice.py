@@ -192,9 +192,14 @@ class Advice:
     settings: Mapping[str, Any]
 
     @property
+    def flags(self) -> str:
+        """The change for the command line."""
+        return as_flags(self.settings)
+
+    @property
     def words(self) -> str:
-        """One line for a terminal or a report."""
-        return f"{self.finding} {self.reason} {self.title}: {as_flags(self.settings)}"
+        """All of it in one line."""
+        return f"{self.finding} {self.reason} {self.title}: {self.flags}"
 
 
 @dataclass(frozen=True, slots=True)

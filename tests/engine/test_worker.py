@@ -296,7 +296,7 @@ def test_a_run_on_marked_answers_learns_from_the_good_ones_and_says_so(
     assert said in [event.message for event in events(run, Warned)]
     report = run.report.read_text(encoding="utf-8")
     assert said in report
-    assert "Hold out 10 % of the rows: --data.validation_fraction 0.1" in report.partition("## Advice")[2]
+    assert "Hold out 10 % of the rows: `--data.validation_fraction 0.1`" in report.partition("## Advice")[2]
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])

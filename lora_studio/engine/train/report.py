@@ -234,7 +234,8 @@ def _advice(config: Config, prepared: Prepared, state: RunState, result: TrainRe
             trained_tokens=float(prepared.train.trained.sum()),
         )
     )
-    return ["## Advice", "", *(f"- {prose(item.words)}" for item in items), ""] if items else []
+    lines = [f"- {plain(f'{item.finding} {item.reason} {item.title}:')} {code(item.flags)}" for item in items]
+    return ["## Advice", "", *lines, ""] if lines else []
 
 
 def _cost(state: RunState, result: TrainResult, facts: Mapping[str, Any]) -> list[str]:
