@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import pytest
@@ -207,6 +208,7 @@ def test_a_look_at_a_hundred_thousand_steps_costs_what_is_new() -> None:
         with CpuTime() as spent:
             drawn = curves.draw({"run": run}, Style(everything=True))
         costs.append(spent.seconds)
-    assert sum(costs) / 100 < 0.1  # seconds per thousand steps
+    assert median(costs[-10:]) < 2 * median(costs[1:11])
+    assert median(costs) < 0.5
     assert max(lines(drawn, "Loss")["training, raw"]["y"]) == 99.0
     assert curves.draw({"run": run}, Style(everything=True)) == drawn

@@ -71,7 +71,7 @@ def test_an_item_of_the_list_has_two_lines_with_state_rate_and_loss() -> None:
 
 
 def test_an_empty_table_says_how_it_is_filled_and_an_empty_search_how_it_is_mended() -> None:
-    assert "Train tab" in listing([], 0, TableChoice(), "", 0.0)
+    assert "appear here" in listing([], 0, TableChoice(), "", 0.0)
     assert "Empty the search" in listing([], 3, TableChoice(query="x"), "", 0.0)
 
 
