@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from bitsandbytes.backends.default import ops
 
 from lora_studio.engine import compile_later
 
 
+@pytest.mark.slow
 def test_a_worker_starts_without_the_compiler_and_without_what_only_rouge_needs() -> None:
     program = (
         "import sys, lora_studio.engine.train.program, bitsandbytes\n"
