@@ -117,8 +117,10 @@ def events_script() -> Path:
     if not folders:
         raise RuntimeError("Gradio is not installed.")
     scripts = (Path(folders[0]) / ASSETS).glob("Blocks-*.js")
-    (path,) = [script for script in scripts if ALL_STATUSES in script.read_text(encoding="utf-8")]
-    return path
+    paths = [script for script in scripts if ALL_STATUSES in script.read_text(encoding="utf-8")]
+    if len(paths) != 1:
+        raise RuntimeError(f"Gradio {VERSION} is needed: another version sends loading statuses in another way.")
+    return paths[0]
 
 
 def wrap(app: "App", outermost: Callable[[Any], Any]) -> None:
