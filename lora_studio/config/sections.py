@@ -11,6 +11,7 @@ import yaml
 from pydantic import field_validator, model_validator
 
 from lora_studio.config import fields
+from lora_studio.config.compute import Compute
 from lora_studio.config.fields import MAX_SEED, Section, SettingValues, setting
 
 LEARNING_RATES: Mapping[str, float] = {"sft": 2e-4, "dpo": 5e-6}
@@ -578,6 +579,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     generation: Generation = Generation()
+    compute: Compute = Compute()
 
 
 def defaults_of(method: Any) -> Config:

@@ -134,6 +134,10 @@ def flatten(config: Config) -> SettingValues:
 _CLOSE = 0.75
 """Likeness (difflib's ratio) from which a name is taken for a slip of another."""
 OTHER_NAMES: dict[str, str] = {
+    # where it runs
+    "devices": "compute.device",
+    "gpu_ids": "compute.device",
+    "cuda_visible_devices": "compute.device",
     # the base
     "model_name_or_path": "model.name",
     "model_name": "model.name",
@@ -339,6 +343,7 @@ SECTIONS = {
     "datasets": "data",
     "eval": "evaluation",
     "logging": "tracking",
+    "hardware": "compute",
     "inference": "generation",
 }
 """Sections of other programs' files, and the section here."""

@@ -197,3 +197,18 @@ def test_a_default_of_a_method_is_told_with_it() -> None:
     assert by_path["training.learning_rate"] == ((2e-4, "sft"), (5e-6, "dpo"))
     assert by_path["lora.lora_dropout"] == ((0.0, ""),)
     assert by_path["title"] == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("auto", "auto"), ("CPU", "cpu"), (1, "1"), ([0, 2], "0,2"), (" 2, 0 ", "2,0"), ("007", "7")]
+)
+def test_a_device_is_auto_the_cpu_or_the_numbers_of_gpus(written: object, read: str) -> None:
+    assert parse({"compute": {"device": written}}).compute.device == read
+
+
+@pytest.mark.parametrize(
+    "written", ["gpu", "cuda:0", "0,,1", "", None, True, -1, 1.5, [], [0, 0], "0,1,0", ["0", None]]
+)
+def test_a_device_that_is_none_is_refused(written: object) -> None:
+    with pytest.raises(ConfigError, match=r"compute\.device: must"):
+        parse({"compute": {"device": written}})

@@ -113,7 +113,7 @@ def test_a_field_that_differs_from_the_recipe_is_told_with_the_value_to_reset_to
     assert form_state.baseline(workspace, "gone", "sft")["lora.r"] == Config().lora.r
 
 
-def test_every_setting_is_a_basic_or_lies_in_one_of_six_groups() -> None:
+def test_every_setting_is_a_basic_or_lies_in_one_of_seven_groups() -> None:
     folded = settings_form.parts()
     assert tuple(folded) == settings_form.GROUPS
     assert len(settings_form.basics()) == 6

@@ -1,4 +1,4 @@
-"""The train tab's fields: basics with a line each, and all other settings in a drawer of six groups with a search."""
+"""The train tab's fields: basics with a line each, and all other settings in a drawer of seven groups with a search."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Updates
 
-GROUPS = ("Model", "Data", "LoRA", "Optimizer", "Schedule", "Evaluation")
+GROUPS = ("Model", "Data", "LoRA", "Optimizer", "Schedule", "Evaluation", "Compute")
 PLACES: Mapping[str, tuple[str, str]] = {
     "model": ("Model", ""),
     "data": ("Data", ""),
@@ -23,6 +23,7 @@ PLACES: Mapping[str, tuple[str, str]] = {
     "evaluation": ("Evaluation", ""),
     "tracking": ("Evaluation", "Logging"),
     "generation": ("Evaluation", "Generation"),
+    "compute": ("Compute", ""),
     "lora/Variants": ("LoRA", "Variants"),
     "training/Schedule": ("Schedule", ""),
     "training/Checkpoints": ("Schedule", "Checkpoints"),
