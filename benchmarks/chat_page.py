@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,6 +57,9 @@ class Player:
             yield Piece(texts=[PIECE] * columns, tokens=[at + 1] * columns)
         column = {"text": PIECE * self.tokens, "tokens": self.tokens, **ENDED}
         yield request.parse_answer({"kind": "result", "columns": [column] * columns})
+
+    def move_to(self, env: Mapping[str, str]) -> None:
+        pass
 
     def stop(self) -> None:
         pass

@@ -28,24 +28,17 @@ PRIVATE = 0o700  # of a folder that its owner alone reads
 _CACHE = "cache"
 _NUMBER = (int, float, type(None))
 _FACTS: dict[str, tuple[type, ...]] = {
-    "title": (str,),
-    "maker": (str,),
-    "model": (str,),
-    "data": (str,),
+    **dict.fromkeys(("title", "maker", "model", "data"), (str,)),
+    **dict.fromkeys(("memory_bytes", "device_share"), (int, type(None))),
     "versions": (dict,),
-    "columns": (list,),
+    **dict.fromkeys(("columns", "devices"), (list,)),
 }
 _RESULT: dict[str, tuple[type, ...]] = {
-    "state": (str,),
-    "message": (str,),
-    "reason": (str,),
-    "difference": (dict, type(None)),
+    **dict.fromkeys(("state", "message", "reason", "missing"), (str,)),
+    **dict.fromkeys(("difference", "retry"), (dict, type(None))),
     "eval_metrics": (dict,),
     "best_checkpoint": (str, type(None)),
-    "retry": (dict, type(None)),
-    "files": (list,),
-    "notes": (list,),
-    "missing": (str,),
+    **dict.fromkeys(("files", "notes"), (list,)),
     "bytes": (int,),
     **dict.fromkeys(("steps", "epochs", "tokens", "seconds", "train_rows", "tokens_per_second"), _NUMBER),
     **dict.fromkeys(("train_loss", "eval_loss", "peak_memory_bytes", "estimated_memory_bytes"), _NUMBER),
@@ -162,6 +155,11 @@ class JobFolder:
     def worker(self) -> Path:
         """Which process does the work and what was asked of it, written by its launcher."""
         return self.path / "worker.json"
+
+    @property
+    def devices(self) -> Path:
+        """Which devices its latest worker holds, written before that starts."""
+        return self.path / "devices.json"
 
     @property
     def complete(self) -> Path:
@@ -296,6 +294,7 @@ class Policy:
     is_admin: bool = True  # whether the caller owns the workspace
     has_quota: bool = False  # whether any user has less room than the disk
     max_queued: int | None = None  # jobs that the caller may have in the queue; None for any number
+    device_share: int | None = None  # devices that the caller's jobs may hold at a time; None for any number
 
     def can_read(self, job: "JobFolder") -> bool:
         """Whether the caller may see a job."""

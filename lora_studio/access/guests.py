@@ -94,9 +94,14 @@ class Guests(Users):
     """
 
     def __init__(
-        self, workspace: Workspace, owner: str, folders: Sequence[Path] = (), quota: int | None = None
+        self,
+        workspace: Workspace,
+        owner: str,
+        folders: Sequence[Path] = (),
+        quota: int | None = None,
+        device_share: int = 1,
     ) -> None:
-        super().__init__(workspace, owner, folders, quota)
+        super().__init__(workspace, owner, folders, quota, device_share)
         self.pending_bytes: Callable[[Callable[[str], bool]], int] = lambda matches: 0
         self._shrunk_at = 0.0
         runs_folder = self.workspace.runs_folder
@@ -346,7 +351,7 @@ def users_of(workspace: Workspace, serving: Serving) -> Users | None:
     if serving.trusts_visitors:
         return None
     kind = Guests if serving.guests else Users
-    users = kind(workspace, serving.owner, serving.folders, int(serving.quota_gb * 1e9))
+    users = kind(workspace, serving.owner, serving.folders, int(serving.quota_gb * 1e9), serving.device_share)
     if isinstance(users, Guests):
         users.forget_guests()
     return users

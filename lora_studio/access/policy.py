@@ -101,13 +101,20 @@ class Users:
     """The users of one server: who owns each job, and how much disk space each user takes.
 
     `workspace` is unrestricted. `folders` are folders outside it in which users may name files. `quota` is the number
-    of bytes that each user except the owner may store.
+    of bytes that each user except the owner may store, `device_share` the number of devices that their jobs may hold at
+    a time.
     """
 
     def __init__(
-        self, workspace: Workspace, owner: str, folders: Sequence[Path] = (), quota: int | None = None
+        self,
+        workspace: Workspace,
+        owner: str,
+        folders: Sequence[Path] = (),
+        quota: int | None = None,
+        device_share: int = 1,
     ) -> None:
         self.workspace, self.owner, self.quota = workspace.unrestricted, owner, quota
+        self.device_share = device_share
         self.folders = (demo_folder(), *folders)
         self._empty = tempfile.TemporaryDirectory(prefix="lora-studio-nobody-")
         self._owner_ids: dict[Path, str] = {}
@@ -160,6 +167,7 @@ class UserPolicy(Policy):
         self.is_admin = user_id == users.owner
         self.has_quota = users.quota is not None
         self.max_queued = None if self.is_admin else MAX_QUEUED
+        self.device_share = None if self.is_admin else users.device_share
 
     def user_folder(self, root: Path) -> Path:
         return self._users.folder(self.owner_id)

@@ -39,14 +39,15 @@ PROXIES, NAMES = "LORA_STUDIO_TRUSTED_PROXIES", "LORA_STUDIO_ALLOWED_HOSTS"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 GUEST_GB = 0.005  # largest file that a guest may upload
-QUOTA = "LORA_STUDIO_QUOTA_GB"
+QUOTA, SHARE = "LORA_STUDIO_QUOTA_GB", "LORA_STUDIO_DEVICES_PER_VISITOR"
 USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
 
 
 @dataclass(frozen=True)
 class Serving:
     """How the page is served. `folders` may be read by visitors beside the workspace; sizes are in GB of 10^9 bytes.
-    `quota_gb` is the disk space of each visitor except the owner.
+    `quota_gb` is the disk space of each visitor except the owner, `device_share` how many devices their jobs may hold
+    at a time.
 
     With `guests` everybody is admitted, within the limits of guests.py; the Hub account named by `hub_app` logs in as
     the owner. `names` are the hosts that serve the page, whatever a proxy reports.
@@ -62,6 +63,7 @@ class Serving:
     folders: tuple[Path, ...] = ()
     max_upload_gb: float = 2.0
     quota_gb: float = USUAL_QUOTA_GB
+    device_share: int = 1
     api_key: str | None = field(default=None, repr=False)
     guests: bool = False
     hub_app: HubApp | None = None
@@ -186,6 +188,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help=f"disk quota of each visitor except the owner in GB (default: {QUOTA}, else 20; guests: 0.1)",
     )
+    parser.add_argument(
+        "--devices-per-visitor",
+        type=int,
+        metavar="N",
+        help=f"devices that the jobs of a visitor except the owner may use at a time (default: {SHARE}, else 1)",
+    )
 
 
 def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
@@ -209,6 +217,7 @@ def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.env
         folders=tuple(_folder(folder) for folder in folders),
         max_upload_gb=_size("--max-upload-gb", args.max_upload_gb, MAX_UPLOAD, environment, GUEST_GB if guests else 2),
         quota_gb=_size("--quota-gb", args.quota_gb, QUOTA, environment, GUEST_QUOTA_GB if guests else USUAL_QUOTA_GB),
+        device_share=_share(args.devices_per_visitor, environment),
         guests=guests,
         hub_app=hub_app(environment) if guests else None,
         names=hosts(environment),
@@ -271,6 +280,14 @@ def _number(name: str, text: str | None, default: float) -> float:
     if not 0 < number < 1e6:
         raise StudioError(f"{name} is {text!r}, which is not a valid number.", f"The default is {default}.")
     return number
+
+
+def _share(value: int | None, environment: Mapping[str, str]) -> int:
+    """How many devices a visitor's jobs may hold, from the flag or the environment."""
+    name, text = ("--devices-per-visitor", str(value)) if value is not None else (SHARE, environment.get(SHARE) or "1")
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", text.strip()):
+        raise StudioError(f"{name} is {text!r}, which is not a number of devices.", "Give a whole number from 1.")
+    return int(text)
 
 
 def _folder(name: str) -> Path:

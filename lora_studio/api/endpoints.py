@@ -59,7 +59,7 @@ class Programs:
         return [run.row() for run in matching([overview(known[state.id], state) for state in states], search)]
 
     def start_run(self, preset: str = "", settings: SettingValues | None = None, insist: bool = False) -> JsonObject:
-        """Checks a training and starts it, or queues it while another one holds the device.
+        """Checks a training and starts it, or queues it while other jobs hold the devices.
 
         Parameters:
             preset: name of the preset to begin with; empty for the defaults
@@ -72,10 +72,12 @@ class Programs:
         if preset and preset not in (known := presets(workspace)):
             raise StudioError(f"There is no preset {preset!r}.", f"Presets are: {', '.join(sorted(known))}.")
         config = resolve(preset or None, settings or {}, workspace)
-        report = check_before_start(config, workspace, self._services.inspector, busy=bool(supervisor.busy()))
+        busy = bool(supervisor.busy(config.compute.device))
+        report = check_before_start(config, workspace, self._services.inspector, busy=busy)
         if report.state == FAILED or (report.state == ASK and not insist):
             raise StudioError(f"The run was not started. {report.words}", _found(report))
-        return self.run_status(supervisor.launch(config))
+        memory = None if report.state == ASK else report.memory
+        return self.run_status(supervisor.launch(config, memory=memory))
 
     def run_status(self, run: str) -> JsonObject:
         """How far a run is.
@@ -88,6 +90,7 @@ class Programs:
         folder = self._services.workspace.run(run)
         state = self._services.supervisor.state(folder.id)
         going = {"phase": state.phase, "epoch": state.epoch, "seconds_left": state.seconds_left}
+        going |= {"waiting": state.waiting, "devices": state.devices}
         message, hint = ending_words(state)
         status = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
         return overview(folder, state).row() | going | status

@@ -3,6 +3,7 @@ needed, asked before it is loaded where memory is short.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import StudioError
-from lora_studio.jobs.kinds import TRAIN
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.kinds import TRAIN, Kind
 from lora_studio.jobs.protocol import (
     ColumnPrompt,
     Generate,
@@ -29,7 +31,7 @@ from lora_studio.jobs.protocol import (
 from lora_studio.jobs.queue import MemoryVerdict, model_bytes
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.hardware import devices
+from lora_studio.models.hardware import Device, environment_of
 from lora_studio.units import duration, size
 
 LOADING = {"base": "Loading base model", "adapters": "Loading adapters"}
@@ -111,6 +113,8 @@ class Engine:
         self._loaded: Loaded | None = None
         self._loaded_for: ModelSelection | None = None
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
+        self._device_id = ""
+        supervisor.chat_device = self._occupied
 
     @property
     def loaded(self) -> Loaded | None:
@@ -124,13 +128,30 @@ class Engine:
             return False
         return loaded_models.of_base == selection.of_base and set(selection.adapters) <= set(loaded_models.adapters)
 
+    def _occupied(self) -> str:
+        """Id of the device on which a model is in memory, or being loaded; "" while there is none."""
+        return self._device_id if self._session.running and (self._loaded is not None or self._loading) else ""
+
+    @property
+    def device(self) -> Device:
+        """The device that answers: it stays while a model is in memory; the next is one that no job holds."""
+        allocation, occupied = self._supervisor.allocation(), self._occupied()
+        here = next((device for device in allocation.offered if device.id == occupied), None)
+        return here or allocation.for_session(self._device_id)
+
     @property
     def run(self) -> str | None:
-        """Title of the run that trains now."""
-        busy = [run for run in self._supervisor.runs() if run.state in ("running", "stopping")]
+        """Title of the run that trains on the same device now."""
+        device = self.device
+        busy = [run for run in self._supervisor.runs() if run.state in ("running", "stopping") and _on(device, run)]
         if busy:
             return busy[0].title or busy[0].id
-        return "another visitor's run" if self._supervisor.working(TRAIN) else None
+        return "another visitor's run" if self.works_beside(TRAIN) else None
+
+    def works_beside(self, kind: Kind) -> bool:
+        """Whether a job of that kind works on the same device now."""
+        device = self.device
+        return any(_on(device, job) for job in self._supervisor.working(kind))
 
     def load(self, who: str, selection: ModelSelection, *, force: bool = False) -> Answers:
         """Brings base and adapters into memory; yields `Status` meanwhile."""
@@ -273,12 +294,16 @@ class Engine:
         same_base = (
             loaded is not None and self._loaded_for is not None and self._loaded_for.of_base == selection.of_base
         )
+        device = self.device if same_base else self._supervisor.allocation().for_session(self._device_id)
         if not force and not same_base:
-            verdict = chat_verdict(selection, loaded.memory_bytes if loaded else 0)
+            given_back = loaded.memory_bytes if loaded and device.id == self._device_id else 0
+            verdict = chat_verdict(selection, device, given_back)
             if not verdict.fits:
                 raise ConsentError(verdict, self.run)
         yield Status("Starting the worker" if loaded is None else "Loading")
         self._loaded, self._loaded_for, self._loading = None, None, not same_base
+        self._session.move_to(environment_of([device], os.environ))
+        self._device_id = device.id
         try:
             with contextlib.closing(self._session.stream(selection.request())) as answers:
                 for answer in answers:
@@ -298,9 +323,13 @@ def chat_bytes(selection: ModelSelection, device: str, tokens: int | None = None
     return model_bytes(selection.base, selection.revision, selection.quantization, folders, device, tokens_held)
 
 
-def chat_verdict(selection: ModelSelection, loaded_models: int = 0) -> MemoryVerdict:
-    """`held` is what a chat holds now that goes when this one is loaded."""
-    device = devices()[0]
+def _on(device: Device, job: RunState) -> bool:
+    """Whether a job works on a device; of one that needs none, whether that is the CPU."""
+    return device.title in job.devices if job.devices else not device.is_gpu
+
+
+def chat_verdict(selection: ModelSelection, device: Device, loaded_models: int = 0) -> MemoryVerdict:
+    """`loaded_models` is what a chat holds there now that goes when this one is loaded."""
     return MemoryVerdict(chat_bytes(selection, device.kind), device.memory_free + loaded_models, device)
 
 

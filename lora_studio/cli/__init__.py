@@ -32,6 +32,7 @@ COMMANDS = {
     "export": ("export", "export"),
     "runs": ("jobs", "runs"),
     "jobs": ("jobs", "jobs"),
+    "devices": ("jobs", "devices"),
     "presets": ("config", "list_or_show"),
     "check": ("config", "check"),
     "ui": ("serve", "serve"),
@@ -54,12 +55,13 @@ RUN_ACTIONS = (
     "compare",
     "csv",
 )
-JOB_ACTIONS = ("list", "show", "follow", "stop", "cancel", "resume", "delete", "queue", "up", "down")
+JOB_ACTIONS = ("list", "show", "follow", "stop", "cancel", "resume", "delete", "queue", "up", "down", "start")
 ABOUT_JOBS = (
     "follow shows progress until the job ends; stop saves and ends it; cancel ends it at once; resume continues a "
-    "run or an evaluation; queue lists queued jobs, up and down move one of them"
+    "run or an evaluation; queue lists queued jobs, up and down move one of them, start starts one beside others and "
+    "however little memory is free"
 )
-AT_ONCE = "start even if another job uses the device and memory allows it (default: wait in the queue)"
+AT_ONCE = "start even if other jobs use all devices and memory allows it (default: wait in the queue)"
 ADAPTER = "run (id, start of an id, name or `last`, optionally with /checkpoint-N) or adapter folder"
 ABOUT_ACTIONS = (
     "follow shows progress until the run ends; stop saves a checkpoint and ends it; cancel ends it at once and "
@@ -118,6 +120,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_runs_flags(runs)
     jobs = add("jobs", "list, show, stop, resume or delete jobs of all kinds, and move them in the queue", output)
     _add_jobs_flags(jobs)
+    add("devices", "list the devices with memory, load and who uses them", output)
     presets = add("presets", "list presets or show one", output)
     presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     presets.add_argument("preset", nargs="?", metavar="PRESET")

@@ -1,6 +1,7 @@
 """`chat`: talks to adapters in the terminal, one alone or up to three beside each other and their base."""
 
 import argparse
+import os
 import sys
 import time
 
@@ -13,7 +14,9 @@ from lora_studio.evaluate.job import ADAPTER, BASE, MAX_ADAPTERS
 from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import ColumnAnswer, ColumnPrompt, Generate, Generated, Load, Loaded, Piece, Progress
 from lora_studio.jobs.session import Session
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import adapter_folder, check_fit, read_card, together
+from lora_studio.models.hardware import environment_of
 from lora_studio.units import duration
 from lora_studio.workspace import Workspace
 
@@ -25,7 +28,8 @@ def chat(workspace: Workspace, args: argparse.Namespace) -> int:
     """Answers one prompt, or everything typed until the input ends."""
     settings = parse(nest(overrides(args))).generation.model_dump()
     folders = _folders(workspace, [args.adapter, *(args.beside or [])])
-    with Session(workspace.logs_folder / "cli-chat.log") as session:
+    device = Supervisor(workspace).allocation().for_session()
+    with Session(workspace.logs_folder / "cli-chat.log", environment_of([device], os.environ)) as session:
         say("Loading model ...")
         loaded = session.call(Load(adapters=folders), on_progress=_Loading().show)
         for note in loaded.notes:

@@ -16,7 +16,7 @@ from lora_studio.files import JsonObject
 from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model_alone
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import Advice, advise, best_changes, situation
-from lora_studio.models.hardware import devices
+from lora_studio.models.hardware import all_devices, device_for
 from lora_studio.models.memory import PARTS, settled, verdict
 from lora_studio.models.memory import estimate as estimate_of
 from lora_studio.models.shape import architecture, read_config
@@ -47,7 +47,7 @@ def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
             f"The size of {config.model.name} is unknown: its config.json is not that of a supported language model.",
             "Use a causal language model.",
         )
-    here = devices()[0]
+    here = device_for(config.compute.device, all_devices())
     device = args.device or here.kind
     available = round(args.memory * GIB) if args.memory else here.memory_free
     effective = settled(config, model, device, available)

@@ -49,13 +49,14 @@ def evaluate(workspace: Workspace, args: argparse.Namespace) -> int:
         generation=parse(nest(overrides(args))).generation.model_dump(),
     )
     jobs = Supervisor(workspace)
+    memory = evaluating.memory_for(request, jobs.allocation().for_session())
     if args.at_once and jobs.busy() is not None:
-        evaluating.check_beside(evaluating.memory_for(request))
+        evaluating.check_beside(memory)
     if args.resume:
         name = _unfinished(workspace, jobs, request).id
         jobs.resume(name, at_once=args.at_once)
     else:
-        name = evaluating.start(jobs, request, at_once=args.at_once)
+        name = evaluating.start(jobs, request, at_once=args.at_once, memory=memory.need)
     folder = evaluation(workspace, name)
     say(f"Evaluation {name}: {request.title}")
     say(goes_on(name))

@@ -38,7 +38,7 @@ def export(workspace: Workspace, args: argparse.Namespace) -> int:
     jobs = Supervisor(workspace)
     at_once = args.at_once and needs_device(request)
     if at_once and jobs.busy() is not None:
-        evaluating.check_beside(exporting.memory_for(request))
+        evaluating.check_beside(exporting.memory_for(request, jobs.allocation().for_session()))
     folder = folders(workspace).find(exporting.start(jobs, request, _secrets(request.target), at_once=at_once))
     large = result_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {size(large)}" if large else ""))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import KINDS, TRAIN
+from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.queue import QueueEntry, is_shown
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.summary import pace_of, short
@@ -62,7 +62,7 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
             if state.final and not supervisor.is_alive(job_id):
                 return state
             if state.state == "queued":
-                waits_for = tell_waiting(supervisor, waits_for)
+                waits_for = tell_waiting(state, waits_for)
             elif state.phase != phase:
                 phase, words = state.phase, telling.phases.get(state.phase, "")
                 if words:
@@ -84,14 +84,11 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
                 supervisor.cancel(job_id)
 
 
-def tell_waiting(supervisor: Supervisor, last_holder: str) -> str:
-    """Says once which job holds the device, and which one after it; gives the one that was announced."""
-    holder = supervisor.busy()
-    if holder is None or holder == last_holder:
-        return last_holder
-    kind = next((job.kind for job in supervisor.working() if job.id == holder), TRAIN.name)
-    say(f"Queued: {KINDS[kind].noun} {holder} uses the device.")
-    return holder
+def tell_waiting(state: RunState, last_reason: str) -> str:
+    """Says why a job waits, once for each reason; gives the one that was announced."""
+    if state.waiting and state.waiting != last_reason:
+        say(f"Queued: {state.waiting}")
+    return state.waiting or last_reason
 
 
 def progress_line(state: RunState, before: int = 0) -> str:
@@ -122,9 +119,11 @@ def list_queue(supervisor: Supervisor, as_json: bool) -> int:
     """The jobs that wait, the next one first."""
     waiting = supervisor.waiting()
     if as_json:
-        print_json({"running": supervisor.busy(), "queue": [entry.job for entry in waiting]})
+        working = next((job.id for job in supervisor.working() if job.devices or KINDS[job.kind].needs_device), None)
+        why = {entry.job: supervisor.state(entry.job).waiting for entry in waiting}
+        print_json({"running": working, "queue": [entry.job for entry in waiting], "waiting": why})
     elif not waiting:
-        say("No queued jobs. Jobs are queued while another uses the device.")
+        say("No queued jobs. Jobs are queued while others use the devices.")
     else:
         rows = [
             (
@@ -133,11 +132,16 @@ def list_queue(supervisor: Supervisor, as_json: bool) -> int:
                 KINDS[entry.kind].noun,
                 _title(supervisor, entry),
                 "resumes" if entry.resume else "starts",
+                _why(supervisor, entry),
             )
             for place, entry in enumerate(waiting, start=1)
         ]
-        print(table(("position", "job", "kind", "name", "action"), rows))
+        print(table(("position", "job", "kind", "name", "action", "waits for"), rows))
     return 0
+
+
+def _why(supervisor: Supervisor, entry: QueueEntry) -> str:
+    return supervisor.state(entry.job).waiting if is_shown(supervisor.workspace, entry) else ""
 
 
 def _title(supervisor: Supervisor, entry: QueueEntry) -> str:

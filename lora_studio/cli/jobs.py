@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lora_studio.cli import evaluate, export
@@ -15,7 +16,7 @@ from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, STATES, TRAIN, EvaluationFolder, ExportFolder, Kind, ending_words
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.units import duration, size
+from lora_studio.units import duration, gib, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
@@ -70,7 +71,8 @@ def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int
 def facts(state: RunState) -> Mapping[str, Any]:
     """A job's state for a script, with why it ended."""
     message, hint = ending_words(state)
-    return {"state": state.state, "reason": state.reason, "message": message, "hint": hint}
+    where = {"devices": state.devices, "waiting": state.waiting}
+    return {"state": state.state, "reason": state.reason, "message": message, "hint": hint, **where}
 
 
 def ask(subject: str) -> None:
@@ -99,7 +101,7 @@ def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> No
 def progress_of(state: RunState) -> str:
     """How far a job is, in one line; "" where nothing is known yet."""
     if state.state == "queued":
-        return "queued"
+        return f"queued: {state.waiting}" if state.waiting else "queued"
     if state.kind == TRAIN.name:
         return step_line(state) if state.steps else state.phase
     line = evaluate.answered_line(state) if state.phase == "answer" else progress_line(state)
@@ -152,6 +154,9 @@ def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: a
     _, folder = supervisor.find(name, noun)
     if args.action in ("up", "down"):
         supervisor.move(folder.id, -1 if args.action == "up" else 1)
+        return list_queue(supervisor, args.json)
+    if args.action == "start":
+        supervisor.start_now(folder.id)
         return list_queue(supervisor, args.json)
     if isinstance(folder, RunFolder):
         return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
@@ -215,6 +220,26 @@ def jobs(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.job is None:
         raise StudioError(f"`jobs {args.action}` needs a job.", "Give its id. `jobs list` shows all ids.")
     return _act_on_any(workspace, supervisor, args.job, args, "job")
+
+
+def devices(workspace: Workspace, args: argparse.Namespace) -> int:
+    """The devices that jobs may have, with memory, load and users."""
+    usage = Supervisor(workspace).usage()
+    if args.json:
+        print_json({"devices": [{**asdict(device), "id": device.id, "users": users} for device, users in usage]})
+        return 0
+    rows = [
+        (
+            device.label,
+            device.name,
+            f"{gib(device.memory_free)} of {gib(device.memory_total)}",
+            f"{device.load:.0f} %" if device.load is not None else "-",
+            " and ".join(users) or "-",
+        )
+        for device, users in usage
+    ]
+    print(table(("device", "name", "free memory", "load", "used by"), rows))
+    return 0
 
 
 def _list(supervisor: Supervisor, as_json: bool) -> None:

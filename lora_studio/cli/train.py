@@ -15,6 +15,7 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import ending_words
+from lora_studio.jobs.preflight import OK
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.units import duration
 from lora_studio.workspace import RunFolder, Workspace
@@ -42,9 +43,12 @@ def train(workspace: Workspace, args: argparse.Namespace) -> int:
         if args.other_rows:
             raise StudioError("--other-rows requires a run to resume.", "Add --resume RUN.")
         config = resolve(args.config, settings, workspace)
+        memory = None
         if not args.skip_preflight:
-            agree(check_first(config, workspace, busy=bool(supervisor.busy())))
-        run_id = supervisor.launch(config)
+            report = check_first(config, workspace, busy=bool(supervisor.busy(config.compute.device)))
+            agree(report)
+            memory = report.memory if report.state == OK else None
+        run_id = supervisor.launch(config, memory=memory)
     elif args.config is None and not settings:
         run_id = workspace.run(args.resume).id
         supervisor.resume(run_id, args.extra_epochs, other_rows=args.other_rows)
@@ -65,7 +69,7 @@ def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool, *, leav
     say(f"Run {run.id}")
     if not leaves:
         say(goes_on(run.id))
-    narrator = Narrator(supervisor, supervisor.state(run.id))
+    narrator = Narrator(supervisor.state(run.id))
     supervisor.start()
     try:
         state = _wait(supervisor, run, narrator, leaves)
@@ -142,8 +146,7 @@ class Narrator:
     What a resumed run did before is not told again.
     """
 
-    def __init__(self, supervisor: Supervisor, before: RunState) -> None:
-        self._supervisor = supervisor
+    def __init__(self, before: RunState) -> None:
         self._phase = ""
         self._warnings, self._evaluations = len(before.warnings), len(before.evaluations)
         self._data = before.data is not None
@@ -154,7 +157,7 @@ class Narrator:
     def tell(self, state: RunState) -> None:
         """Says what is new since the last call."""
         if state.state == "queued":
-            self._waits_for = tell_waiting(self._supervisor, self._waits_for)
+            self._waits_for = tell_waiting(state, self._waits_for)
             return
         for warning in state.warnings[self._warnings :]:
             say(f"  note: {warning}")

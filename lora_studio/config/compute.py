@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import field_validator
 
 from lora_studio.config.fields import Section, setting
+from lora_studio.models.accelerators import AUTO, CPU
 
-AUTO, CPU = "auto", "cpu"
 MAX_GPUS = 64
 
 

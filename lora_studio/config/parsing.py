@@ -8,7 +8,8 @@ overlays on the defaults: the studio's are in `presets/`, the user's own in the 
 import importlib.resources
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from lora_studio.config.settings import meant, plain_value, settings
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.models.accelerators import FLASH_ATTENTION, FLOAT16, missing, optimizer_without
 from lora_studio.models.adapter_files import PatternError, check, is_regular_expression
-from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, write_atomically
+from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, shipped_data, write_atomically
 
 NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
 """First weights of an adapter that are taken out of the base's own weights."""
@@ -527,3 +528,34 @@ def _difference(default: Mapping[str, Any], values: Mapping[str, Any]) -> Settin
         elif value != before:
             result[name] = value
     return result
+
+
+def default_title(config: Config, titles: Iterable[str]) -> str:
+    """The name of a run that nobody named: model, data and a number, such as qwen3-0.6b-pirate-3.
+
+    `titles` are those of the runs that there are; the number is the next after theirs.
+    """
+    model = re.split(r"[/\\]", config.model.name.rstrip("/\\"))[-1]
+    data = Path(config.data.train_file.removeprefix("hub:").partition("?")[0]).stem
+    start = re.sub(r"[^\w.]+", "-", f"{model}-{data}".lower()).strip("-")[:60]
+    ends = [title.removeprefix(f"{start}-") for title in titles if title.startswith(f"{start}-")]
+    numbers = [int(end) for end in ends if end.isascii() and end.isdigit() and len(end) <= 6]
+    return f"{start}-{max(numbers, default=0) + 1}"
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Files and model folders named from the current folder, by their whole path: a worker runs in another folder."""
+    data = config.data.model_copy(
+        update={
+            "train_file": _absolute(config.data.train_file),
+            "validation_file": config.data.validation_file and _absolute(config.data.validation_file),
+        }
+    )
+    name = config.model.name
+    model = config.model.model_copy(update={"name": name if name == DEMO_MODEL else _absolute(name)})
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(name: str) -> str:
+    path = Path(os.path.expanduser(name))
+    return str(path.resolve()) if name not in shipped_data() and os.path.exists(path) else name

@@ -25,6 +25,7 @@ from lora_studio.jobs.kinds import (
 from lora_studio.jobs.kinds import EvaluationFolder as EvaluationFolder
 from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.adapters import named_adapter, read_card
+from lora_studio.models.hardware import Device
 from lora_studio.units import figure
 from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_data
 
@@ -235,9 +236,10 @@ def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:
     return JobFolders(workspace, workspace.evaluations_folder, EvaluationFolder, "evaluation")
 
 
-def create(workspace: Workspace, request: EvaluationRequest) -> EvaluationFolder:
+def create(workspace: Workspace, request: EvaluationRequest, memory: int | None = None) -> EvaluationFolder:
     """A new evaluation's folder."""
-    return folders(workspace).create(request.to_dict())
+    needs = {} if memory is None else {"memory_bytes": memory}
+    return folders(workspace).create({**request.to_dict(), **needs})
 
 
 def evaluations(workspace: Workspace) -> list[EvaluationFolder]:
@@ -266,25 +268,28 @@ PROMPT_TOKENS = 512
 """Tokens of a test file's row that are reckoned with before its answer."""
 
 
-def start(supervisor: JobStarter, request: EvaluationRequest, *, at_once: bool = False) -> str:
-    """Makes the evaluation's folder and starts its worker, or queues it while another job holds the device; its id.
+def start(
+    supervisor: JobStarter, request: EvaluationRequest, *, at_once: bool = False, memory: int | None = None
+) -> str:
+    """Makes the evaluation's folder and starts its worker, or queues it while other jobs hold all devices; its id.
 
-    With `at_once` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
+    It waits until a device has so much `memory` free, in bytes, where that is given. With `at_once` it begins at once:
+    whoever asks for that has looked whether the memory will do (`memory_for`).
     """
     workspace = supervisor.workspace
     most = workspace.policy.test_rows(request.measuring.max_samples)
     workspace.policy.check_request({"settings": request.generation.model_dump()})
     request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
-    return supervisor.submit(EVALUATE, partial(create, workspace, request), at_once=at_once)
+    return supervisor.submit(EVALUATE, partial(create, workspace, request, memory=memory), at_once=at_once)
 
 
-def memory_for(request: EvaluationRequest) -> MemoryVerdict:
-    """Whether an evaluation fits beside what is in memory now."""
+def memory_for(request: EvaluationRequest, device: Device) -> MemoryVerdict:
+    """Whether an evaluation fits beside what is in a device's memory now."""
     card = read_card(Path(request.adapters[0].folder))
     row_tokens = PROMPT_TOKENS + request.generation.max_new_tokens
     tokens = request.measuring.batch_size * len(request.columns) * row_tokens
     folders = [Path(column.folder) for column in request.adapters]
-    return memory_verdict(card.base, card.revision, card.quantization, folders, tokens)
+    return memory_verdict(card.base, card.revision, card.quantization, folders, tokens, device)
 
 
 def check_beside(memory: MemoryVerdict) -> None:
@@ -292,7 +297,7 @@ def check_beside(memory: MemoryVerdict) -> None:
     if memory.need is not None and not memory.fits:
         raise StudioError(
             f"It needs about {memory.need / 1e9:.1f} GB; {memory.free / 1e9:.1f} GB are free besides the running jobs.",
-            "Queue it instead: it starts when the device is free.",
+            "Queue it instead: it starts when a device is free.",
         )
 
 

@@ -27,7 +27,7 @@ from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, JobStarter,
 from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.adapter_files import read_lora
 from lora_studio.models.adapters import named_adapter, read_card
-from lora_studio.models.hardware import devices
+from lora_studio.models.hardware import Device, devices
 from lora_studio.models.hub import VARIABLE
 from lora_studio.units import size as in_units
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
@@ -344,7 +344,7 @@ def readiness_of(workspace: Workspace, request: ExportRequest) -> Readiness:
     return readiness(Plan(target, settings, _sizes(workspace, request), base, bool(request.run), free))
 
 
-def memory_for(request: ExportRequest) -> MemoryVerdict:
-    """Whether an export that loads the whole model fits beside what is in memory now."""
+def memory_for(request: ExportRequest, device: Device) -> MemoryVerdict:
+    """Whether an export that loads the whole model fits beside what is in a device's memory now."""
     card = read_card(Path(request.folder))
-    return memory_verdict(card.base, card.revision, "none", [Path(request.folder)], 0)
+    return memory_verdict(card.base, card.revision, "none", [Path(request.folder)], 0, device)

@@ -399,7 +399,8 @@ class RunState:
     `kind` is the kind of job. Of an end, `reason` says why, `message` and `hint` what only the worker knew of it; of a
     worker that ended without a word, `exit_code` is how (negative: by that signal) and `last_output` the error that its
     log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from. `start_seconds`
-    is what the worker took last for libraries, data and model, without downloads.
+    is what the worker took last for libraries, data and model, without downloads. `waiting` says why a queued job does
+    not start yet; `devices` are those that its worker holds.
     """
 
     id: str = ""
@@ -445,6 +446,8 @@ class RunState:
     last_output: str = ""
     saved: bool = False
     test_rows: RowsRead | None = None
+    waiting: str = ""
+    devices: list[str] = field(default_factory=list)
 
     @property
     def final(self) -> bool:

@@ -123,7 +123,10 @@ class JobFolders(Generic[Folder]):
         self.workspace.policy.check_room()
         folder = self.kind(self.parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
-        made = {"created": time.time(), "maker": self.workspace.policy.owner_id}
+        policy = self.workspace.policy
+        made = {"created": time.time(), "maker": policy.owner_id}
+        if policy.device_share is not None:
+            made["device_share"] = policy.device_share
         write_atomically(folder.facts, json.dumps({**made, **facts}, indent=2))
         return folder
 

@@ -5,14 +5,15 @@ The checks are plain functions of the config, the machine and what a session chi
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS, machine_conflicts
+from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import problems_here
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
 from lora_studio.models.accelerators import missing
@@ -26,7 +27,7 @@ from lora_studio.models.advice import (
     situation,
     trained_tokens,
 )
-from lora_studio.models.hardware import Device, devices
+from lora_studio.models.hardware import Device, all_devices, choose, device_for
 from lora_studio.models.hub import may_run_code_of, warning
 from lora_studio.models.memory import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.models.shape import Architecture, architecture, beyond, read_config
@@ -51,10 +52,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All checks in their order, one verdict over them, and what would likely train a better adapter."""
+    """All checks in their order, one verdict over them, and what would likely train a better adapter.
+
+    `memory` is what the run needs of its device, in bytes; None where that is not known.
+    """
 
     checks: tuple[Check, ...]
     advice: tuple[Advice, ...] = ()
+    memory: int | None = None
 
     @property
     def state(self) -> str:
@@ -73,17 +78,22 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a run is weighed against. `memory` is what it may take of the device, in bytes."""
+    """What a run is weighed against. `memory` is what it may take of the device, in bytes; `offered` are all devices
+    that it could have chosen.
+    """
 
     device: Device
     memory: int
     disk_free: int
+    offered: tuple[Device, ...] = ()
 
 
-def this_machine(device: Device, workspace: Workspace, *, busy: bool = False) -> Machine:
+def this_machine(
+    device: Device, workspace: Workspace, *, busy: bool = False, offered: Sequence[Device] = ()
+) -> Machine:
     """`busy` says that a run of ours holds the device: the next one begins when it has gone."""
     free = device.memory_total if busy else device.memory_free
-    return Machine(device, free, shutil.disk_usage(workspace.root).free)
+    return Machine(device, free, shutil.disk_usage(workspace.root).free, tuple(offered))
 
 
 def preflight(
@@ -100,7 +110,7 @@ def preflight(
     checks = [
         _model(config, numbers, seen),
         *_code(config),
-        *_settings(config, machine.device),
+        *_settings(config, machine),
         *_precision(config, model, machine.device.kind),
         _data(config, data, seen),
         _template(data),
@@ -110,7 +120,8 @@ def preflight(
         _disk(config, model, machine),
         _memory(config, model, machine, longest),
     ]
-    return Report(tuple(checks), _advice(config, data, seen, fits=model is None or checks[-1].state == OK))
+    advice = _advice(config, data, seen, fits=model is None or checks[-1].state == OK)
+    return Report(tuple(checks), advice, _needed(config, model, machine, longest))
 
 
 def _advice(
@@ -155,9 +166,9 @@ def _code(config: Config) -> list[Check]:
     return [Check("Code", NOTE, warning(config.model.name), "Continue only if you know what this code does.")]
 
 
-def _settings(config: Config, device: Device) -> list[Check]:
+def _settings(config: Config, machine: Machine) -> list[Check]:
     """The settings that cannot work on this machine; nothing where all can."""
-    problems = machine_conflicts(config, device.kind)
+    problems = problems_here(config, machine.offered or (machine.device,))
     return [Check("Settings", FAILED, f"{problem.path}: {problem.message}.") for problem in problems]
 
 
@@ -311,6 +322,14 @@ def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check
     return Check(title, OK, found)
 
 
+def _needed(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> int | None:
+    """The memory of the run, in bytes; None where it is unknown or a guess."""
+    if model is None or not model.counted:
+        return None
+    kind = machine.device.kind
+    return estimate(settled(config, model, kind, machine.memory, longest), model, kind, longest).total
+
+
 def _memory(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> Check:
     title, device = "Memory", machine.device
     if model is None:
@@ -337,12 +356,16 @@ LOG = "preflight.log"
 
 def check_before_start(config: Config, workspace: Workspace, session: Session | None = None, *, busy: bool) -> Report:
     """All checks of a config. A `session` that is at work, or none, leaves the look at the data to a child of its own.
+    Raises `StudioError` for a device that is not there.
 
-    `busy` says that a run of ours holds the device until this one begins.
+    `busy` says that jobs of ours hold the device until this run begins.
     """
     workspace.policy.check_request(files_of(config))
     config = continued(workspace.policy.admit(config), workspace)
-    machine = this_machine(devices()[0], workspace, busy=busy)
+    offered = all_devices()
+    choose(config.compute.device, offered)  # one that is not there needs no further look
+    device = device_for(config.compute.device, offered)
+    machine = this_machine(device, workspace, busy=busy, offered=offered)
     if session is not None and not session.busy:
         return preflight(config, machine, _look(config, session), look_at_model(config, session))
     with Session(workspace.logs_folder / LOG, patience=lambda: READING) as own:

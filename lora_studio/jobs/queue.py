@@ -1,4 +1,4 @@
-"""The queue of jobs that wait for the device, its lock, and whether a model fits beside what holds memory.
+"""The queue of jobs that wait for a device, its lock, and whether a model fits beside what holds memory.
 
 Page and terminal may work on one workspace at once. Whoever changes the queue or starts a worker holds the lock, which
 the system takes back from a process that dies.
@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lora_studio.files import JsonObject, fits
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
 from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.adapter_files import WEIGHTS_FILE
-from lora_studio.models.hardware import Device, devices
+from lora_studio.models.hardware import Device
 from lora_studio.models.memory import auto_width, weight_bytes
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import Workspace, write_atomically
@@ -31,7 +31,8 @@ class QueueEntry:
     """A job in the queue, of whatever kind.
 
     `resume` goes on with what an earlier worker left; a run with `extra_epochs` more than it had, and with `other_rows`
-    also where its data files have changed. `at_once` lets it begin while another job holds the device.
+    also where its data files have changed. `at_once` lets it begin while other jobs hold all devices. `device_kind` is
+    the kind of GPU that it was queued for: it starts on no other.
     """
 
     job: str
@@ -40,6 +41,7 @@ class QueueEntry:
     other_rows: bool = False
     kind: str = TRAIN.name
     at_once: bool = False
+    device_kind: str = ""
 
 
 @contextmanager
@@ -80,6 +82,7 @@ _FIELDS = {
     "extra_epochs": (int, float),
     "other_rows": (bool,),
     "at_once": (bool,),
+    "device_kind": (str,),
 }
 
 
@@ -118,9 +121,7 @@ def _kept(entry: QueueEntry) -> JsonObject:
     if entry.kind == TRAIN.name:
         values = {"run": values.pop("job"), **values}
         del values["kind"]
-    if not entry.at_once:
-        del values["at_once"]
-    return values
+    return {name: value for name, value in values.items() if name not in ("at_once", "device_kind") or value}
 
 
 def is_shown(workspace: Workspace, entry: QueueEntry) -> bool:
@@ -138,6 +139,27 @@ def check_room(workspace: Workspace, entries: list[QueueEntry]) -> None:
     if own >= most:
         raise StudioError(
             f"{own} of your jobs are already queued.", "Wait until one starts, or remove one from the queue."
+        )
+
+
+def with_at_once(entries: list[QueueEntry], job_id: str) -> list[QueueEntry]:
+    """The queue with one job marked to begin beside others. Raises `StudioError` where it does not wait."""
+    if job_id not in [entry.job for entry in entries]:
+        raise StudioError(f"{job_id} is not in the queue.", "Only queued jobs can be started.")
+    return [replace(entry, at_once=entry.at_once or entry.job == job_id) for entry in entries]
+
+
+def check_longer(extra_epochs: float, *, saved: bool) -> None:
+    """Raises `StudioError` where a run that is done can't be trained further."""
+    if not extra_epochs:
+        raise StudioError(
+            "This run is complete.",
+            "Add extra epochs, or start a new run from its adapter.",
+        )
+    if not saved:
+        raise StudioError(
+            "This run has no checkpoint to resume from.",
+            "Start a new run from its adapter instead.",
         )
 
 
@@ -190,9 +212,8 @@ def model_bytes(
 
 
 def memory_verdict(
-    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, held: int = 0
+    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, device: Device
 ) -> MemoryVerdict:
-    """The same beside what is free now; `held` is what will be given back before it is taken."""
-    device = devices()[0]
+    """The same beside what is free on a device now."""
     need = model_bytes(base, revision, quantization, adapters, device.kind, tokens)
-    return MemoryVerdict(need, device.memory_free + held, device)
+    return MemoryVerdict(need, device.memory_free, device)

@@ -211,6 +211,12 @@ class Session:
         """Whether a request is being answered."""
         return self._one_request.locked()
 
+    def move_to(self, env: Mapping[str, str]) -> None:
+        """From now on a child has these variables, which say which device it sees; one that has others is ended."""
+        if env != self._env:
+            self.close()
+            self._env = env
+
     def warm_up(self) -> None:
         """Starts the child, and lets it import what its first request would wait for."""
         if not self.running:

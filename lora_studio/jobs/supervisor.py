@@ -5,20 +5,20 @@ one workspace at once and a new one finds everything again. Ending a supervisor 
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from lora_studio import __version__
-from lora_studio.config.parsing import ConfigError, machine_conflicts, to_yaml
+from lora_studio.config.parsing import ConfigError, default_title, to_yaml, with_absolute_paths
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, problems_here, request_facts, write_held
 from lora_studio.jobs.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, at_work, remove
 from lora_studio.jobs.launchers import Launcher
@@ -26,43 +26,36 @@ from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     QueueEntry,
+    check_longer,
     check_room,
     is_shown,
     lock,
     moved,
     passed,
     read_queue,
+    with_at_once,
     write_queue,
 )
 from lora_studio.jobs.watcher import BEFORE_WORK, Follower
+from lora_studio.models.accelerators import AUTO, CPU
 from lora_studio.models.adapters import continued
-from lora_studio.models.hardware import devices
-from lora_studio.workspace import DEMO_MODEL, JobFolder, RunFolder, Workspace, shipped_data
+from lora_studio.models.hardware import Device, all_devices, default_devices, environment_of
+from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
 _RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 MAX_OFF_DEVICE = 4
 """Jobs that need no device and work at once; more of them wait."""
-
-
-def default_title(config: Config, titles: Iterable[str]) -> str:
-    """The name of a run that nobody named: model, data and a number, such as qwen3-0.6b-pirate-3.
-
-    `titles` are those of the runs that there are; the number is the next after theirs.
-    """
-    model = re.split(r"[/\\]", config.model.name.rstrip("/\\"))[-1]
-    data = Path(config.data.train_file.removeprefix("hub:").partition("?")[0]).stem
-    start = re.sub(r"[^\w.]+", "-", f"{model}-{data}".lower()).strip("-")[:60]
-    ends = [title.removeprefix(f"{start}-") for title in titles if title.startswith(f"{start}-")]
-    numbers = [int(end) for end in ends if end.isascii() and end.isdigit() and len(end) <= 6]
-    return f"{start}-{max(numbers, default=0) + 1}"
+RECENT_SECONDS = 2.0
+"""How long a look at the devices serves those who only want to know."""
 
 
 class Supervisor:
     """Looks after the jobs of a workspace. Safe to use from many threads.
 
-    Whoever asks for a job that the workspace does not show them is told that there is none; the device is everybody's.
-    Of jobs that need it one works at a time, but for those that were told to begin beside it.
+    Whoever asks for a job that the workspace does not show them is told that there is none; devices are everybody's.
+    Each works on one job at a time, but for jobs that were told to begin beside others. `devices` gives those that jobs
+    may have.
 
     A worker that was asked to stop is ended by force after `stop_seconds` where it has nothing to save yet, and else
     after the time that its kind of job has to save (`save_seconds` for all kinds, where it is given).
@@ -75,8 +68,12 @@ class Supervisor:
         stop_seconds: float = 10.0,
         save_seconds: float | None = None,
         tick_seconds: float = 0.3,
+        devices: Callable[[], Sequence[Device]] = all_devices,
     ) -> None:
         self.workspace = workspace
+        self._ask_devices = devices
+        self._seen_devices: tuple[float, Sequence[Device]] = (-RECENT_SECONDS, ())
+        self.chat_device: Callable[[], str] = str  # id of the device on which this process' chat holds a model, or ""
         self._launcher = launcher or LocalLauncher()
         self._stop_seconds, self._save_seconds = stop_seconds, save_seconds
         self._tick_seconds = tick_seconds
@@ -218,11 +215,31 @@ class Supervisor:
             alive = [each for each in self._followers.values() if each.alive and kind in (None, each.kind)]
             return [each.in_short for each in sorted(alive, key=lambda each: not each.on_device)]
 
-    def busy(self) -> str | None:
-        """Id of the job whose worker holds the device; None where none does."""
+    def busy(self, choice: str = AUTO) -> str | None:
+        """Id of a job for which another with that `compute.device` has to wait; None where a device is free for it."""
         with self._lock:
             self._refresh_all()
-            return next((id for id, each in self._followers.items() if each.alive and each.on_device), None)
+            return self._allocation(RECENT_SECONDS).blocker(choice)
+
+    def devices(self, seconds: float = RECENT_SECONDS) -> Sequence[Device]:
+        """The devices that jobs may have, as of the last look at them within so many seconds."""
+        at, listed = self._seen_devices
+        if time.monotonic() - at >= seconds:
+            listed = self._ask_devices()
+            self._seen_devices = time.monotonic(), listed
+        return listed
+
+    def allocation(self) -> Allocation:
+        """The devices with those who hold them now."""
+        with self._lock:
+            self._refresh_lively()
+            return self._allocation(RECENT_SECONDS)
+
+    def usage(self) -> list[tuple[Device, list[str]]]:
+        """Each device with those who use it, as the caller may know them."""
+        policy, allocation = self.workspace.policy, self.allocation()
+        reader = None if policy.is_admin else policy.owner_id
+        return [(device, allocation.users(device, reader)) for device in allocation.offered]
 
     def is_alive(self, job_id: str) -> bool:
         """Whether the job's worker is there, also for the moment after its last word."""
@@ -240,21 +257,25 @@ class Supervisor:
 
     # -- acting
 
-    def launch(self, config: Config) -> str:
-        """Makes a run's folder and starts its worker, or queues it while another job holds the device.
+    def launch(self, config: Config, *, memory: int | None = None) -> str:
+        """Makes a run's folder and starts its worker, or queues it while other jobs hold the devices that it may have.
 
-        Raises `ConfigError` for settings that this machine can't do.
+        It waits until its device has so much `memory` free, in bytes, where that is given. Raises `ConfigError` for
+        settings that this machine can't do.
         """
-        if problems := list(machine_conflicts(config, devices()[0].kind)):
+        offered = self.devices()
+        if problems := problems_here(config, offered):
             raise ConfigError(problems)
         self.workspace.policy.check_request(files_of(config))
         config = self.workspace.policy.admit(config)
         config = continued(with_absolute_paths(config), self.workspace)
+        share = self.workspace.policy.device_share
         title = config.title or default_title(config, [run.title for run in self.runs()])
         facts = {
             "model": config.model.name,
             "data": config.data.train_file,
             "seed": config.training.seed,
+            **request_facts(config.compute.device, offered, memory=memory, share=share),
             "versions": {
                 "lora_studio": __version__,
                 **{name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
@@ -318,8 +339,9 @@ class Supervisor:
             if kind is not TRAIN and state.state == "done":
                 raise StudioError(f"This {kind.noun} is finished.", "Only jobs that ended early can be resumed.")
             if kind is TRAIN and state.state == "done":
-                _check_longer(extra_epochs, saved=bool(follower.folder.checkpoint_folders()))
+                check_longer(extra_epochs, saved=bool(follower.folder.checkpoint_folders()))
             check_room(self.workspace, read_queue(self.workspace))
+            follower.demand.check(self.devices())
             folder = follower.folder
             saved = folder.has_checkpoints if isinstance(folder, RunFolder) else True
             self._enqueue(QueueEntry(folder.id, saved, extra_epochs, other_rows, kind.name, at_once))
@@ -357,6 +379,21 @@ class Supervisor:
                 )
             write_queue(self.workspace, after)
 
+    def waits_for_memory(self, job_id: str) -> bool:
+        """Whether a queued job waits only because too little memory is free."""
+        with self._lock:
+            follower = self._followers.get(job_id)
+            return follower is not None and follower.short_of_memory
+
+    def start_now(self, job_id: str) -> None:
+        """Starts a waiting job beside others, however little memory is free."""
+        if not self.workspace.policy.is_admin:
+            raise StudioError("Only the owner can start a job out of turn.", "It starts when a device is free.")
+        with self._lock, lock(self.workspace):
+            _, folder = self._index.find(job_id)
+            write_queue(self.workspace, with_at_once(read_queue(self.workspace), folder.id))
+            self._start_next()
+
     def delete(self, job_id: str) -> None:
         """Removes the job's folder; a waiting one leaves the queue. Raises `StudioError` while its worker lives."""
         with self._lock, lock(self.workspace):
@@ -377,6 +414,8 @@ class Supervisor:
     # -- inside: self._lock is held; for the queue also the workspace's lock
 
     def _enqueue(self, entry: QueueEntry) -> None:
+        kind = default_devices(self.devices())[0].kind
+        entry = dataclasses.replace(entry, device_kind="" if kind == CPU else kind)
         write_queue(self.workspace, [*read_queue(self.workspace), entry])
         self._start_next()
 
@@ -411,32 +450,58 @@ class Supervisor:
         A job leaves the queue after its worker was started, so that whoever looks in between sees it in one of both.
         """
         self._refresh_all()
-        alive = [follower for follower in self._followers.values() if follower.alive]
-        working = {follower.folder.id for follower in alive if not follower.ended}
-        held = any(each.on_device for each in alive)
-        off_device = sum(not each.on_device for each in alive)
+        working = {each.folder.id for each in self._followers.values() if each.alive and not each.ended}
         queued = read_queue(self.workspace)
         entries = [entry for entry in queued if entry.job in self._followers.keys() - working]
         if entries != queued:
             write_queue(self.workspace, entries)
-        for entry in list(entries):
-            follower = self._followers[entry.job]
-            free = off_device < MAX_OFF_DEVICE if not follower.on_device else not held
-            if follower.alive or not (free or entry.at_once):
-                continue
-            self._start(entry, follower)
-            held, off_device = held or follower.on_device, off_device + (not follower.on_device)
+        for entry, follower, held in list(self._turns(entries, 0.0)):
+            self._start(entry, follower, held)
             entries.remove(entry)
             write_queue(self.workspace, entries)
         self._refresh_all()
 
-    def _start(self, entry: QueueEntry, follower: Follower) -> None:
+    def _turns(
+        self, entries: Sequence[QueueEntry], seconds: float = RECENT_SECONDS
+    ) -> Iterator[tuple[QueueEntry, Follower, Sequence[Device]]]:
+        """The queued jobs that need not wait, each with its devices; the others are told why they wait."""
+        off_device = sum(each.alive and not each.on_device for each in self._followers.values())
+        allocation = self._allocation(seconds) if entries else None
+        for entry in entries:
+            follower = self._followers.get(entry.job)
+            if follower is None or follower.alive or allocation is None:
+                continue
+            if follower.on_device:
+                placement = allocation.place(follower.demand, entry.device_kind, beside=entry.at_once)
+            else:
+                off_device += 1
+                waits = off_device > MAX_OFF_DEVICE and not entry.at_once
+                placement = Placement(why=f"{MAX_OFF_DEVICE} jobs that need no device are running." if waits else "")
+            follower.wait_for(placement.why, short_of_memory=placement.short)
+            if not placement.why:
+                allocation.take(follower.as_holder([device.id for device in placement.devices]))
+                yield entry, follower, placement.devices
+
+    def _allocation(self, seconds: float) -> Allocation:
+        chat = [Holder("", CHAT, (device,))] if (device := self.chat_device()) else []
+        return Allocation(self.devices(seconds), [*self._holders(), *chat])
+
+    def _holders(self) -> list[Holder]:
+        """The jobs that hold devices. One that an earlier version started holds the first."""
+        alive = [each for each in self._followers.values() if each.alive and each.on_device]
+        return [
+            each.as_holder([key for key, _ in each.held] or [default_devices(self.devices())[0].id]) for each in alive
+        ]
+
+    def _start(self, entry: QueueEntry, follower: Follower, held: Sequence[Device]) -> None:
         folder, kind = follower.folder, follower.kind
+        write_held(folder, held)
         if entry.extra_epochs:
             _append(folder, Extended(time.time(), entry.extra_epochs))
         if entry.other_rows:
             _append(folder, OtherRowsAccepted(time.time()))
-        env = {**self.workspace.policy.tokens(folder.owner_id), **self._secrets.pop(folder.id, {})}
+        sees = environment_of(held, os.environ) if held else {}
+        env = {**sees, **self.workspace.policy.tokens(folder.owner_id), **self._secrets.pop(folder.id, {})}
         resume = entry.resume and (not isinstance(folder, RunFolder) or folder.has_checkpoints)
         self._launcher.start(folder, kind.module, resume=resume, env=env)
 
@@ -468,12 +533,16 @@ class Supervisor:
     def _follow(self, job_id: str) -> Follower:
         """The up-to-date follower of a job, by id; a run's also by unique beginning or "last"."""
         kind, folder = self._index.find(job_id)
-        self._refresh(kind, folder, self.queue())
+        queued = self.queue()
+        if folder.id in queued and self._thread is None:
+            self._refresh_all()  # nobody else looks why it waits
+        self._refresh(kind, folder, queued)
         return self._followers[folder.id]
 
     def _refresh_all(self) -> None:
         """Brings every follower up to date."""
-        queued, there = set(self.queue()), set()
+        entries, there = self.waiting(), set()
+        queued = {entry.job for entry in entries}
         for kind in KINDS.values():
             for folder in self._index.of(kind):
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, by whoever else looks after it
@@ -481,6 +550,8 @@ class Supervisor:
                     there.add(folder.id)
         for job_id in self._followers.keys() - there:
             del self._followers[job_id]
+        for _ in self._turns(entries):
+            pass
 
     def _refresh_lively(self) -> None:
         """Brings what works or waits up to date, and the rest as well where no background thread does."""
@@ -504,40 +575,8 @@ class Supervisor:
                 folder.remove_unfinished()
 
 
-def _check_longer(extra_epochs: float, *, saved: bool) -> None:
-    """Raises `StudioError` where a run that is done can't be trained further."""
-    if not extra_epochs:
-        raise StudioError(
-            "This run is complete.",
-            "Add extra epochs, or start a new run from its adapter.",
-        )
-    if not saved:
-        raise StudioError(
-            "This run has no checkpoint to resume from.",
-            "Start a new run from its adapter instead.",
-        )
-
-
 def _append(folder: JobFolder, event: Event) -> None:
     """An event that the supervisor adds while the job has no worker."""
     end_last_line(folder.events)
     with folder.events.open("a", encoding="utf-8") as events:
         events.write(to_line(event))
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """Files and model folders named from the current folder, by their whole path: a worker runs in another folder."""
-    data = config.data.model_copy(
-        update={
-            "train_file": _absolute(config.data.train_file),
-            "validation_file": config.data.validation_file and _absolute(config.data.validation_file),
-        }
-    )
-    name = config.model.name
-    model = config.model.model_copy(update={"name": name if name == DEMO_MODEL else _absolute(name)})
-    return config.model_copy(update={"data": data, "model": model})
-
-
-def _absolute(name: str) -> str:
-    path = Path(os.path.expanduser(name))
-    return str(path.resolve()) if name not in shipped_data() and os.path.exists(path) else name

@@ -12,11 +12,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
 from lora_studio import __version__
+from lora_studio.jobs.devices import Holder, demand_of, read_held
 from lora_studio.jobs.events import (
     CheckpointSaved,
     DataPrepared,
@@ -106,7 +107,8 @@ class Follower:
     """Follows one job. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
 
     `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
-    `on_device`: it needs the device, which others wait for as long as it is alive.
+    `on_device`: it needs devices, which others wait for as long as it is alive: its `demand`, and those `held`, by id
+    and name.
     `known`: its events were read, at least in short; of a run without a worker that waits until somebody asks.
     """
 
@@ -115,6 +117,9 @@ class Follower:
         facts = folder.read_facts()
         title, created = str(facts.get("title", folder.id)), facts["created"]
         self.on_device = bool(facts.get("needs_device", kind.needs_device))
+        self.demand = demand_of(facts)
+        self.held: list[tuple[str, str]] = []
+        self._why, self.short_of_memory = "", False
         self._facts: JobFacts = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
         self._begin_anew()
         self._watched = tuple(map(str, folder.watched))
@@ -131,13 +136,28 @@ class Follower:
     def _begin_anew(self) -> None:
         self._folded, self._offset, self._in_short = RunState(**self._facts), 0, False
 
+    def wait_for(self, why: str, *, short_of_memory: bool = False) -> None:
+        """Notes why the job, which is queued, does not start yet; "" where its turn has come."""
+        self.short_of_memory = short_of_memory
+        if why != self._why:
+            self._why, self._state = why, None
+
+    def as_holder(self, ids: Sequence[str]) -> Holder:
+        """The job as the holder of these devices."""
+        state, demand = self.in_short, self.demand
+        title = state.title or state.id
+        return Holder(self.kind.noun, title, tuple(ids), demand.owner, demand.memory or 0, self.folder.id)
+
     def refresh(self, waiting: bool) -> bool:
         """Reads what is new and says whether anything is; `waiting` means that the job stands in the queue."""
         files = tuple(map(_signature, self._watched))
         alive = self.alive
-        if self.alive or files[:1] != self._signature[:1]:
+        started = files[:1] != self._signature[:1]
+        if self.alive or started:
             self.worker = self._launcher.worker(self.folder)
             alive = self._launcher.is_alive(self.folder)
+        if alive and (started or not self.alive):
+            self.held = read_held(self.folder)
         unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
         signature = (*files, alive, waiting, unborn)
         if self._refreshed and signature == self._signature:
@@ -226,8 +246,10 @@ class Follower:
         launched = self.worker.launched if self.worker else 0.0
         if self._waiting and (self.ended or not self.alive):
             state.state, state.finished, state.reason, state.message, state.hint = "queued", None, None, "", ""
+            state.waiting = self._why
         elif self.alive and self.worker is not None and not self.ended:
             state.state = "running" if self.worker.stop_asked is None else "stopping"
+            state.devices = [name for _, name in self.held]
             state.finished, state.reason, state.message, state.hint = None, None, "", ""
             if folded.last_event is None or folded.last_event < launched:
                 state.phase, state.phase_started = "start", launched

@@ -12,14 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pynvml
 
-from lora_studio.models.accelerators import CPU, CUDA, DEVICE_KINDS, MPS, PINNED, ROCM, XPU, Kind
+from lora_studio.errors import StudioError
+from lora_studio.models.accelerators import AUTO, CPU, CUDA, DEVICE_KINDS, MPS, PINNED, ROCM, XPU, Kind
 from lora_studio.models.vendor_tools import RECENT_SECONDS, Card, amd_cards, apple_card, intel_cards
 from lora_studio.units import GIB
 
@@ -41,6 +42,7 @@ class Device:
 
     `index` is the device's number among those of its kind that this process may use, as PyTorch counts them. `uuid` is
     the driver's name for it, "" where there is none. `bf16` says that it computes in bfloat16 without emulation.
+    `key` tells it from all others of the machine, whatever part of them a process may use.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Device:
     bf16: bool = True
     load: float | None = None
     celsius: float | None = None
+    key: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         shared = ", shared with the system" if self.facts.unified else ""
@@ -65,6 +68,21 @@ class Device:
     @property
     def is_gpu(self) -> bool:
         return self.facts.is_gpu
+
+    @property
+    def id(self) -> str:
+        """The device's name in files, the same in every process of the machine."""
+        return self.key or self.uuid or (f"{self.kind}:{self.index}" if self.is_gpu else CPU)
+
+    @property
+    def label(self) -> str:
+        """As a person names it: GPU 0, CPU."""
+        return f"GPU {self.index}" if self.is_gpu else "CPU"
+
+    @property
+    def title(self) -> str:
+        """The same with the name of the card: GPU 0 (NVIDIA H100)."""
+        return f"{self.label} ({self.name})" if self.is_gpu else self.label
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -82,10 +100,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """The GPUs that the installed PyTorch can use and this process may see; the CPU if there are none.
-
-    A run, a chat and an evaluation take the first.
-    """
+    """The GPUs that the installed PyTorch can use and this process may see; the CPU if there are none."""
     usable = frozenset() if cpu_only(os.environ) else torch_kinds()
     for kind, cards in CARDS.items():
         if kind in usable and (listed := gpus(kind, cards())):
@@ -93,8 +108,54 @@ def devices() -> list[Device]:
     return [cpu()]
 
 
+def all_devices() -> list[Device]:
+    """The GPUs as `devices` has them, and the CPU last."""
+    return with_cpu(devices())
+
+
+def with_cpu(found: Sequence[Device]) -> list[Device]:
+    return [*(device for device in found if device.is_gpu), cpu()]
+
+
+def default_devices(offered: Sequence[Device]) -> list[Device]:
+    """What `auto` may take: the GPUs, or the CPU of a machine without any."""
+    return [device for device in offered if device.is_gpu] or list(offered)
+
+
+def choose(choice: str, offered: Sequence[Device]) -> list[Device]:
+    """The devices that `compute.device` names; for `auto` those that it may take.
+
+    Raises `StudioError` for one that is not there.
+    """
+    if choice == AUTO:
+        return default_devices(offered)
+    gpus = {str(device.index): device for device in offered if device.is_gpu}
+    known = {**gpus, CPU: next((device for device in offered if not device.is_gpu), None) or cpu()}
+    missing = [name for name in choice.split(",") if name not in known]
+    if missing:
+        there = ", ".join(gpu.label for gpu in gpus.values())
+        raise StudioError(
+            f"There is no {', '.join(f'GPU {name}' for name in missing)} here: "
+            + (f"the studio may use {there}." if gpus else "the studio can use no GPU."),
+            "Set compute.device to auto, to one of them, or to cpu." if gpus else "Set compute.device to auto or cpu.",
+        )
+    return [known[name] for name in choice.split(",")]
+
+
+def device_for(choice: str, offered: Sequence[Device]) -> Device:
+    """The device that a run of that `compute.device` is weighed against: the first it names, of several that it may
+    take the one with the most free memory. For one that is not there, what `auto` takes.
+    """
+    try:
+        named = choose(choice, offered)
+    except StudioError:
+        choice, named = AUTO, default_devices(offered)
+    return max(named, key=lambda device: device.memory_free) if choice == AUTO else named[0]
+
+
 def gpus(kind: str, cards: Sequence[Card]) -> list[Device]:
     """Cards as devices, in PyTorch's order; without those that are hidden or whose memory is unknown."""
+    keys = _keys(kind, cards)
     return [
         Device(
             name=card.name,
@@ -106,26 +167,35 @@ def gpus(kind: str, cards: Sequence[Card]) -> list[Device]:
             bf16=card.bf16,
             load=card.load,
             celsius=card.celsius,
+            key=keys[id(card)],
         )
         for index, card in enumerate(visible(kind, cards, os.environ))
         if card.memory_total
     ]
 
 
+def _keys(kind: str, cards: Sequence[Card]) -> dict[int, str]:
+    """What tells each card from the others: its UUID or serial number, else its place; by the object's id."""
+    names = [card.uuid or card.serial for card in cards]
+    unique = [name if name and names.count(name) == 1 else f"{kind}:{at}" for at, name in enumerate(names)]
+    return dict(zip(map(id, cards), unique, strict=True))
+
+
 def recent_devices() -> tuple[Device, ...]:
-    """The same, asked of the driver at most every few seconds, however many pages want to know."""
+    """The same as `all_devices`, asked of the driver at most every few seconds, however many pages want to know."""
     return _devices_at(int(time.monotonic() / RECENT_SECONDS))
 
 
 @functools.lru_cache(maxsize=1)
 def _devices_at(_moment: int) -> tuple[Device, ...]:
-    return tuple(devices())
+    return tuple(all_devices())
 
 
 def cpu() -> Device:
     """The processor and the machine's memory."""
-    memory = psutil.virtual_memory()
-    return Device(f"CPU, {psutil.cpu_count()} cores", CPU, memory.total, memory.available)
+    memory, cores = psutil.virtual_memory(), psutil.cpu_count() or 1
+    load = min(100.0, 100 * os.getloadavg()[0] / cores)  # of the last minute: the page asks at any moment
+    return Device(f"CPU, {cores} cores", CPU, memory.total, memory.available, load=load)
 
 
 @functools.cache
@@ -196,6 +266,41 @@ def one_gpu(environ: Mapping[str, str]) -> dict[str, str]:
         if name in environ
     }
     return chosen or {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def environment_of(held: Sequence[Device], environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables with which a child of a process with this environment sees these devices alone.
+
+    NVIDIA's are named by UUID: the driver's library and CUDA number them differently.
+    """
+    kind = held[0].kind
+    if kind == CPU:
+        return dict(CPU_ONLY)
+    if kind not in VISIBLE:
+        return {}
+    names = VISIBLE[kind][-1]
+    set_names = [name for name in names if name in environ]
+    entries = _entries(environ[set_names[0]], kind) if set_names else []
+    values = [
+        device.uuid
+        if kind == CUDA and device.uuid
+        else entries[device.index]
+        if device.index < len(entries)
+        else str(device.index)
+        for device in held
+    ]
+    return dict.fromkeys(set_names or names[:1], ",".join(values))
+
+
+def _entries(choice: str, kind: str) -> list[str]:
+    """The parts of such a list, one for each card: of an Intel GPU all that name its tiles."""
+    parts = [part.strip() for part in choice.split(",")]
+    if kind != XPU:
+        return parts
+    by_card: dict[str, list[str]] = {}
+    for part in parts:
+        by_card.setdefault(part.partition(".")[0], []).append(part)
+    return [",".join(tiles) for tiles in by_card.values()]
 
 
 def _nvidia() -> list[Card]:

@@ -493,7 +493,7 @@ def verdict(run: RunState, diagnoses: Sequence[Diagnosis], comparison: Mapping[s
     """The verdict on a run; `comparison` is that of a finished run's adapter with its base."""
     decisive = next((item for item in diagnoses if item.name in OF_DIAGNOSIS), None)
     if run.state == "queued":
-        return Verdict("queued", "idle", "It starts when the device is free.")
+        return Verdict("queued", "idle", run.waiting or "It starts when a device is free.")
     if run.state == "failed":
         kind: Kind = "collapsed" if run.reason == Reason.DIVERGED else "crashed"
         helps = decisive if kind == "collapsed" else None

@@ -12,8 +12,6 @@ from starlette.routing import Route
 from lora_studio.access.guests import ABOUT, hub_name
 from lora_studio.access.requests import CLEAR_EVERY, CLEARED_SECONDS
 from lora_studio.api import endpoints
-from lora_studio.models import hardware
-from lora_studio.models.hardware import Device
 from lora_studio.ui import docs, gradio_patches, theme
 from lora_studio.ui.chat import tab as chat_tab
 from lora_studio.ui.components import Shared, Wish
@@ -59,7 +57,9 @@ def page(studio: Studio) -> gr.Blocks:
             gr.HTML(theme.brand(), elem_id="brand")
             status = gr.HTML(studio.status_line(), elem_id="status")
             tools = gr.HTML(
-                theme.tools(hardware.recent_devices(), logins), elem_id="tools", js_on_load=theme.on_load("header")
+                theme.tools([(device, ()) for device in studio.supervisor.devices()], logins),
+                elem_id="tools",
+                js_on_load=theme.on_load("header"),
             )
         if studio.audience.guests:
             build_banner(studio)
@@ -98,12 +98,13 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, tools: gr.HTML, studio: Studi
     displayed = gr.State(("", ()))
     logins = studio.audience.logins
 
-    def refresh(before: tuple[str, tuple[Device, ...]]) -> tuple[object, object, object]:
-        line, devices = studio.status_line(), hardware.recent_devices()
-        if not theme.differs(before[1], devices):
-            devices = before[1]
-        now = (line, devices)
-        top = gr.skip() if devices == before[1] else theme.tools(devices, logins)
+    def refresh(before: tuple[str, theme.Usage]) -> tuple[object, object, object]:
+        line = studio.status_line()
+        usage: theme.Usage = studio.supervisor.usage()
+        if not theme.differs(before[1], usage):
+            usage = before[1]
+        now = (line, usage)
+        top = gr.skip() if usage == before[1] else theme.tools(usage, logins)
         return (gr.skip() if line == before[0] else line), top, (gr.skip() if now == before else now)
 
     timer = gr.Timer(2)

@@ -16,11 +16,15 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, flatten, settings
+from lora_studio.models.accelerators import AUTO, CPU
+from lora_studio.models.hardware import Device
+from lora_studio.units import gib
 from lora_studio.workspace import Workspace
 
 SWITCH = {True: "on", False: "off"}
 NEITHER = "default"
 MODEL = "model.name"
+DEVICE = "compute.device"
 FILES = ("data.train_file", "data.validation_file")
 PATHS = (MODEL, "model.adapter_name_or_path", *FILES)
 """Settings that may be paths on this machine."""
@@ -32,9 +36,11 @@ SAMPLING = tuple(setting for setting in settings() if setting.section == "genera
 
 
 def draw_widget(setting: Setting, name: str, choices: Sequence[tuple[str, str]] = ()) -> Component:
-    """The widget of a setting; `name` is its element's id, `choices` what models and files are offered."""
+    """The widget of a setting; `name` is its element's id, `choices` what models and files are offered. Devices are
+    offered when the form is filled."""
     label, info, value = setting.title, setting.description, to_widget(setting, setting.default)
-    if setting.path in (MODEL, *FILES):
+    if setting.path in (MODEL, DEVICE, *FILES):
+        choices = [(str(value), str(value))] if setting.path == DEVICE else choices
         return gr.Dropdown(list(choices), value=value, label=label, info=info, elem_id=name, allow_custom_value=True)
     if setting.kind == "choice":
         return gr.Dropdown(options(setting), value=value, label=label, info=info, elem_id=name, filterable=False)
@@ -234,6 +240,18 @@ def known_values(nested: Mapping[str, Any]) -> SettingValues:
 def title_of(path: str) -> str:
     """A setting's title, for a list of what is wrong."""
     return next((setting.title for setting in settings() if setting.path == path), path)
+
+
+def known_devices(offered: Iterable[Device]) -> list[tuple[str, str]]:
+    """What the field for devices offers: auto, and each device with its name and free memory."""
+    return [
+        ("auto (the free device with the most memory)", AUTO),
+        *((f"{device.title}{SEPARATOR}{gib(device.memory_free)} free", _value_of(device)) for device in offered),
+    ]
+
+
+def _value_of(device: Device) -> str:
+    return str(device.index) if device.is_gpu else CPU
 
 
 def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tuple[str, str]]:

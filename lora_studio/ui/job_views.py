@@ -99,9 +99,9 @@ def ended(state: RunState, outcome: str = "") -> Html:
     return render("jobs.ended", f"{outcome or run_words.STATES[state.state]} {after}.")
 
 
-def waits() -> Html:
+def waits(state: RunState) -> Html:
     """What is said of a job in the queue."""
-    return render("jobs.ended", "Queued: another job uses the device. The Runs tab shows its position.")
+    return render("jobs.ended", f"Queued. {state.waiting} The Runs tab shows its position.".replace("  ", " "))
 
 
 def stop_label(state: RunState) -> str:

@@ -15,6 +15,7 @@ from gradio.themes.utils.sizes import Size
 from lora_studio import __version__
 from lora_studio.models.hardware import Device
 from lora_studio.ui.html import Html, notice, render
+from lora_studio.units import gib
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
@@ -119,11 +120,15 @@ def theme() -> gr.themes.Base:
     return plain.set(**LOOK)
 
 
-def differs(before: Sequence[Device], now: Sequence[Device]) -> bool:
-    """Whether free memory changed by enough to write the header anew: a fiftieth of the device's."""
+Usage = Sequence[tuple[Device, Sequence[str]]]
+"""Each device with those who use it."""
+
+
+def differs(before: Usage, now: Usage) -> bool:
+    """Whether users or free memory changed by enough to write the header anew: a fiftieth of the device's memory."""
     return len(before) != len(now) or any(
-        old.name != new.name or abs(old.memory_free - new.memory_free) > new.memory_total / 50
-        for old, new in zip(before, now, strict=True)
+        (old.name, old_users) != (new.name, users) or abs(old.memory_free - new.memory_free) > new.memory_total / 50
+        for (old, old_users), (new, users) in zip(before, now, strict=True)
     )
 
 
@@ -132,10 +137,20 @@ def brand() -> str:
     return render("page.brand", Html(ICON.read_text(encoding="utf-8")))
 
 
-def tools(devices: Sequence[Device], logins: bool = False) -> str:
-    """What stands at the right of the header: device, version, docs, theme switch, help, and the way out of a login."""
-    about = "\n".join(["The device that trains, and its free memory.", *(device.describe() for device in devices)])
-    return render("page.tools", " · ".join(map(str, devices)), about, __version__, logins)
+def tools(usage: Usage, logins: bool = False) -> str:
+    """What stands at the right of the header: devices, version, docs, theme switch, help, the way out of a login."""
+    lines = [device_line(device, users, alone=len(usage) == 1) for device, users in usage]
+    return render("page.tools", lines, __version__, logins)
+
+
+def device_line(device: Device, users: Sequence[str], *, alone: bool) -> tuple[str, str]:
+    """A device in one line of the header, and what its tooltip adds."""
+    held = f"In use by {' and '.join(users)}." if users else "Free."
+    about = f"{device}.\n{device.describe()}\n{held}"
+    if alone:
+        return str(device), about
+    free = f"{gib(device.memory_free)} of {gib(device.memory_total)} free"
+    return f"{device.label}: {free} · {', '.join(users) or 'no job'}", about
 
 
 def guest_banner(about: str, *, owned: bool, login: bool, name: str = "") -> str:

@@ -136,7 +136,8 @@ def status_line(
     holders = ["model loaded for chat"] * chat + ["evaluation running"] * evaluating
     holders += ["export running"] * exporting
     held_by = ", ".join(holders)
-    active = next((run for run in runs if run.state in ("running", "stopping")), None)
+    working = [run for run in runs if run.state in ("running", "stopping")]
+    active = next(iter(working), None)
     waiting = sum(run.state == "queued" for run in runs)
     waits = count(waiting, "run") if not other_jobs else count(waiting + other_jobs, "job")
     queue = f"{waits} queued" if waiting or other_jobs else ""
@@ -148,6 +149,7 @@ def status_line(
     parts = [
         f"{name_of(active)} is {activity}",
         f"{clock(seconds_left)} left" if seconds_left is not None else "",
+        f"{count(len(working) - 1, 'more run')} active" if working[1:] else "",
         queue,
         held_by,
     ]

@@ -234,7 +234,7 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
     run = make_run(visit.workspace, "Mine", adapter=True)
     kept: list[int | None] = []
 
-    def keep(workspace: Workspace, request: Any) -> Any:
+    def keep(workspace: Workspace, request: Any, **needs: Any) -> Any:
         kept.append(request.measuring.max_samples)
         return create(workspace, request)
 

@@ -212,10 +212,9 @@ def test_a_program_does_not_take_the_base_from_a_person_who_chats(
     list(studio.engine.load("a person", other, force=True))  # a person may always
 
 
-def test_what_will_hardly_fit_is_refused_with_the_figures(
-    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lora_studio.chat.arbiter.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+def test_what_will_hardly_fit_is_refused_with_the_figures(client: openai.OpenAI, studio: Studio) -> None:
+    supervisor: Any = studio.supervisor
+    supervisor.cards = [Device("CPU", "cpu", 10**9, 10**6)]
     with pytest.raises(openai.InternalServerError, match=r"1\.0 MB are free") as error:
         client.chat.completions.create(model="demo", messages=HELLO)
     assert (error.value.status_code, error.value.code) == (503, "memory")

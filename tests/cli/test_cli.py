@@ -248,9 +248,10 @@ def test_a_run_that_waits_says_for_whom(
     supervise: Any, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supervisor = supervise("steps=10")
-    first, second = supervisor.launch(Config()), supervisor.launch(Config())
+    supervisor.launch(Config(title="First"))
+    second = supervisor.launch(Config())
     assert follow_to_end(supervisor, workspace.run(second), as_json=False) == 0
-    assert f"Queued: run {first} uses the device." in capsys.readouterr().err
+    assert "Queued: The device is in use by the run First." in capsys.readouterr().err
 
 
 def follower(workspace: Workspace, mode: str) -> subprocess.Popen[str]:

@@ -111,3 +111,34 @@ def test_an_evaluation_beside_a_run_waits_unless_it_is_told_to_begin_at_once(
     assert (code, "are free besides the running jobs" in told) == (2, True)
     for job in (*states, run):
         supervisor.cancel(job)
+
+
+def test_devices_are_listed_with_who_uses_them_and_a_job_that_waits_says_why(say: Say, workspace: Workspace) -> None:
+    supervisor = Supervisor(workspace)
+    first, second = supervisor.launch(Config(title="First")), supervisor.launch(Config(title="Second"))
+    code, out, _ = say("devices", "--json")
+    (device,) = json.loads(out)["devices"]
+    assert (code, device["kind"], device["users"]) == (0, "cpu", ["the run First"])
+    assert "the run First" in say("devices")[1]
+    why = "The device is in use by the run First."
+    assert f"queued: {why}" in say("jobs", "list")[1]
+    listed = {job["job"]: job for job in json.loads(say("jobs", "list", "--json")[1])["jobs"]}
+    assert (listed[first]["devices"], listed[first]["waiting"]) == (["CPU"], "")
+    assert (listed[second]["devices"], listed[second]["waiting"]) == ([], why)
+    assert json.loads(say("jobs", "queue", "--json")[1]) == {
+        "running": first,
+        "queue": [second],
+        "waiting": {second: why},
+    }
+    assert why in say("runs", "show", second)[1]
+    say("jobs", "start", second)
+    assert supervisor.state(second).state == "running"
+    supervisor.cancel(first)
+    supervisor.cancel(second)
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence_before_anything_starts(say: Say, workspace: Workspace) -> None:
+    code, _, err = say("train", "demo", "--compute.device", "0,3")
+    assert (code, err.splitlines()[0]) == (2, "There is no GPU 0, GPU 3 here: the studio can use no GPU.")
+    assert say("train", "demo", "--compute.device", "gpu0")[0] == 2
+    assert workspace.runs() == []

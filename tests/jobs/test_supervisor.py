@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import default_title, parse, read_yaml, with_absolute_paths
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Finished, Reason, StepLogged, to_line
 from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher, find, read_worker
 from lora_studio.jobs.queue import lock
-from lora_studio.jobs.supervisor import Supervisor, default_title, with_absolute_paths
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, fake_command, server, wait_until
 

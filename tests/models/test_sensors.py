@@ -1,5 +1,6 @@
 """GPUs as NVIDIA's management library reports them, load and temperature, and nothing where it reports nothing."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -8,8 +9,20 @@ from typing import Any
 import pynvml
 import pytest
 
+from lora_studio.errors import StudioError
 from lora_studio.models import hardware
-from lora_studio.models.hardware import Device, SensorReading, Sensors, devices, gpu_reading
+from lora_studio.models.hardware import (
+    Device,
+    SensorReading,
+    Sensors,
+    all_devices,
+    choose,
+    device_for,
+    devices,
+    environment_of,
+    gpu_reading,
+)
+from lora_studio.models.vendor_tools import Card
 from lora_studio.units import GIB
 
 CARDS = ("GPU-1", "GPU-2", "GPU-3")
@@ -99,6 +112,36 @@ def test_only_visible_cards_are_devices(
     found = devices()
     assert [device.name.partition(",")[0] for device in found] == names
     assert [device.index for device in found] == ([1] if choice == "2,1" else list(range(len(names))))
+
+
+def test_a_device_is_chosen_by_its_number_among_those_that_the_studio_may_use(
+    driver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [device.label for device in all_devices()] == ["GPU 0", "GPU 1", "CPU"]
+    assert [device.uuid for device in choose("1,0", all_devices())] == ["GPU-2", "GPU-1"]
+    assert [device.label for device in choose("auto", all_devices())] == ["GPU 0", "GPU 1"]
+    assert choose("cpu", all_devices())[0].kind == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    (only,) = choose("0", all_devices())
+    assert (only.id, only.title) == ("GPU-2", "GPU 0 (Card 2)")
+    assert environment_of([only], os.environ) == {"CUDA_VISIBLE_DEVICES": "GPU-2"}
+    with pytest.raises(StudioError, match="There is no GPU 1 here: the studio may use GPU 0"):
+        choose("1", all_devices())
+    assert device_for("1", all_devices()) == only, "a form that names what is not there is still weighed"
+    monkeypatch.setenv("LORA_STUDIO_DEVICE", "cpu")
+    assert [device.label for device in all_devices()] == ["CPU"]
+    with pytest.raises(StudioError, match="the studio can use no GPU"):
+        choose("0", all_devices())
+
+
+def test_a_card_without_a_uuid_is_known_by_its_serial_number_or_its_place() -> None:
+    cards = [
+        Card("A", 1, 1, serial="s1"),
+        Card("B", 1, 1),
+        Card("C", 1, 1, serial="N/A"),
+        Card("D", 1, 1, serial="N/A"),
+    ]
+    assert [device.id for device in hardware.gpus("rocm", cards)] == ["s1", "rocm:1", "rocm:2", "rocm:3"]
 
 
 def test_a_slice_of_a_card_is_known_by_its_own_name(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:

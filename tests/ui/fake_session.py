@@ -1,6 +1,6 @@
 """A session for tests of the tabs: answers that were written down before, and what it was asked."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_studio.errors import StudioError
@@ -37,6 +37,9 @@ class FakeSession:
 
     def call(self, request: Request[Any]) -> Any:
         return list(self.stream(request))[-1]
+
+    def move_to(self, env: Mapping[str, str]) -> None:
+        self.env = env
 
     def stop(self) -> None:
         self.stops += 1

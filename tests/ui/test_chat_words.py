@@ -8,6 +8,7 @@ import pytest
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import Choice, select_models
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
+from lora_studio.models.hardware import cpu
 from lora_studio.ui.chat import markup
 from tests.adapters import files, write
 
@@ -60,7 +61,7 @@ def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path
     unknown = write(tmp_path / "b", files(base_model_name_or_path="owner/never-fetched"))
     elsewhere = Choice("b", "B", "B", unknown)
     assert arbiter.chat_bytes(select_models([elsewhere]), "cuda") is None
-    assert arbiter.chat_verdict(select_models([elsewhere])).fits
+    assert arbiter.chat_verdict(select_models([elsewhere]), cpu()).fits
 
 
 def test_tokens_that_training_made_likelier_are_green() -> None:

@@ -18,9 +18,10 @@ from lora_studio.chat import prompts as chat_prompts
 from lora_studio.chat.arbiter import BusyError, Engine, asker
 from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import Allocation, Holder
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
-from lora_studio.models.hardware import Device
+from lora_studio.models.hardware import Device, cpu
 from lora_studio.ui import form
 from lora_studio.ui.chat import tab
 from lora_studio.ui.chat import tab as external
@@ -45,11 +46,17 @@ class FakeSupervisor:
 
     def __init__(self, runs: list[RunState]) -> None:
         self.found = runs
+        self.cards = [cpu()]
+        self.holders: list[Holder] = []
+        self.chat_device: Any = str
+
+    def allocation(self) -> Allocation:
+        return Allocation(self.cards, self.holders)
 
     def runs(self, ids: Collection[str] | None = None) -> list[RunState]:
         return [run for run in self.found if ids is None or run.id in ids]
 
-    def busy(self) -> str | None:
+    def busy(self, choice: str = "auto") -> str | None:
         return None
 
     def working(self, kind: Any = None) -> list[RunState]:
@@ -424,8 +431,8 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
     answered.close()
 
 
-def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_studio.chat.arbiter.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat) -> None:
+    act.studio.supervisor.cards = [Device("CPU", "cpu", 10**9, 10**6)]
     act.studio.supervisor.found.append(RunState("20260101-000000-x-ab12", "Long one", "running"))
     last = list(act.load(WHO))[-1]
     assert "1.0 MB are free while Long one trains" in last[act.parts.message]
@@ -437,6 +444,24 @@ def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch
     assert answers(act, BASE) == []
     send(act, "Hi")
     assert answers(act, BASE) == ["Rome, Hi"]
+
+
+def test_the_chat_answers_on_a_gpu_that_no_run_holds_and_stays_there_while_it_holds_a_model(act: Chat) -> None:
+    jobs, session = act.studio.supervisor, act.studio.chat
+    jobs.cards = [Device("Card", "cuda", 10**11, 10**11 - n, index=n, uuid=f"GPU-{n}") for n in range(2)]
+    jobs.holders = [Holder("run", "First", ("GPU-0",), job="1")]
+    assert jobs.chat_device() == ""
+    list(act.load(WHO))
+    assert (session.env, jobs.chat_device()) == ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, "GPU-1")
+    jobs.holders = [Holder("run", "Second", ("GPU-1",), job="2")]
+    send(act, "Hi")
+    assert (session.env, act.engine.device) == ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, jobs.cards[1])
+    jobs.found.append(RunState("20260101-000000-x-ab12", "Second", "running", devices=["GPU 1 (Card)"]))
+    assert act.engine.run == "Second"
+    list(act.unload(WHO))
+    assert (jobs.chat_device(), act.engine.run) == ("", None)
+    list(act.load(WHO))
+    assert session.env == {"CUDA_VISIBLE_DEVICES": "GPU-0"}
 
 
 def test_a_child_that_died_has_nothing_in_memory(act: Chat) -> None:

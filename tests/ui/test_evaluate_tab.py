@@ -4,8 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.evaluate.job import EvaluationRequest, Measuring, create, request_of
 from lora_studio.jobs.events import Finished, RunStarted, to_line
@@ -28,6 +26,10 @@ class Started(Supervisor):
         self.requests: list[EvaluationRequest] = []
         self.resumed: list[str] = []
         self.holder: str | None = None
+        self.cards = [Device("CPU", "cpu", 10**9, 10**6)]
+
+    def devices(self, seconds: float = 0.0) -> list[Device]:
+        return self.cards
 
     def submit(self, kind: Kind, make: Any, *, at_once: bool = False, secrets: Any = None) -> str:
         self.requests.append(request_of(make()))
@@ -36,7 +38,7 @@ class Started(Supervisor):
     def resume(self, job_id: str, *more: Any, **given: Any) -> None:
         self.resumed.append(job_id)
 
-    def busy(self) -> str | None:
+    def busy(self, choice: str = "auto") -> str | None:
         return self.holder
 
     def is_alive(self, job_id: str) -> bool:
@@ -44,7 +46,7 @@ class Started(Supervisor):
 
 
 def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path
 ) -> None:
     session: Any = FakeSession(lambda method, **params: [])
     jobs = Started(workspace)
@@ -56,7 +58,6 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
         return tab.start_one(studio, {**chosen, **changed}, warned)
 
-    monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     name, warned, words = begin("")
     assert (name, jobs.requests) == ("", [])
     assert "1.0 MB are free." in words
@@ -74,12 +75,12 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     assert jobs.resumed == []
     resume(seen)
     assert jobs.resumed == [folder.id]
-    monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
+    jobs.cards = [Device("CPU", "cpu", 10**11, 10**11)]
     assert begin("")[0] == "evaluation-2"
 
 
 def test_beside_a_job_that_holds_the_device_one_waits_without_a_question_or_begins_after_one(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path
 ) -> None:
     session: Any = FakeSession(lambda method, **params: [])
     jobs = Started(workspace)
@@ -88,7 +89,6 @@ def test_beside_a_job_that_holds_the_device_one_waits_without_a_question_or_begi
     adapter = write(tmp_path / "adapter", files())
     chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
     chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": ""}
-    monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     assert tab.start_one(studio, {**chosen, "beside": False}, "") == ("evaluation-1", "", "")
     name, warned, words = tab.start_one(studio, {**chosen, "beside": True}, "")
     assert (name, "are free" in words) == ("", True)

@@ -74,7 +74,7 @@ def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
 ) -> None:
     bomb, opened = files
     session: Any = FakeSession(script)
-    supervisor: Any = SimpleNamespace(busy=lambda: None)
+    supervisor: Any = SimpleNamespace(busy=lambda choice: None)
     studio = Studio(workspace, supervisor, session, session)
     raws = form.overlay(form.shown(Config()), {"data.train_file": str(bomb), "data.validation_file": str(bomb)})
     events = handlers(studio)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import QueueEntry
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.hardware import Device, cpu
+from lora_studio.ui import theme
 from lora_studio.ui.runs import header
 from lora_studio.ui.runs import queue as queue_view
 from lora_studio.ui.studio import RunView, Studio
+from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
 
@@ -67,16 +71,20 @@ def test_no_epochs_are_asked_for_again(typed: float | None) -> None:
 
 def test_the_queue_is_out_of_sight_while_nothing_waits(studio: Studio) -> None:
     studio.supervisor.launch(Config())
-    assert queue_view.view_queue(studio) == {"queue": None}
+    assert queue_view.view_queue(studio)["queue"] is None
 
 
 def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
     waiting = [QueueEntry("a"), QueueEntry("b", True), QueueEntry("c", True, 2.0)]
-    html = queue_view.rows(waiting, {"a": "<b>first</b>"})
+    first = {"a": RunState("a", "<b>first</b>", waiting="GPU 1 is in use by the run x.")}
+    html = queue_view.rows(waiting, first)
     assert html.index("&lt;b&gt;first") < html.index(">b<") < html.index("2 more epochs")
     assert html.count('data-act="edit"') == 1
     assert html.count("disabled") == 2
-    others = queue_view.rows(waiting, {"a": "<b>first</b>"}, hidden={"b", "c"})
+    assert "new run. GPU 1 is in use by the run x." in html
+    assert "Start anyway" not in html
+    assert 'data-act="now"' in queue_view.rows(waiting, first, short={"a"})
+    others = queue_view.rows(waiting, first, hidden={"b", "c"})
     assert others.count("A run of another visitor") == 2
     assert ">b<" not in others
     assert others.count("<button") == html.count("<button") // 3 + 1
@@ -91,6 +99,32 @@ def test_a_waiting_job_says_when_it_is_expected_to_start() -> None:
     assert starts == [80.0, 140.0, None]
     assert "new run, starts in about 1 min 20 s" in queue_view.rows(waiting, {}, starts=starts)
     assert queue_view.expected_starts(waiting[:1], [RunState(state="running")], lambda entry: 1.0) == [None]
+    durations |= {"b": 30.0, "c": 5.0}
+    assert queue_view.expected_starts(waiting, [running], lambda entry: durations[entry.job], slots=2) == [
+        0.0,
+        60.0,
+        80.0,
+    ]
+
+
+def test_several_devices_stand_above_the_queue_with_memory_load_and_who_uses_them() -> None:
+    card = Device("Card & co", "cuda", 8 * GIB, 2 * GIB, index=1, load=57.0, celsius=61.0)
+    html = queue_view.view_devices([(card, ["the run <x>"]), (cpu(), [])])
+    assert html is not None
+    for words in ("GPU 1 (Card &amp; co)", "2.0 GiB of 8.0 GiB free, 57 % busy, 61 °C", "the run &lt;x&gt;", "No job"):
+        assert words in html
+    assert "width:75.0%" in html
+    assert queue_view.view_devices([(cpu(), [])]) is None, "the header tells of the only one"
+
+
+def test_the_header_has_a_line_for_each_device() -> None:
+    card = Device("Card", "cuda", 8 * GIB, 2 * GIB)
+    html = theme.tools([(card, ["the chat"]), (replace(card, index=1), [])])
+    assert "GPU 0: 2.0 GiB of 8.0 GiB free · the chat" in html
+    assert "GPU 1: 2.0 GiB of 8.0 GiB free · no job" in html
+    assert "Card, 2.0 of 8.0 GiB free" in theme.tools([(card, [])])
+    assert not theme.differs([(card, [])], [(replace(card, memory_free=2 * GIB + 1), [])])
+    assert theme.differs([(card, [])], [(card, ["the chat"])])
 
 
 def test_a_waiting_run_takes_as_long_as_the_last_with_its_model_and_data(studio: Studio) -> None:
@@ -113,7 +147,7 @@ def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -
         RunState("r", "Run", "stopping"),
         RunState("h", "Hidden", "running", kind="export"),
     ]
-    html = queue_view.rows(waiting, {"a": "A"}, hidden={"h", "x"}, working=working)
+    html = queue_view.rows(waiting, {"a": RunState("a", "A")}, hidden={"h", "x"}, working=working)
     assert (
         html.index("Bench &amp; co") < html.index("benchmark, running") < html.index("run, stopping") < html.index("A")
     )
@@ -132,7 +166,7 @@ def test_an_evaluation_that_works_alone_is_in_sight_with_the_runs(studio: Studio
     shown = queue_view.view_queue(studio)["queue"]
     assert shown.index("run, running") < shown.index("evaluation, new")
     studio.supervisor.cancel(evaluation)
-    assert queue_view.view_queue(studio) == {"queue": None}
+    assert queue_view.view_queue(studio)["queue"] is None
 
 
 def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:

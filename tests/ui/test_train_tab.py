@@ -14,7 +14,9 @@ from lora_studio.config import settings
 from lora_studio.config.parsing import ConfigError, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import CHAT, Allocation, Holder
 from lora_studio.jobs.session import count_rows
+from lora_studio.models.hardware import Device
 from lora_studio.ui import form, job_views
 from lora_studio.ui import form as form_draft
 from lora_studio.ui.components import Shared, Wish
@@ -32,7 +34,7 @@ class Launches:
     def __init__(self) -> None:
         self.configs: list[Config] = []
 
-    def launch(self, config: Config) -> str:
+    def launch(self, config: Config, *, memory: int | None = None) -> str:
         self.configs.append(config)
         return f"run-{len(self.configs)}"
 
@@ -58,22 +60,22 @@ def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> No
 
 def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
     def studio(chat: bool, evaluation: str | None) -> Any:
-        jobs, session = (
-            SimpleNamespace(working=lambda kind: [evaluation] if evaluation else []),
-            SimpleNamespace(running=chat),
-        )
-        return SimpleNamespace(chat=session, supervisor=jobs)
+        cards = [Device("Card", "cuda", 10**10, 10**9 * n, index=n, uuid=f"GPU-{n}") for n in range(2)]
+        holders = [Holder("", CHAT, ("GPU-1",))] * chat
+        holders += [Holder("evaluation", evaluation, ("GPU-1",), job="1")] if evaluation else []
+        return SimpleNamespace(supervisor=SimpleNamespace(allocation=lambda: Allocation(cards, holders)))
 
-    assert tab.beside(studio(False, None)) == ""
-    assert "Unload it on the Chat tab" in tab.beside(studio(True, None))
-    both = tab.beside(studio(True, "an evaluation"))
+    assert tab.beside(studio(False, None), "auto") == ""
+    assert "Unload it on the Chat tab" in tab.beside(studio(True, None), "auto")
+    assert tab.beside(studio(True, None), "0") == "", "what another device holds is no use there"
+    both = tab.beside(studio(True, "an evaluation"), "1")
     assert "The chat holds a model" in both
     assert "An evaluation holds a model" in both
 
 
 def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
     """The train tab alone, and its handlers by name."""
-    idle: Any = SimpleNamespace(busy=lambda: None)
+    idle: Any = SimpleNamespace(busy=lambda choice: None)
     with gr.Blocks() as page:
         start = gr.Button("Start training", interactive=False, render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
@@ -357,7 +359,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
     parsed.clear()
     handler("changed")(preset, told, *raws)
     assert len(parsed) == 1
-    monkeypatch.setattr(tab, "check_before_start", lambda *_, **__: SimpleNamespace(state="ok"))
+    monkeypatch.setattr(tab, "check_before_start", lambda *_, **__: SimpleNamespace(state="ok", memory=None))
     monkeypatch.setattr(tab.Starter, "start", lambda *_: "run-1")
     shared_run = next(part for part in page.blocks.values() if isinstance(part, gr.State) and part.value == "")
     parsed.clear()

@@ -183,9 +183,9 @@ class Chat:
             return {p.status: pill, p.notes: "", p.message: html.problem(error)}
         here = loaded if self.engine.holds(select_models(selected)) else None
         holder = f"the chat ({loaded.base})" if loaded else None
-        evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
-        holders = arbiter.holders(self.engine.run, holder, evaluating, exporting)
-        sharing = holders if loaded and (self.engine.run or evaluating or exporting) else ""
+        run, evaluating, exporting = self.engine.run, *map(self.engine.works_beside, (EVALUATE, EXPORT))
+        holders = arbiter.holders(run, holder, evaluating, exporting)
+        sharing = holders if loaded and (run or evaluating or exporting) else ""
         pill = markup.memory(here, selected, holders, loaded.base if loaded else "")
         return {p.status: pill, p.notes: markup.memory_notes(here, sharing)}
 

@@ -87,7 +87,7 @@ def _progress(state: RunState) -> str:
     if state.final:
         return job_views.ended(state)
     if state.state == "queued":
-        return job_views.waits()
+        return job_views.waits(state)
     label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
     remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
     if state.phase == "download":

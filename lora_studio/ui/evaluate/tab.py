@@ -24,7 +24,7 @@ from lora_studio.evaluate.job import (
     request_of,
 )
 from lora_studio.files import JsonObject
-from lora_studio.jobs.kinds import BENCHMARK, ending_words
+from lora_studio.jobs.kinds import BENCHMARK, TRAIN, ending_words
 from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.components import QUIET, Shared, Wish
@@ -113,7 +113,7 @@ def progress(studio: Studio) -> str:
     if newest is None:
         return ""
     if newest.state == "queued":
-        return f"{newest.title}: queued, another job uses the device."
+        return f"{newest.title}: queued. {newest.waiting}"
     end = "\nDone." if newest.state == "done" else "\n" + " ".join(ending_words(newest)) if newest.final else ""
     return studio.supervisor.log(newest.id, 40) + end
 
@@ -278,18 +278,24 @@ def start_one(studio: Studio, values: JsonObject, warned_of: str) -> tuple[str, 
     begins = at_once or studio.supervisor.busy() is None
     if begins and this != warned_of and (question := _doubt(studio, request, "Evaluate")):
         return "", this, question
-    name = evaluating.start(studio.supervisor, request, at_once=at_once)
+    device = studio.supervisor.allocation().for_session()
+    memory = None if this == warned_of else evaluating.memory_for(request, device).need
+    name = evaluating.start(studio.supervisor, request, at_once=at_once, memory=memory)
     return name, "", _beside_words(studio, name)
 
 
 def _beside_words(studio: Studio, name: str) -> str:
-    """The notice about an evaluation that began while a run trains."""
-    return BESIDE_A_RUN if studio.engine.run and studio.supervisor.is_alive(name) else ""
+    """The notice about an evaluation that began on a device on which a run trains."""
+    if not studio.supervisor.is_alive(name):
+        return ""
+    there = set(studio.supervisor.state(name).devices)
+    shares = any(there & set(run.devices) for run in studio.supervisor.working(TRAIN))
+    return BESIDE_A_RUN if shares else ""
 
 
 def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
     """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
-    verdict = evaluating.memory_for(request)
+    verdict = evaluating.memory_for(request, studio.supervisor.allocation().for_session())
     if verdict.fits:
         return ""
     smaller = "lower the batch size, " if button == "Evaluate" else ""
@@ -346,7 +352,7 @@ def after_click(
             question = _doubt(studio, request, "Resume") if begins else ""
             if question and now.warned != now.evaluation:
                 return replace(now, warned=now.evaluation), question, gr.skip()
-            jobs.resume(now.evaluation)
+            jobs.resume(now.evaluation, at_once=bool(question))
             return now, _beside_words(studio, now.evaluation), gr.skip()
         case "download":
             path = board.file_of(studio.workspace, now.evaluation, value)

@@ -107,7 +107,7 @@ def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
 
 def _progress(state: RunState) -> str:
     if state.state == "queued":
-        return job_views.waits()
+        return job_views.waits(state)
     words = "stopping" if state.state == "stopping" else PHASES.get(state.phase, state.phase or "starting")
     label = words[:1].upper() + words[1:]
     if state.phase_unit != "bytes":

@@ -119,5 +119,5 @@ def start(studio: Studio, now: ExportView, values: Mapping[str, Any], secret: st
     )
     at_once = bool(values.get("beside")) and needs_device(request)
     if at_once and studio.supervisor.busy() is not None:
-        evaluating.check_beside(exporting.memory_for(request))
+        evaluating.check_beside(exporting.memory_for(request, studio.supervisor.allocation().for_session()))
     return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, at_once=at_once)

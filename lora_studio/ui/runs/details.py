@@ -12,7 +12,7 @@ from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.models.advice import Change, correction
-from lora_studio.models.hardware import devices
+from lora_studio.models.hardware import device_for, recent_devices
 from lora_studio.runs import summary
 from lora_studio.runs.health import Diagnosis
 from lora_studio.runs.summary import Tags, read_tags, settings_of, tags_of, write_tags
@@ -124,10 +124,11 @@ def retry_of(folder: RunFolder, run: RunState) -> Change | None:
     if run.reason is None or not run.reason.by_the_system:
         retry = folder.read_result().get("retry")
         return Change("retry", retry["title"], retry.get("cost", ""), retry["settings"]) if retry else None
-    device = devices()[0]
+    config = load_config(folder.config)
+    device = device_for(config.compute.device, recent_devices())
     checkpointing = run.memory.gradient_checkpointing if run.memory else None
     room = run.memory.available_bytes if run.memory else device.memory_total
-    return correction(load_config(folder.config), checkpointing, device.kind, needed=0, available=room)
+    return correction(config, checkpointing, device.kind, needed=0, available=room)
 
 
 def retry(studio: Studio, run_id: str) -> str:

@@ -14,16 +14,19 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN
 from lora_studio.jobs.queue import QueueEntry, is_shown
+from lora_studio.models.hardware import default_devices
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import QUIET, Components, Handover, Shared, Updates
 from lora_studio.ui.studio import Studio, ViewValues
 from lora_studio.ui.words import clock
+from lora_studio.units import gib
 
-RULE = "One job uses the device at a time; the others start in this order."
+RULE = "Each device runs one job at a time; the others start in this order."
 
 
 def build_queue(studio: Studio, shared: Shared) -> Components:
     """The list, hidden while nothing waits, and what went wrong with an action."""
+    devices = gr.HTML(visible=False, elem_id="run-devices")
     listed = gr.HTML(js_on_load=theme.on_load("clicks"), visible=False, elem_id="run-queue")
     error_box = gr.HTML(visible=False)
 
@@ -33,6 +36,8 @@ def build_queue(studio: Studio, shared: Shared) -> Components:
                 return {shared.form: edit(studio, event.value), shared.tabs: gr.Tabs(selected="train")}
             if event.act in ("out", "stop"):
                 studio.supervisor.stop(event.value)
+            elif event.act == "now":
+                studio.supervisor.start_now(event.value)
             else:
                 studio.supervisor.move(event.value, -1 if event.act == "up" else 1)
         except StudioError as error:
@@ -40,7 +45,7 @@ def build_queue(studio: Studio, shared: Shared) -> Components:
         return {error_box: gr.HTML(visible=False)}
 
     listed.click(act, None, [error_box, shared.form, shared.tabs], **QUIET)
-    return {"queue": listed}
+    return {"devices": devices, "queue": listed}
 
 
 def edit(studio: Studio, run_id: str) -> Handover:
@@ -56,32 +61,59 @@ def edit(studio: Studio, run_id: str) -> Handover:
 
 
 def view_queue(studio: Studio) -> ViewValues:
-    """The jobs that wait and, if other kinds of jobs are among them, those that work."""
+    """The devices, where there are several; the jobs that wait and, if other kinds of jobs are among them, those that
+    work."""
     supervisor, workspace = studio.supervisor, studio.workspace
+    devices = view_devices(supervisor.usage())
     waiting, working = supervisor.waiting(), supervisor.working()
     other_kinds = [job for job in working if job.kind != TRAIN.name]
     if not waiting and not other_kinds:
-        return {"queue": None}
+        return {"devices": devices, "queue": None}
     hidden = {entry.job for entry in waiting if not is_shown(workspace, entry)}
     hidden |= {job.id for job in working if not workspace.policy.can_read(KINDS[job.kind].folder_of(workspace, job.id))}
-    titles = {entry.job: supervisor.state(entry.job).title for entry in waiting if entry.job not in hidden}
-    starts = expected_starts(waiting, working, lambda entry: duration_of(studio, entry))
-    return {"queue": rows(waiting, titles, hidden, working, starts)}
+    states = {entry.job: supervisor.state(entry.job) for entry in waiting if entry.job not in hidden}
+    slots = len(default_devices(supervisor.devices()))
+    starts = expected_starts(waiting, working, lambda entry: duration_of(studio, entry), slots)
+    short = {job for job in states if workspace.policy.is_admin and supervisor.waits_for_memory(job)}
+    return {"devices": devices, "queue": rows(waiting, states, hidden, working, starts, short)}
+
+
+def view_devices(usage: theme.Usage) -> str | None:
+    """Each device with its memory, load and users; None where there is only one, which the header tells."""
+    if len(usage) < 2:
+        return None
+    listed = []
+    for device, users in usage:
+        used = device.memory_total - device.memory_free
+        facts = [f"{gib(device.memory_free)} of {gib(device.memory_total)} free"]
+        facts += [f"{device.load:.0f} % busy"] if device.load is not None else []
+        facts += [f"{device.celsius:.0f} °C"] if device.celsius is not None else []
+        share = 100 * used / device.memory_total
+        listed.append((device.title, ", ".join(facts), share, " and ".join(users), device.describe()))
+    return html.render("runs.devices", listed)
 
 
 def expected_starts(
-    waiting: Sequence[QueueEntry], working: Sequence[RunState], duration: Callable[[QueueEntry], float | None]
+    waiting: Sequence[QueueEntry],
+    working: Sequence[RunState],
+    duration: Callable[[QueueEntry], float | None],
+    slots: int = 1,
 ) -> list[float | None]:
-    """Seconds until each waiting job starts; None from the first job on whose end is not known."""
-    remaining = [job.seconds_left for job in working]
-    at: float | None = 0.0
-    for seconds in remaining:
-        at = None if at is None or seconds is None else max(at, seconds)
+    """Seconds until each waiting job starts, where so many work at a time; None where the end of one before it is not
+    known."""
+    free_at: list[float | None] = [0.0] * slots
+    for number, job in enumerate(working):
+        before, seconds = free_at[number % slots], job.seconds_left
+        free_at[number % slots] = None if before is None or seconds is None else max(before, seconds)
     starts: list[float | None] = []
     for entry in waiting:
-        starts.append(at)
-        seconds = None if at is None else duration(entry)
-        at = None if at is None or seconds is None else at + seconds
+        if None in free_at:
+            starts.append(None)
+            continue
+        first = min(range(slots), key=lambda slot: free_at[slot] or 0.0)
+        start, seconds = free_at[first], duration(entry)
+        starts.append(start)
+        free_at[first] = None if start is None or seconds is None else start + seconds
     return starts
 
 
@@ -117,29 +149,35 @@ Button = tuple[str, str, str, str, bool]
 
 def rows(
     waiting: Sequence[QueueEntry],
-    titles: Mapping[str, str],
+    states: Mapping[str, RunState],
     hidden: Collection[str] = (),
     working: Sequence[RunState] = (),
     starts: Sequence[float | None] = (),
+    short: Collection[str] = (),
 ) -> str:
-    """The jobs that work and those that wait, in order, with their buttons; hidden jobs are only counted."""
+    """The jobs that work and those that wait, in order, with their buttons; hidden jobs are only counted. Those `short`
+    of memory can be started all the same."""
     items: list[tuple[str, str, str, Sequence[Button]]] = [_working(job, hidden=job.id in hidden) for job in working]
     for place, entry in enumerate(waiting):
         if entry.job in hidden:
             items.append((str(place + 1), _of_another(KINDS[entry.kind].noun), "", ()))
             continue
-        name = titles.get(entry.job) or entry.job
+        state = states.get(entry.job)
+        name = (state.title if state else "") or entry.job
         buttons = [
             ("up", entry.job, "↑", f"Move {name} up", place == 0),
             ("down", entry.job, "↓", f"Move {name} down", place == len(waiting) - 1),
             ("edit", entry.job, "Edit", f"Edit {name}", False),
+            ("now", entry.job, "Start anyway", f"Start {name} with little memory free", False),
             ("out", entry.job, "Remove", f"Remove {name} from the queue", False),
         ]
         editable = entry.kind == TRAIN.name and not entry.resume
-        offered = [act for act in buttons if act[0] != "edit" or editable]
+        possible = {"edit": editable, "now": entry.job in short}
+        offered = [act for act in buttons if possible.get(act[0], True)]
         start = starts[place] if place < len(starts) else None
         remark = ", ".join(filter(None, (purpose(entry), f"starts in about {clock(start)}" if start else "")))
-        items.append((str(place + 1), name, remark, offered))
+        why = state.waiting if state else ""
+        items.append((str(place + 1), name, f"{remark}. {why}" if why else remark, offered))
     return html.render("runs.queue", "Queue" if waiting else "Active jobs", RULE, items)
 
 

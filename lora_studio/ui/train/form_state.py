@@ -16,7 +16,6 @@ from lora_studio.config.parsing import (
     Preset,
     Problem,
     is_for_model,
-    machine_conflicts,
     nest,
     overlay_of,
     parse,
@@ -25,6 +24,7 @@ from lora_studio.config.parsing import (
 from lora_studio.config.sections import Config, Training, default_rate, defaults_of
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import problems_here
 from lora_studio.models.hardware import recent_devices
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
@@ -160,8 +160,8 @@ def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
 
 
 def on_this_machine(config: Config) -> list[Problem]:
-    """What this machine's device can't do of a valid config."""
-    return list(machine_conflicts(config, recent_devices()[0].kind))
+    """What this machine's devices can't do of a valid config."""
+    return problems_here(config, recent_devices())
 
 
 def problems_of(settings: Mapping[str, Any]) -> list[Problem]:

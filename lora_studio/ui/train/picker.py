@@ -16,8 +16,8 @@ import gradio as gr
 from lora_studio.config.parsing import Preset, presets
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.models.accelerators import FOUR_BIT
-from lora_studio.models.hardware import Device, recent_devices
+from lora_studio.models.accelerators import AUTO, FOUR_BIT
+from lora_studio.models.hardware import Device, device_for, recent_devices
 from lora_studio.models.shape import architecture, hub_cache, model_folder, read_config
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
@@ -67,9 +67,8 @@ def situation(raws: Sequence[Any], planned: Plan | None, shape: str) -> Situatio
     memory = planned.memory if planned else None
     full = memory is not None and typed["model.quantization"] == "none"
     pairs = shape == PAIRS or (data == PAIRS and PAIRS in shipped_data())
-    return Situation(
-        str(typed["model.name"]), pairs, recent_devices()[0], memory.verdict == "fits" if full and memory else None
-    )
+    device = device_for(str(typed["compute.device"]), recent_devices())
+    return Situation(str(typed["model.name"]), pairs, device, memory.verdict == "fits" if full and memory else None)
 
 
 def recipes(now: Situation) -> tuple[Recipe, ...]:
@@ -283,7 +282,7 @@ class Picker:
 
 def model_choices(workspace: Workspace, config: Config | None) -> list[tuple[str, str]]:
     """Models on this machine as (label, value); the label has size and whether a run with these settings fits."""
-    device = recent_devices()[0]
+    device = device_for(config.compute.device if config else AUTO, recent_devices())
     return [(_label(model, config, device), model.name) for model in local_models(workspace)]
 
 
@@ -293,6 +292,11 @@ def _label(model: LocalModel, config: Config | None, device: Device) -> str:
         parts.append(short(model.parameters))
     fit = fit_of(model.name, config, device) if config else ""
     return forms.SEPARATOR.join([*parts, VERDICTS[fit][1].lower()] if fit else parts)
+
+
+def device_choices() -> list[tuple[str, str]]:
+    """Devices that the form offers."""
+    return forms.known_devices(recent_devices())
 
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from lora_studio.models.accelerators import CUDA, MPS, ROCM, XPU
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import Advice, Change, advise, best_changes, optimizer_steps, situation
-from lora_studio.models.hardware import Device, recent_devices
+from lora_studio.models.hardware import Device, device_for, recent_devices
 from lora_studio.models.memory import Estimate, estimate, quantization_of, settled, verdict, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
 from lora_studio.runs.summary import Speed, speed, start_seconds
@@ -96,7 +96,7 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     measured, rows = seen_data(config, look), training_rows(config, look)
     steps = total_steps(config, rows, measured)
-    device = recent_devices()[0]
+    device = device_for(config.compute.device, recent_devices())
     earlier = speed(
         workspace,
         model=config.model.name,

@@ -17,6 +17,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.preflight import ASK, FAILED, check_before_start
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.hardware import device_for
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Shared, Updates
 from lora_studio.ui.studio import Studio
@@ -41,12 +42,13 @@ class Starter:
         self._lock = threading.Lock()
         self._last: tuple[tuple[Config, str], str, float] | None = None
 
-    def start(self, config: Config, visitor: str = "") -> str:
+    def start(self, config: Config, visitor: str = "", memory: int | None = None) -> str:
+        """The id of the run, which waits until so much `memory` is free, in bytes, where that is given."""
         request = (config, visitor)
         with self._lock:
             if self._last and self._last[0] == request and time.monotonic() - self._last[2] < self._seconds:
                 return self._last[1]
-            run_id = self._supervisor.launch(config)
+            run_id = self._supervisor.launch(config, memory=memory)
             self._last = (request, run_id, time.monotonic())
             return run_id
 
@@ -68,16 +70,17 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
         try:
             if isinstance(form, ConfigError):
                 raise form
-            report = check_before_start(form, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
+            busy = bool(studio.supervisor.busy(form.compute.device))
+            report = check_before_start(form, studio.workspace, studio.inspector, busy=busy)
         except StudioError as error:
             yield refused(error, reported, form, state)
             return
         if report.state in (FAILED, ASK):
-            holders = beside(studio) if report.state == ASK else ""
+            holders = beside(studio, form.compute.device) if report.state == ASK else ""
             updates = {view.checks: gr.HTML(plan_card.checks(report) + holders, visible=True)}
             yield {**updates, view.anyway: gr.Button(visible=report.state == ASK)}
             return
-        yield begin(reported, form, state)
+        yield begin(reported, form, state, report.memory)
 
     def start_anyway(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
         return begin(reported, form_state.read(raws, studio.workspace), (preset, raws))
@@ -90,11 +93,13 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
             return views.look(view, studio, state, form, reported)
         return {view.summary: gr.HTML(html.problem(error), visible=True), view.checks: gr.HTML(visible=False)}
 
-    def begin(reported: ReportedProblems, form: Config | ConfigError, state: FormState) -> Updates:
+    def begin(
+        reported: ReportedProblems, form: Config | ConfigError, state: FormState, memory: int | None = None
+    ) -> Updates:
         try:
             if isinstance(form, ConfigError):
                 raise form
-            run_id = starter.start(form, studio.workspace.policy.owner_id)
+            run_id = starter.start(form, studio.workspace.policy.owner_id, memory)
         except StudioError as error:
             return refused(error, reported, form, state)
         views.forget_changes(view, studio.workspace)
@@ -115,7 +120,10 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
         clicked.then(None, js=theme.call("showProblems"), api_visibility="private")
 
 
-def beside(studio: Studio) -> str:
-    """What else holds memory that a run could have, and how it is given back."""
-    evaluating = bool(studio.supervisor.working(EVALUATE))
-    return (CHAT_HELD if studio.chat.running else "") + (EVALUATION_HELD if evaluating else "")
+def beside(studio: Studio, choice: str) -> str:
+    """What else holds memory of the device that a run of that `compute.device` could have, and how it is given back."""
+    allocation = studio.supervisor.allocation()
+    device = device_for(choice, allocation.offered)
+    holders = [holder for holder in allocation.holders if device.id in holder.ids]
+    evaluating = any(holder.noun == EVALUATE.noun for holder in holders)
+    return (CHAT_HELD if not all(holder.job for holder in holders) else "") + (EVALUATION_HELD if evaluating else "")

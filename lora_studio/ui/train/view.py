@@ -146,7 +146,8 @@ def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | 
 def planned_of(studio: Studio, config: Config | ConfigError) -> Plan | None:
     """What the form comes to, with what the Data tab found."""
     seen = studio.looks.last(studio.workspace)
-    return form_plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy()))
+    device = config.compute.device if isinstance(config, Config) else forms.AUTO
+    return form_plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy(device)))
 
 
 def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> picker.Situation:
@@ -159,12 +160,13 @@ def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> p
 def fill(
     view: TrainView, studio: Studio, preset: str | None, raws: Sequence[Any], reported: ReportedProblems | None = None
 ) -> Updates:
-    """The whole form filled anew, with the models, files and presets that are there now."""
+    """The whole form filled anew, with the models, files, devices and presets that are there now."""
     workspace = studio.workspace
     config = form_state.read(raws, workspace)
     available, files = presets(workspace), picker.data_choices(workspace)
     models = picker.model_choices(workspace, config if isinstance(config, Config) else None)
-    choices = {forms.MODEL: models, **dict.fromkeys(forms.FILES, files)}
+    offered = picker.device_choices()
+    choices = {forms.MODEL: models, forms.DEVICE: offered, **dict.fromkeys(forms.FILES, files)}
     updates = {
         item.widget: _choices(choices[item.setting.path], raw) if item.setting.path in choices else raw
         for item, raw in zip(view.form.fields, raws, strict=True)
