@@ -615,6 +615,35 @@ def test_stop_stands_in_the_place_of_send_and_a_second_question_waits(act: Chat)
     assert answers(act, BASE) == ["Rome, One?"]
 
 
+def test_a_question_that_a_double_click_sends_twice_is_asked_once_without_a_word(act: Chat) -> None:
+    asking = act.send(WHO, "One?", "", *DEFAULTS)
+    for update in asking:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    assert not any(update.get(act.parts.message) or act.parts.question in update for update in send(act, "One?"))
+    list(asking)
+    assert answers(act, BASE) == ["Rome, One?"]
+    click(act, "blind")
+    asking = tab.ask(act, WHO, "One?", "", DEFAULTS)
+    next(asking), next(asking)
+    assert not any(update.get(act.parts.message) for update in tab.ask(act, WHO, "One?", "", DEFAULTS))
+    asking.close()
+
+
+def test_the_question_after_a_stop_waits_until_the_stopped_answer_is_written_down(act: Chat) -> None:
+    asking = act.send(WHO, "One?", "", *DEFAULTS)
+    for update in asking:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    act.stop(WHO)
+    ending = threading.Timer(0.3, list, [asking])
+    ending.start()
+    last = send(act, "Two?")[-1]
+    ending.join()
+    assert not last.get(act.parts.message)
+    assert answers(act, BASE) == ["Rome, One?", "Rome, Two?"]
+
+
 def test_after_a_stop_the_page_can_ask_again_even_where_the_one_that_asked_is_gone(act: Chat) -> None:
     asking = act.send(WHO, "One?", "", *DEFAULTS)
     for update in asking:

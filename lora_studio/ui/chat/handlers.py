@@ -6,8 +6,9 @@ the way to the engine in `chat.arbiter`. Each browser has its own chat, kept in 
 
 import contextlib
 import secrets
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
 
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
+STOPPED_SECONDS = 5.0  # how long a stopped answer may take to be written down; then its page is taken to be gone
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Click:
     column: str = ""
     value: str = ""
     text: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A chat that is being answered, and the questions. `ended` is set once nothing of it is written any more."""
+
+    talk: ChatState
+    questions: frozenset[str]
+    ended: threading.Event
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,8 @@ class Chat:
     def __init__(self, studio: Studio, parts: Parts) -> None:
         self.studio, self.parts = studio, parts
         self.engine = studio.engine
-        self._answering: dict[str, ChatState] = {}  # the chats that are being answered now, by `asker`
+        self._answering: dict[str, Turn] = {}  # by `asker`
+        self._stopped: dict[str, Turn] = {}  # the same of answers that were stopped and may not have ended yet
 
     # -- who can answer, and what was said
 
@@ -102,7 +114,14 @@ class Chat:
         return Columns(choices, list(talk.adapters))
 
     def followed(self, who: str) -> tuple[ChatState, Columns, Updates]:
-        """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
+        """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so.
+
+        An answer that was stopped is written down first.
+        """
+        stopped = self._stopped.get(self.asker(who))
+        if stopped:
+            stopped.ended.wait(STOPPED_SECONDS)
+            self._stopped.pop(self.asker(who), None)
         talk = self.talk(who)
         columns, updates = self._follow(talk)
         if updates:
@@ -259,7 +278,13 @@ class Chat:
         try:
             yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
         except StudioError as error:
-            yield self.failed(who, columns, error) | {self.parts.question: question}
+            if not self.is_asking(who, question):
+                yield self.failed(who, columns, error) | {self.parts.question: question}
+
+    def is_asking(self, who: str, question: str) -> bool:
+        """Whether a browser's question is being answered: a double click sends it twice."""
+        turn = self._answering.get(self.asker(who))
+        return turn is not None and question in turn.questions
 
     def check_idle(self, who: str) -> None:
         """Raises `StudioError` while a browser's chat is answered: the next question would follow half an answer."""
@@ -287,13 +312,14 @@ class Chat:
         selected = columns.chosen
         own = selected[0].card().system_prompt
         talk.sampling, talk.system = form.sampling(sampling), None if system == own else system
-        for name, question in questions.items():
-            talk.ask(question, [name])
-        self.keep(who, talk)
-        requests = [
-            ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system)) for name in names
-        ]
-        with self.answering(who, talk):
+        with self.answering(who, talk, questions.values()):
+            for name, question in questions.items():
+                talk.ask(question, [name])
+            self.keep(who, talk)
+            requests = [
+                ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system))
+                for name in names
+            ]
             begun = {p.question: "", p.extra: "", p.tools: markup.tools(talk, busy=True)}
             yield self.buttons(who) | begun | {p.board: self.board(talk, columns, busy=True)}
             try:
@@ -307,6 +333,8 @@ class Chat:
             finally:
                 unanswered = talk.take_back(names, before)
                 conversation.write_state(workspace, who, talk)
+        if self.asker(who) in self._answering:
+            return  # stopped, and the next question is on the board already
         if failure is None:
             yield self.buttons(who) | {p.tools: markup.tools(talk), p.board: self.board(talk, columns)}
             if talk.scored:
@@ -326,15 +354,18 @@ class Chat:
         yield self.failed(who, columns, failure) | updates | back | painted
 
     @contextlib.contextmanager
-    def answering(self, who: str, talk: ChatState) -> Iterator[None]:
+    def answering(self, who: str, talk: ChatState, questions: Iterable[str]) -> Iterator[None]:
         """Meanwhile a browser's chat is being answered, and what is switched in it counts at once."""
-        key = self.asker(who)
-        self._answering[key] = talk
+        key, turn = self.asker(who), Turn(talk, frozenset(questions), threading.Event())
+        if self._answering.setdefault(key, turn) is not turn:
+            self.check_idle(who)
         try:
             yield
         finally:
-            if self._answering.get(key) is talk:
-                del self._answering[key]
+            turn.ended.set()
+            for turns in (self._answering, self._stopped):
+                if turns.get(key) is turn:
+                    del turns[key]
 
     def _carry(
         self, who: str, talk: ChatState, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
@@ -373,7 +404,9 @@ class Chat:
     def stop(self, who: str) -> Updates:
         """Ends the answer; the next question can be asked also where the page that asked the last one is gone."""
         self.engine.stop(self.asker(who))
-        self._answering.pop(self.asker(who), None)
+        turn = self._answering.pop(self.asker(who), None)
+        if turn:
+            self._stopped[self.asker(who)] = turn
         return self.buttons(who)
 
     # -- clicks in the markup
@@ -458,16 +491,16 @@ class Chat:
 
     def _switched(self, click: Click, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
         """A toggle of the toolbar; what is being answered now is shown by it as well."""
-        p, answering = self.parts, self._answering.get(self.asker(who))
+        p, turn = self.parts, self._answering.get(self.asker(who))
         if click.act == "marks":
             talk.marks = not talk.marks
-            if answering:
-                answering.marks = talk.marks
-                talk = answering
+            if turn:
+                turn.talk.marks = talk.marks
+                talk = turn.talk
             self.keep(who, talk)
             yield {
-                p.board: self.board(talk, columns, busy=bool(answering)),
-                p.tools: markup.tools(talk, busy=bool(answering)),
+                p.board: self.board(talk, columns, busy=bool(turn)),
+                p.tools: markup.tools(talk, busy=bool(turn)),
             }
             return
         self.check_idle(who)

@@ -139,7 +139,9 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
         else:
             yield from act.act(target, person, system, place, sampling)
 
-    gr.on([p.send.click, p.question.submit], send, [who, p.question, p.system, *p.sampling], everything, **answer)
+    # Gradio drops an event that comes while the last one ends; the chat itself refuses a question in words, or waits.
+    asked: EventOptions = {"trigger_mode": "multiple", **answer}
+    gr.on([p.send.click, p.question.submit], send, [who, p.question, p.system, *p.sampling], everything, **asked)
     p.stop.click(act.stop, who, [p.send, p.stop], queue=False, **QUIET)
     p.like.select(lambda name: form.sampling_like(act.studio.workspace, name), p.like, p.sampling, **QUIET)
     clicked = [p.status.click, p.tools.click, p.heads.click, p.board.click, p.message.click]
@@ -281,7 +283,7 @@ def ask(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]
     failure = None
     try:
         act.check_idle(who)
-        with act.answering(who, talk):
+        with act.answering(who, talk, [question]):
             yield act.buttons(who) | {p.question: "", p.tools: markup.tools(talk, busy=True)}
             yield from _answered(act, who, talk, question, system, sampling)
     except StudioError as error:
@@ -290,7 +292,7 @@ def ask(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]
     painted = board | {p.tools: markup.tools(talk)}
     if failure is None:
         yield act.buttons(who) | act.memory(columns) | painted
-    else:
+    elif not act.is_asking(who, question):
         yield act.failed(who, columns, failure) | painted | {p.question: question}
 
 
