@@ -193,7 +193,8 @@ def _serve(demo: gr.Blocks, studio: Studio, serving: Serving, users: Users | Non
 
 def queue(demo: gr.Blocks) -> None:
     """The page's queue of events; what queues can't be asked for past it."""
-    demo.queue(default_concurrency_limit=16, api_open=False, max_size=MAX_WAITING_EVENTS)
+    with gradio_patches.without_app():
+        demo.queue(default_concurrency_limit=16, api_open=False, max_size=MAX_WAITING_EVENTS)
     gradio_patches.look_less_often(demo)
 
 

@@ -15,6 +15,22 @@ from starlette.testclient import TestClient
 from lora_studio.ui import gradio_patches
 
 
+def test_a_page_builds_its_web_app_once_when_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    create = App.create_app
+    monkeypatch.setattr(App, "create_app", lambda *args, **options: built.append(1) or create(*args, **options))
+    with gr.Blocks() as demo:
+        gr.Button()
+    demo.queue()
+    assert len(built) == 3, "Gradio builds no app before it serves: without_app is not needed any more"
+    with gradio_patches.without_app(), gr.Blocks() as demo:
+        gr.Button()
+    with gradio_patches.without_app():
+        demo.queue()
+    assert len(built) == 3
+    assert App.create_app(demo)
+
+
 def test_the_patches_are_looked_through_for_the_installed_version() -> None:
     assert version("gradio") == gradio_patches.VERSION, (
         "Gradio's version changed: look whether each patch in gradio_patches.py is still needed and still true for it."
