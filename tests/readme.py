@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from lora_studio.cli import make_parser
+from lora_studio.config.other_tools import Tool, path_of, tools
 from lora_studio.config.parsing import presets
-from lora_studio.config.settings import Setting, settings
+from lora_studio.config.settings import AS_VALUES, BY_VALUE, Setting, reasons, settings
 from lora_studio.export.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +147,51 @@ def target_table() -> str:
     return "\n".join(["| on the page | `--to` | what it is for |", "|---|---|---|", *rows])
 
 
+def import_tables() -> str:
+    """What each key of other trainers is here, and which of their defaults are set."""
+    parts = []
+    for tool in tools().values():
+        keys = sorted(tool.keys, key=lambda key: (_place_of(tool, key) is None, key))
+        rows = [
+            f"| `{key}` | {place} | {_cell(tool.notes.get(key) or tool.about.get(key, ''))} |"
+            for key in keys
+            if (place := _place_of(tool, key))
+        ]
+        table = ["| key | here | how it differs, or is read |", "|---|---|---|", *rows]
+        words = ", ".join(f"`{path}` {_default_of(value)}" for path, value in tool.defaults.items())
+        left = ", ".join(f"`{path}` ({words})" for path, words in tool.unchanged.items())
+        silent = [f"Set where a file does not name it: {words}."]
+        silent += (
+            ["", f"Left at the defaults here, because only speed, memory or disk depend on it: {left}."] if left else []
+        )
+        parts.append("\n".join([f"## {tool.title}", "", *table, "", *silent]))
+    known = frozenset[str]().union(*(tool.keys for tool in tools().values()))
+    for part, title in (("always", "Keys that need nothing"), ("elsewhere", "Keys without a counterpart")):
+        by_reason: dict[str, list[str]] = {}
+        for leaf, why in reasons(part).items():
+            if any(key.rpartition(".")[2] == leaf for key in known):
+                by_reason.setdefault(why, []).append(f"`{leaf}`")
+        rows = [f"| {_cell(why)} | {', '.join(keys)} |" for why, keys in by_reason.items()]
+        parts.append("\n".join([f"## {title}", "", "| why | keys |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _place_of(tool: Tool, key: str) -> str | None:
+    """The setting that a key becomes, with its value for a switch; None for a key that becomes none."""
+    leaf = key.rpartition(".")[2]
+    switches = [*BY_VALUE.get(leaf, {}).values(), *([AS_VALUES[leaf]] if leaf in AS_VALUES else [])]
+    if key not in tool.paths and switches:
+        return ", ".join(f"`{path}` {value}" for path, value in dict.fromkeys(switches))
+    path = path_of(tool, key)
+    return f"`{path}`" if path else None
+
+
+def _default_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return " or ".join(f"{item:g} ({method})" for method, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 PARTS = {
     "tree": ("architecture.md", tree),
     "commands": ("cli.md", command_table),
@@ -152,6 +199,7 @@ PARTS = {
     "settings": ("settings.md", setting_tables),
     "presets": ("training.md", preset_table),
     "targets": ("export.md", target_table),
+    "imports": ("import.md", import_tables),
 }
 """The generated parts by name: the page that holds each, and what makes it."""
 

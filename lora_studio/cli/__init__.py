@@ -35,6 +35,7 @@ COMMANDS = {
     "devices": ("jobs", "devices"),
     "presets": ("config", "list_or_show"),
     "check": ("config", "check"),
+    "import": ("settings", "import_config"),
     "ui": ("serve", "serve"),
 }
 """Module of this package and function of each command, imported when it is called: `--help` answers at once."""
@@ -70,7 +71,7 @@ ABOUT_ACTIONS = (
     "show, follow, stop, cancel and delete also take the id of an evaluation or export, and resume that of an "
     "evaluation"
 )
-WITH_ALL_SETTINGS = ("train", "check", "estimate")
+WITH_ALL_SETTINGS = ("train", "check", "import", "estimate")
 WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export")
 """Commands whose flags are made from the schema, which takes a moment to import."""
 
@@ -129,11 +130,11 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     check.add_argument(
         "--preflight", action="store_true", help="also check data, model, memory and disk, as before a start"
     )
+    imported = _add_import_flags(add("import", "read a config file of another trainer", output))
     ui = add("ui", "start the web page")
     add_serving_flags(ui)
     ui.add_argument("--open", action="store_true", help="open the page in the browser")
-    with_settings = (train, check, estimate, inspect, chat, evaluate, export)
-    _add_settings(dict(zip(WITH_SETTINGS, with_settings, strict=True)), arguments)
+    _add_settings((train, check, imported, estimate, inspect, chat, evaluate, export), arguments)
     return parser
 
 
@@ -215,7 +216,24 @@ def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequence[str] | None) -> None:
+def _add_import_flags(imported: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    about = (
+        "YAML or JSON file of LLaMA-Factory, axolotl, trl, ms-swift or Unsloth Studio, or peft's adapter_config.json"
+    )
+    imported.add_argument("file", metavar="FILE", help=about)
+    imported.add_argument(
+        "--from", dest="tool", metavar="TOOL", default="", help="trainer (default: recognized by the keys)"
+    )
+    imported.add_argument(
+        "--dataset-info", metavar="FILE", help="LLaMA-Factory's dataset_info.json (default: looked for beside FILE)"
+    )
+    imported.add_argument("--out", metavar="FILE", help="write the config to a new YAML file (default: print it)")
+    imported.add_argument("--preset", metavar="NAME", help="save the config as a preset")
+    return imported
+
+
+def _add_settings(with_settings: Sequence[argparse.ArgumentParser], arguments: Sequence[str] | None) -> None:
+    parsers = dict(zip(WITH_SETTINGS, with_settings, strict=True))
     commands = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
     if not commands:
         return

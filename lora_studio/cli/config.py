@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from lora_studio.cli.output import confirmed, print_json, say, table
-from lora_studio.cli.settings import overrides
-from lora_studio.config.parsing import ConfigError, presets, resolve, to_yaml
+from lora_studio.cli.settings import problems_as_json, resolved
+from lora_studio.config.parsing import ConfigError, presets, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -28,7 +28,7 @@ SIGNS = {"ok": "ok", "note": "note", "ask": "confirm", "failed": "FAILED"}
 
 def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
     """Memory by part against the machine's, the trained share, and the changes that would save most."""
-    config = resolve(args.config, overrides(args), workspace)
+    config = resolved(args.config, args, workspace)
     config = continued(config, workspace)
     numbers = read_config(config.model.name, config.model.revision)
     if numbers is None:
@@ -141,13 +141,12 @@ def list_or_show(workspace: Workspace, args: argparse.Namespace) -> int:
 def check(workspace: Workspace, args: argparse.Namespace) -> int:
     """The whole config as YAML, or every problem at once and exit code 2."""
     try:
-        config = resolve(args.config, overrides(args), workspace)
+        config = resolved(args.config, args, workspace)
     except ConfigError as error:
         if not args.json:
             raise
         say(str(error))
-        problems = [{"path": p.path, "message": p.message, "found": p.value} for p in error.problems]
-        print_json({"ok": False, "problems": problems, "error": error.message, "hint": error.hint})
+        print_json({"ok": False, **problems_as_json(error)})
         return 2
     if args.preflight:
         report = check_first(config, workspace, busy=False)

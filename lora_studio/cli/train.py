@@ -9,8 +9,7 @@ from contextlib import contextmanager, nullcontext
 from lora_studio.cli.config import agree, check_first
 from lora_studio.cli.following import exit_code, goes_on, progress_line, tell_waiting
 from lora_studio.cli.output import print_json, say
-from lora_studio.cli.settings import overrides
-from lora_studio.config.parsing import resolve
+from lora_studio.cli.settings import overrides, resolved
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState
@@ -42,7 +41,7 @@ def train(workspace: Workspace, args: argparse.Namespace) -> int:
             raise StudioError("--extra-epochs requires a run to resume.", "Add --resume RUN.")
         if args.other_rows:
             raise StudioError("--other-rows requires a run to resume.", "Add --resume RUN.")
-        config = resolve(args.config, settings, workspace)
+        config = resolved(args.config, args, workspace)
         memory = None
         if not args.skip_preflight:
             report = check_first(config, workspace, busy=bool(supervisor.busy(config.compute.device)))

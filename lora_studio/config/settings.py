@@ -9,8 +9,10 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
@@ -243,7 +245,6 @@ OTHER_NAMES: dict[str, str] = {
     "rl_beta": "preference.beta",
     "pref_loss": "preference.loss_type",
     "dpo_loss_type": "preference.loss_type",
-    "dpo_label_smoothing": "preference.label_smoothing",
     # measuring, and what is written down
     "evaluation_strategy": "evaluation.eval_strategy",
     "evaluation.strategy": "evaluation.eval_strategy",
@@ -258,6 +259,41 @@ OTHER_NAMES: dict[str, str] = {
     "run_name": "title",
     "wandb_name": "title",
     "wandb_run_id": "title",
+    "lora_bias": "lora.bias",
+    "lorap_lr_ratio": "lora.loraplus_lr_ratio",
+    "init_weights": "lora.init_lora_weights",
+    "attn_impl": "model.attn_implementation",
+    "flash_attn": "model.attn_implementation",
+    "revision_of_model": "model.revision",
+    "quantization_bit": "model.quantization",
+    "quant_bits": "model.quantization",
+    "quantization_type": "model.bnb_4bit_quant_type",
+    "adapters": "model.adapter_name_or_path",
+    "hf_dataset": "data.train_file",
+    "local_dataset": "data.train_file",
+    "local_datasets": "data.train_file",
+    "pretraining_dataset": "data.train_file",
+    "dataset_mixer": "data.train_file",
+    "dataset_mixture": "data.train_file",
+    "val_dataset": "data.validation_file",
+    "local_eval_dataset": "data.validation_file",
+    "local_eval_datasets": "data.validation_file",
+    "split_dataset_ratio": "data.validation_fraction",
+    "data_seed": "data.split_seed",
+    "truncation_strategy": "data.truncation",
+    "excess_length_strategy": "data.truncation",
+    "truncation_mode": "data.truncation",
+    "loss_scale": "data.train_on",
+    "train_on_completions": "data.train_on",
+    "system": "data.system_prompt",
+    "cosine_min_lr_ratio": "training.min_lr_rate",
+    "lr_scheduler_kwargs": "training.min_lr_rate",
+    "disable_gradient_checkpointing": "training.gradient_checkpointing",
+    "pissa_iter": "lora.init_lora_weights",
+    "rlhf_type": "training.method",
+    "dpo_label_smoothing": "preference.label_smoothing",
+    "log_frequency": "tracking.logging_steps",
+    "project_name": "title",
 }
 """The names of other programs, the last one or the whole path, and the path here."""
 AS_VALUES: dict[str, tuple[str, str]] = {
@@ -267,7 +303,6 @@ AS_VALUES: dict[str, tuple[str, str]] = {
     "fp16": ("model.dtype", "float16"),
     "pure_bf16": ("model.dtype", "bfloat16"),
     "flash_attention": ("model.attn_implementation", "flash_attention_2"),
-    "flash_attn": ("model.attn_implementation", "flash_attention_2"),
     "use_flash_attention_2": ("model.attn_implementation", "flash_attention_2"),
     "sdp_attention": ("model.attn_implementation", "sdpa"),
     "eager_attention": ("model.attn_implementation", "eager"),
@@ -284,53 +319,35 @@ AS_VALUES: dict[str, tuple[str, str]] = {
     "use_wandb": ("tracking.report_to", "wandb"),
     "enable_wandb": ("tracking.report_to", "wandb"),
     "pissa_init": ("lora.init_lora_weights", "pissa"),
+    "bfloat16": ("model.dtype", "bfloat16"),
+    "float16": ("model.dtype", "float16"),
+    "float32": ("model.dtype", "float32"),
+    "use_loftq": ("lora.init_lora_weights", "loftq"),
 }
 """Switches of other programs that are one value of a setting here."""
 BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
     "adapter": {"qlora": ("model.quantization", "4bit")},
     "quantization_bit": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+    "quant_bits": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
     "quantization": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
     "bits": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
 }
 """Settings of other programs that mean one thing or another by their value."""
-_RUNS = "each run has its own folder in the workspace (--workspace)"
-_PEFT = "every run trains a LoRA adapter"
-_OWN = "it is set automatically"
-NOT_HERE: dict[str, str] = {
-    "output_dir": _RUNS,
-    "overwrite_output_dir": _RUNS,
-    "logging_dir": _RUNS,
-    "dataset_prepared_path": "the cache of prepared data is in the workspace",
-    "dataset_dir": "give the full path in data.train_file",
-    "overwrite_cache": "changed data are prepared again",
-    "finetuning_type": _PEFT,
-    "use_peft": _PEFT,
-    "adapter": _PEFT,
-    "task_type": _PEFT,
-    "peft_type": _PEFT,
-    "do_train": "a run always trains",
-    "do_eval": "set evaluation.eval_strategy instead",
-    "resume_from_checkpoint": "use `train --resume RUN`",
-    "auto_resume_from_checkpoints": "use `train --resume RUN`",
-    "trust_remote_code": "custom code of models only runs if the owner of this machine allows it",
-    "preprocessing_num_workers": _OWN,
-    "dataloader_num_workers": _OWN,
-    "dataset_num_proc": _OWN,
-    "ddp_timeout": _OWN,
-    "plot_loss": "losses are always plotted",
-    "model_type": "it is read from the model's files",
-    "tokenizer_type": "it is read from the model's files",
-    "special_tokens": "those of the tokenizer are used",
-    "strict": "a base with missing weights is always refused",
-    "save_only_model": "checkpoints can always be resumed",
-    "save_safetensors": "weights are always saved as safetensors",
-    "tf32": _OWN,
-    "deepspeed": "a run uses one device",
-    "fsdp": "a run uses one device",
-    "fsdp_config": "a run uses one device",
-    "pad_to_sequence_len": "rows are padded to the longest in their batch",
-}
-"""Settings of other programs that have no counterpart, and why none is needed."""
+
+
+@cache
+def other_tools() -> Mapping[str, Any]:
+    """The tables of other trainers' config files."""
+    tables: SettingValues = yaml.safe_load((Path(__file__).parent / "other_tools.yaml").read_text(encoding="utf-8"))
+    return tables
+
+
+@cache
+def reasons(part: str) -> Mapping[str, str]:
+    """Why the keys of other trainers need nothing ("always") or have no counterpart ("elsewhere"), by key."""
+    return {key: item["why"] for item in other_tools()[part] for key in item["keys"].split()}
+
+
 SECTIONS = {
     "peft": "lora",
     "peft_config": "lora",
@@ -373,18 +390,19 @@ def meant(path: str, value: Any = None) -> Meant:
     """What is meant by the path of a setting that is not one of ours, as it was written."""
     path = path.lower().replace("-", "_")
     section, _, leaf = path.rpartition(".")
-    if isinstance(value, Mapping) and not section and leaf not in NOT_HERE:
+    why = reasons("always").get(leaf) or reasons("elsewhere").get(leaf)
+    if isinstance(value, Mapping) and not section and not why:
         names = [name for name in Config.model_fields if name != "title"]
         return Meant(SECTIONS.get(leaf) or next(iter(difflib.get_close_matches(leaf, names, 1, _CLOSE)), ""))
-    if leaf in BY_VALUE and str(value) in BY_VALUE[leaf]:
-        return Meant(*BY_VALUE[leaf][str(value)])
+    if leaf in BY_VALUE and str(value).lower() in BY_VALUE[leaf]:
+        return Meant(*BY_VALUE[leaf][str(value).lower()])
     if leaf in AS_VALUES:
         off = value is None or str(value).lower() in ("false", "no", "off", "disabled", "none")
         return Meant(why="it is off") if off else Meant(*AS_VALUES[leaf])
     if other_name := OTHER_NAMES.get(path) or OTHER_NAMES.get(leaf):
         return Meant(other_name)
-    if leaf in NOT_HERE:
-        return Meant(why=NOT_HERE[leaf])
+    if why:
+        return Meant(why=why)
     return Meant(_nearest(path, section, leaf))
 
 

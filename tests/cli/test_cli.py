@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lora_studio.cli import COMMANDS, main, make_parser
 from lora_studio.cli.data import steps_of
@@ -169,6 +170,62 @@ def test_the_checks_before_a_start_stop_a_run_that_would_not_get_far(
 def test_a_word_too_many_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "demo", "demo2"]) == 2
     assert "Unexpected argument 'demo2'" in capsys.readouterr().err
+
+
+def test_a_file_of_another_trainer_becomes_a_config_that_reads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, written = tmp_path / "sft.yaml", tmp_path / "mine.yaml"
+    file.write_text("stage: sft\nlora_rank: 8\ncutoff_len: 512\nplot_loss: true\ndeepspeed: z3.json\n")
+    assert main(["import", str(file), "--lora.r", "4"]) == 0
+    printed = capsys.readouterr()
+    written.write_text(printed.out)
+    assert main(["check", str(written), "--json"]) == 0
+    config = last_json(capsys.readouterr().out)["config"]
+    assert (config["lora"]["r"], config["data"]["max_length"], config["training"]["learning_rate"]) == (4, 512, 5e-5)
+    for words in ("cutoff_len: 512 → data.max_length 512", "losses are always plotted", "deepspeed: z3.json"):
+        assert words in printed.err
+    assert "names no base model: add --model.name" in printed.err
+    assert main(["import", str(file), "--out", str(tmp_path / "new.yaml"), "--preset", "brought", "--json"]) == 0
+    answer = last_json(capsys.readouterr().out)
+    assert (answer["ok"], answer["tool"], answer["settings"]["lora.lora_alpha"]) == (True, "llama-factory", 16)
+    assert yaml.safe_load((tmp_path / "new.yaml").read_text())["data"]["max_length"] == 512
+    assert main(["check", "brought"]) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "train", "estimate"])
+def test_a_file_of_another_trainer_in_place_of_a_config_is_told_how_to_be_read(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "lf.yaml"
+    file.write_text("stage: sft\ncutoff_len: 512\n")
+    assert main([command, str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean `data.max_length`" in told
+    assert f"`lora-studio import {file}` reads it" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        ("stage: kto\ncutoff_len: 5", [], "stage: kto"),
+        ("a: 1", [], "not recognized as a config of another trainer (found a)"),
+        ("a: 1", ["--from", "nobody"], "There is no trainer 'nobody'"),
+        ("cutoff_len: 0", [], "data.max_length: must be at least 8 (found 0)"),
+        ("cutoff_len: 64", ["--out", "."], "already exists"),
+        ("cutoff_len: 64", ["--out", "/proc/no/such.yaml"], "cannot be written"),
+        ("cutoff_len: [", [], "not valid YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_refused_in_a_sentence(
+    text: str, more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sft.yaml"
+    file.write_text(text)
+    assert main(["import", str(file), *more]) == 2
+    assert words in capsys.readouterr().err
+    assert main(["import", str(file), *more, "--json"]) == 2
+    assert "error" in last_json(capsys.readouterr().out)
 
 
 def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:

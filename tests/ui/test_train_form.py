@@ -11,7 +11,7 @@ from lora_studio.config.settings import settings
 from lora_studio.errors import StudioError
 from lora_studio.models.hardware import Device
 from lora_studio.ui import form
-from lora_studio.ui.train import form_state, picker, settings_form
+from lora_studio.ui.train import form_state, picker, presets, settings_form
 from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
 
@@ -186,10 +186,56 @@ def test_an_edited_config_with_mistakes_is_not_taken_and_all_of_them_are_told() 
             form_state.from_text(text)
 
 
-def test_a_config_file_from_elsewhere_fills_what_it_has_and_tells_the_rest(tmp_path: Path) -> None:
+def test_a_config_file_from_elsewhere_fills_what_it_has_and_tells_the_rest(
+    tmp_path: Path, workspace: Workspace
+) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("lora:\n  r: 8\n  rank: 3\ntraining:\n  num_train_epochs: -1\n", encoding="utf-8")
-    raws, by_field, general = form_state.from_file(str(file))
-    assert form.values(raws)["lora.r"] == 8
-    assert set(by_field) == {"training.num_train_epochs"}
-    assert len(general) == 1
+    opened = form_state.open_files([file], typed(), workspace)
+    assert form.values(opened.raws)["lora.r"] == 8
+    assert set(opened.by_field) == {"training.num_train_epochs"}
+    assert len(opened.general) == 1
+    assert (opened.origin, opened.lists) == ("Config file run.yaml", ())
+
+
+def test_a_file_of_another_trainer_fills_the_form_and_tells_of_every_key(tmp_path: Path, workspace: Workspace) -> None:
+    file, info = tmp_path / "sft.yaml", tmp_path / "dataset_info.json"
+    file.write_text("stage: sft\nlora_rank: 8\ncutoff_len: 512\ndataset: pets\ndeepspeed: z3.json\nlearning_rate: 2\n")
+    info.write_text('{"pets": {"file_name": "pets.json"}}')
+    upload = workspace.uploads_folder / "pets.json"
+    upload.parent.mkdir(parents=True, exist_ok=True)
+    upload.write_text("[]")
+    before = typed(model__name="my/model", training__weight_decay=0.5)
+    opened = form_state.open_files([file, info], before, workspace)
+    values = form.values(opened.raws)
+    assert opened.origin == "LLaMA-Factory file sft.yaml"
+    assert (values["model.name"], values["training.weight_decay"]) == ("my/model", 0.0)
+    assert (values["lora.r"], values["lora.lora_alpha"], values["data.train_file"]) == (8, 16, str(upload))
+    assert set(opened.by_field) == {"training.learning_rate"}
+    lists = dict(opened.lists)
+    text, remark = lists["Different here"][0]
+    assert text == "cutoff_len: 512 → Max length (tokens): 512"
+    assert remark.startswith("There prompt and answer are both shortened")
+    assert [text for text, _ in lists["No counterpart"]] == ["deepspeed: z3.json"]
+    assert ("LR scheduler: linear", "") in lists["Defaults of LLaMA-Factory"]
+    shown = presets.listed(opened.origin, presets.changes(before, opened.raws), opened.lists)
+    assert "<summary>No counterpart (1)</summary>" in shown
+    assert "LoRA rank (r): 16 → <b>8</b>" in shown
+
+
+def test_an_adapters_config_fills_the_adapters_settings_alone(tmp_path: Path, workspace: Workspace) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text('{"peft_type": "LORA", "base_model_name_or_path": null, "r": 4, "target_modules": ["q_proj"]}')
+    values = form.values(form_state.open_files([file], typed(training__weight_decay=0.5), workspace).raws)
+    assert (values["lora.r"], values["lora.lora_alpha"], values["lora.target_modules"]) == (4, 8, "q_proj")
+    assert values["training.weight_decay"] == 0.5
+
+
+def test_two_configs_at_once_and_a_method_that_is_not_there_are_refused(tmp_path: Path, workspace: Workspace) -> None:
+    one, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    for file in (one, other):
+        file.write_text("stage: kto\ncutoff_len: 5\n")
+    with pytest.raises(StudioError, match="not one config file"):
+        form_state.open_files([one, other], typed(), workspace)
+    with pytest.raises(StudioError, match="stage: kto"):
+        form_state.open_files([one], typed(), workspace)

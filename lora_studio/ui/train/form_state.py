@@ -11,6 +11,8 @@ import yaml
 
 from lora_studio.config import fields
 from lora_studio.config.fields import SettingValues
+from lora_studio.config.importing import DATASET_INFO, TITLES, Imported, import_file, read_values
+from lora_studio.config.other_tools import MAX_SHOWN, tool_of
 from lora_studio.config.parsing import (
     ConfigError,
     Preset,
@@ -29,6 +31,7 @@ from lora_studio.models.hardware import recent_devices
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
 from lora_studio.ui.data.choice import is_there
+from lora_studio.ui.train.presets import Lists
 from lora_studio.workspace import DEMO_MODEL, Workspace
 
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
@@ -185,21 +188,36 @@ def problem_summary(fields: Mapping[str, str], general: Sequence[str]) -> str:
     return "".join(parts)
 
 
-HINT = "What differs from the defaults. Edit it here and apply it, or open a file."
+HINT = "What differs from the defaults. Edit it here and apply it."
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """The components. `text` is what is edited."""
+    """The components. `text` is what is edited; the button that opens files stands beside the presets."""
 
     text: gr.Code
     apply: gr.Button
     open: gr.UploadButton
     save: gr.Button
     result_box: gr.HTML
+    error_box: gr.HTML
 
 
-def draw_config_file() -> ConfigFile:
+def draw_opener() -> tuple[gr.UploadButton, gr.HTML]:
+    """The button that opens a config file, of this studio or another trainer, and where it says what is wrong."""
+    opener = gr.UploadButton(
+        "Open a config file…",
+        file_count="multiple",
+        file_types=[".yaml", ".yml", ".json"],
+        size="sm",
+        scale=0,
+        min_width=170,
+        elem_id="form-yaml-open",
+    )
+    return opener, gr.HTML(visible=False, elem_id="open-file-problem", render=False)
+
+
+def draw_config_file(opener: gr.UploadButton, error_box: gr.HTML) -> ConfigFile:
     gr.HTML(html.quiet(HINT))
     text = gr.Code(
         language="yaml", label="Config (YAML)", show_label=False, interactive=True, max_lines=24, elem_id="form-yaml"
@@ -207,9 +225,8 @@ def draw_config_file() -> ConfigFile:
     result_box = gr.HTML(visible=False, elem_id="form-yaml-result")
     with gr.Row(elem_classes="actions"):
         apply = gr.Button("Apply changes", size="sm", elem_id="form-yaml-apply")
-        opened = gr.UploadButton("Open file…", file_types=[".yaml", ".yml"], size="sm", elem_id="form-yaml-open")
         save = gr.Button("Save file", size="sm", elem_id="form-yaml-save")
-    return ConfigFile(text, apply, opened, save, result_box)
+    return ConfigFile(text, apply, opener, save, result_box, error_box)
 
 
 def as_yaml(raws: Sequence[Any], config: Config | None) -> str:
@@ -243,14 +260,74 @@ def from_text(text: str) -> list[Any]:
     return from_settings(forms.known_values(values or {}))
 
 
-def from_file(path: str) -> tuple[list[Any], dict[str, str], list[str]]:
-    """The form of a config file right or wrong, its problems by path, and those that belong to no field.
+@dataclass(frozen=True)
+class OpenedFile:
+    """The form of an opened file right or wrong, its problems by path and those that belong to no field, and what else
+    is told of the file."""
 
-    Raises `StudioError` for a file that is no config.
+    raws: list[Any]
+    origin: str
+    by_field: dict[str, str]
+    general: list[str]
+    lists: Lists = ()
+
+
+def open_files(paths: Sequence[Path], raws: Sequence[Any], workspace: Workspace) -> OpenedFile:
+    """The form of a config file of this studio or of another trainer, with LLaMA-Factory's dataset_info.json beside it.
+
+    Raises `StudioError` for files that are no config, and for a method that the studio does not have.
     """
-    values = fields.read_yaml(Path(path))
-    raws = from_settings(forms.known_values(values))
-    return (raws, *forms.beside_fields(problems_of(values)))
+    configs = [path for path in paths if path.name != DATASET_INFO]
+    if len(configs) != 1:
+        raise StudioError("This is not one config file.", f"Open one, alone or with its {DATASET_INFO}.")
+    values = read_values(configs[0])
+    tool = tool_of(values)
+    if tool is None:
+        filled = from_settings(forms.known_values(values))
+        return OpenedFile(filled, f"Config file {configs[0].name}", *forms.beside_fields(problems_of(values)))
+    info = next((path for path in paths if path.name == DATASET_INFO), None)
+    uploads = {path.name: str(path) for path in workspace.uploads()}
+    imported = import_file(configs[0], info, uploads=uploads)
+    filled = _with_imported(imported, raws)
+    form = read(filled, workspace)
+    problems = forms.beside_fields(form.problems if isinstance(form, ConfigError) else ())
+    origin = f"{imported.tool.title} file {configs[0].name}"
+    return OpenedFile(filled, origin, *problems, lists=_lists(imported))
+
+
+def _with_imported(imported: Imported, raws: Sequence[Any]) -> list[Any]:
+    """The form of an imported file: peft's settings are those of the adapter alone, others are a whole run's."""
+    if imported.tool.name == "peft":
+        return forms.overlay(raws, imported.settings)
+    now = forms.values(raws)
+    free = {path: now[path] for path in OWN_CHOICES if path not in imported.settings}
+    return forms.overlay(from_settings(imported.settings), free)
+
+
+def _lists(imported: Imported) -> Lists:
+    """What became of each key of the file, with the titles of the page."""
+    lists: list[tuple[str, list[tuple[str, str]]]] = []
+    for kind in ("differs", "none", "taken", "same"):
+        lines = [
+            (_in_words(line.key, line.value, line.settings), forms.sentence(line.note) if line.note else "")
+            for line in imported.of(kind)
+        ]
+        lists.append((TITLES[kind], lines))
+    lists.append(("Without a value", [(key, "") for key in imported.empty]))
+    defaults = [(_in_words("", "", {path: value}), "") for path, value in imported.defaults.items()]
+    lists.append((f"Defaults of {imported.tool.title}", defaults))
+    unchanged = [(f"{forms.title_of(path)}: {words} there", "") for path, words in imported.unchanged.items()]
+    lists.append(("Left at the defaults here", unchanged))
+    return [(title, lines) for title, lines in lists if lines]
+
+
+def _in_words(key: str, value: str, settings: Mapping[str, Any]) -> str:
+    here = ", ".join(
+        f"{forms.title_of(path)}: {html.shorten(forms.in_words(path, new), MAX_SHOWN)}"
+        for path, new in settings.items()
+    )
+    key_text = f"{key}: {value}" if value else key
+    return " → ".join(filter(None, (key_text, here)))
 
 
 def problem_box(error: StudioError) -> gr.HTML:

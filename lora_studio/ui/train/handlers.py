@@ -23,7 +23,7 @@ from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.view import FormState, TrainView
 
 Show = Callable[..., Updates]
-"""Fills the form: (preset, raws, origin, before) and problems to report."""
+"""Fills the form: (preset, raws, origin, before), problems to report, and what else is told of the origin."""
 
 
 def wire_fields(view: TrainView, studio: Studio) -> None:
@@ -65,17 +65,17 @@ def wire_fields(view: TrainView, studio: Studio) -> None:
     form.matches.click(select, [form.query, *form.widgets], found, **QUIET)
 
 
-def wire_config_file(view: TrainView, show: Show) -> None:
+def wire_config_file(view: TrainView, studio: Studio, show: Show) -> None:
     """The config file is edited in place, opened and saved."""
     file, widgets = view.file, view.form.widgets
 
-    def open_file(path: str, preset: str | None, *raws: Any) -> Updates:
+    def open_file(paths: list[str], preset: str | None, *raws: Any) -> Updates:
         try:
-            filled, by_field, general = form_state.from_file(path)
+            opened = form_state.open_files([Path(path) for path in paths], raws, studio.workspace)
         except StudioError as error:
-            return {file.result_box: form_state.problem_box(error)}
-        reported = ReportedProblems(tuple(by_field), tuple(general))
-        return show(None, filled, f"Config file {Path(path).name}", (preset, raws), reported)
+            return {file.error_box: form_state.problem_box(error)}
+        reported = ReportedProblems(tuple(opened.by_field), tuple(opened.general))
+        return show(None, opened.raws, opened.origin, (preset, raws), reported, opened.lists)
 
     def apply(text: str, preset: str | None, *raws: Any) -> Updates:
         try:
@@ -85,7 +85,8 @@ def wire_config_file(view: TrainView, show: Show) -> None:
         return show(preset, filled, "Edited config", (preset, raws))
 
     whole = [view.preset, *widgets]
-    file.open.upload(open_file, [file.open, *whole], view.outputs, **QUIET)
+    opened = file.open.upload(open_file, [file.open, *whole], view.outputs, **QUIET)
+    opened.then(None, js=theme.call("showChanges"), api_visibility="private")
     file.apply.click(apply, [file.text, *whole], view.outputs, trigger_mode="once", **QUIET)
     named = [file.text, *(view.form.widget(path) for path in ("title", "model.name", "data.train_file"))]
     file.save.click(None, named, js="studio.saveConfig", api_visibility="private")
@@ -104,9 +105,10 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
         origin: str,
         before: FormState,
         reported: ReportedProblems | None = None,
+        lists: own.Lists = (),
     ) -> Updates:
         filled = views.fill(view, studio, preset, raws, reported)
-        return filled | views.record_change(view, workspace, origin, before, (preset, raws))
+        return filled | views.record_change(view, workspace, origin, before, (preset, raws), lists)
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> Updates:
         preset, *raws = values
@@ -124,7 +126,7 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
     _keep(view, studio)
     wire_fields(view, studio)
     _recipes(view, studio, show)
-    wire_config_file(view, show)
+    wire_config_file(view, studio, show)
     _take_over(view, shared, studio, show)
 
 

@@ -6,7 +6,7 @@ the form in one click, which Undo takes back.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import gradio as gr
 
@@ -195,6 +195,10 @@ MAX_LISTED = 6
 MAX_VALUE_LENGTH = 40
 
 
+Lists = Sequence[tuple[str, Sequence[tuple[str, str]]]]
+"""What else is told of the origin of a form: titles, each with lines of (text, remark)."""
+
+
 class FormBefore(TypedDict):
     """The draft that an undo brings back: the form as it was, and the changes since."""
 
@@ -202,6 +206,7 @@ class FormBefore(TypedDict):
     preset: str | None
     values: SettingValues
     changed: list[tuple[str, str, str]]
+    lists: NotRequired[Lists]
 
 
 @dataclass(frozen=True)
@@ -235,10 +240,10 @@ def changes(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[str, str,
     return changed
 
 
-def listed(origin: str, changed: Sequence[tuple[str, str, str]]) -> str:
-    """The notice as markup: where the values come from, then each change."""
+def listed(origin: str, changed: Sequence[tuple[str, str, str]], lists: Lists = ()) -> str:
+    """The notice as markup: where the values come from, then each change, and what else is told."""
     counted = html.count(len(changed), "setting")
-    return html.render("train.changes", origin, counted, changed[:MAX_LISTED], changed[MAX_LISTED:])
+    return html.render("train.changes", origin, counted, changed[:MAX_LISTED], changed[MAX_LISTED:], lists)
 
 
 def record(
@@ -247,15 +252,16 @@ def record(
     origin: str,
     before: tuple[str | None, Sequence[Any]],
     after: Sequence[Any],
+    lists: Lists = (),
 ) -> Updates:
     """The notice after the page filled the form; `before` is the preset and the form it had. Raises `StudioError`."""
     changed = changes(before[1], after)
-    if not changed:
+    if not (changed or lists):
         return clear(notice, workspace)
     values = forms.to_draft(before[1])
-    draft: FormBefore = {"origin": origin, "preset": before[0], "values": values, "changed": changed}
+    draft: FormBefore = {"origin": origin, "preset": before[0], "values": values, "changed": changed, "lists": lists}
     workspace.write_draft(DRAFT, draft)
-    return _shown(notice, origin, changed)
+    return _shown(notice, origin, changed, lists)
 
 
 def clear(notice: Notice, workspace: Workspace) -> Updates:
@@ -268,7 +274,9 @@ def clear(notice: Notice, workspace: Workspace) -> Updates:
 def reopen(notice: Notice, workspace: Workspace) -> Updates:
     """The notice as it was before a reload."""
     draft = _read(workspace)
-    return _shown(notice, draft["origin"], draft["changed"]) if draft else {notice.row: gr.Row(visible=False)}
+    if draft is None:
+        return {notice.row: gr.Row(visible=False)}
+    return _shown(notice, draft["origin"], draft["changed"], draft.get("lists", ()))
 
 
 def _read(workspace: Workspace) -> FormBefore | None:
@@ -277,8 +285,8 @@ def _read(workspace: Workspace) -> FormBefore | None:
     return draft if whole else None
 
 
-def _shown(notice: Notice, origin: str, changed: Sequence[tuple[str, str, str]]) -> Updates:
-    return {notice.row: gr.Row(visible=True), notice.words: listed(origin, changed)}
+def _shown(notice: Notice, origin: str, changed: Sequence[tuple[str, str, str]], lists: Lists) -> Updates:
+    return {notice.row: gr.Row(visible=True), notice.words: listed(origin, changed, lists)}
 
 
 def wire_changes(

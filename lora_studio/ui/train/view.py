@@ -50,7 +50,7 @@ class TrainView:
     def outputs(self) -> list[Any]:
         """Everything that a change of the form may change."""
         single = [self.preset, self.about, self.cards, self.summary, self.checks, self.anyway, self.reported]
-        single += [self.file.text, self.file.result_box, self.keeper.delete, self.keeper.replace]
+        single += [self.file.text, self.file.result_box, self.file.error_box, self.keeper.delete, self.keeper.replace]
         return [*single, *self.picker.outputs, *self.changes.parts, *self.card.outputs, *self.form.parts]
 
 
@@ -74,12 +74,14 @@ def draw(workspace: Workspace, start: gr.Button) -> TrainView:
             with gr.Row(elem_classes="more-recipes"):
                 preset = gr.Dropdown(list(presets(workspace)), label="Preset", filterable=False, elem_id="preset")
                 about = gr.HTML(elem_id="preset-about")
+                opener, error_box = form_state.draw_opener()
+            error_box.render()
             changes = own.draw_changes()
             settings_form.draw_basics(form)
             with settings_form.drawer(form, files) as folds, folds["LoRA"]:
                 modules = own.draw_modules()
             with gr.Accordion("Config file (YAML)", open=False, elem_id="config-file"):
-                file = form_state.draw_config_file()
+                file = form_state.draw_config_file(opener, error_box)
                 keeper = own.draw_presets()
     reported = gr.State(ReportedProblems())
     parts = (summary, card, checks, start, anyway, file, reported, keeper, modules)
@@ -113,14 +115,16 @@ def keep_draft(view: TrainView, workspace: Workspace, state: FormState) -> Updat
     return {}
 
 
-def record_change(view: TrainView, workspace: Workspace, origin: str, before: FormState, after: FormState) -> Updates:
+def record_change(
+    view: TrainView, workspace: Workspace, origin: str, before: FormState, after: FormState, lists: own.Lists = ()
+) -> Updates:
     """Keeps a form that the page filled, and shows what changed from the form `before`, with an Undo.
 
-    `origin` names what filled it. Where it can't be kept, the summary says so.
+    `origin` names what filled it, `lists` are what else is told of it. Where it can't be kept, the summary says so.
     """
     try:
         forms.save_draft(workspace, *after)
-        return own.record(view.changes, workspace, origin, before, after[1])
+        return own.record(view.changes, workspace, origin, before, after[1], lists)
     except StudioError as error:
         return {view.summary: form_state.problem_box(error)}
 
@@ -171,8 +175,11 @@ def fill(
         item.widget: _choices(choices[item.setting.path], raw) if item.setting.path in choices else raw
         for item, raw in zip(view.form.fields, raws, strict=True)
     }
+    # Facts of the model and data before are not those of settings that are not valid.
+    facts = {} if isinstance(config, Config) else {view.picker.model_facts: "", view.picker.data_facts: ""}
     return {
         **updates,
+        **facts,
         view.preset: gr.Dropdown(choices=list(available), value=preset),
         view.about: picker.preset_about(available.get(preset or ""), raws),
         **own.updates(view.keeper, workspace, preset),
@@ -207,6 +214,7 @@ def look(
         view.anyway: gr.Button(visible=False),
         view.file.text: form_state.as_yaml(raws, valid),
         view.file.result_box: gr.HTML(visible=False),
+        view.file.error_box: gr.HTML(visible=False),
         view.reported: reported,
         view.summary: gr.HTML(words, visible=bool(words)),
         **settings_form.lines(view.form, raws, in_sight, noted, changed),
