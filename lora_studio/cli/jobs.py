@@ -226,7 +226,8 @@ def devices(workspace: Workspace, args: argparse.Namespace) -> int:
     """The devices that jobs may have, with memory, load and users."""
     usage = Supervisor(workspace).usage()
     if args.json:
-        print_json({"devices": [{**asdict(device), "id": device.id, "users": users} for device, users in usage]})
+        listed = [{**asdict(device), "id": device.id, "users": users} for device, users in usage]
+        print_json({"devices": [{name: value for name, value in row.items() if name != "key"} for row in listed]})
         return 0
     rows = [
         (

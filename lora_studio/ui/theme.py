@@ -15,7 +15,7 @@ from gradio.themes.utils.sizes import Size
 from lora_studio import __version__
 from lora_studio.models.hardware import Device
 from lora_studio.ui.html import Html, notice, render
-from lora_studio.units import gib
+from lora_studio.units import GIB
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
@@ -149,8 +149,12 @@ def device_line(device: Device, users: Sequence[str], *, alone: bool) -> tuple[s
     about = f"{device}.\n{device.describe()}\n{held}"
     if alone:
         return str(device), about
-    free = f"{gib(device.memory_free)} of {gib(device.memory_total)} free"
-    return f"{device.label}: {free} · {', '.join(users) or 'no job'}", about
+    return f"{device.label}: {free_of(device)} · {', '.join(users) or 'no job'}", about
+
+
+def free_of(device: Device) -> str:
+    """Free memory and all of it: 2.0 of 8.0 GiB free."""
+    return f"{device.memory_free / GIB:.1f} of {device.memory_total / GIB:.1f} GiB free"
 
 
 def guest_banner(about: str, *, owned: bool, login: bool, name: str = "") -> str:

@@ -111,7 +111,7 @@ def test_several_devices_stand_above_the_queue_with_memory_load_and_who_uses_the
     card = Device("Card & co", "cuda", 8 * GIB, 2 * GIB, index=1, load=57.0, celsius=61.0)
     html = queue_view.view_devices([(card, ["the run <x>"]), (cpu(), [])])
     assert html is not None
-    for words in ("GPU 1 (Card &amp; co)", "2.0 GiB of 8.0 GiB free, 57 % busy, 61 °C", "the run &lt;x&gt;", "No job"):
+    for words in ("GPU 1", "Card &amp; co", "2.0 of 8.0 GiB free, 57 % busy · the run &lt;x&gt;", "61 °C"):
         assert words in html
     assert "width:75.0%" in html
     assert queue_view.view_devices([(cpu(), [])]) is None, "the header tells of the only one"
@@ -120,8 +120,8 @@ def test_several_devices_stand_above_the_queue_with_memory_load_and_who_uses_the
 def test_the_header_has_a_line_for_each_device() -> None:
     card = Device("Card", "cuda", 8 * GIB, 2 * GIB)
     html = theme.tools([(card, ["the chat"]), (replace(card, index=1), [])])
-    assert "GPU 0: 2.0 GiB of 8.0 GiB free · the chat" in html
-    assert "GPU 1: 2.0 GiB of 8.0 GiB free · no job" in html
+    assert "GPU 0: 2.0 of 8.0 GiB free · the chat" in html
+    assert "GPU 1: 2.0 of 8.0 GiB free · no job" in html
     assert "Card, 2.0 of 8.0 GiB free" in theme.tools([(card, [])])
     assert not theme.differs([(card, [])], [(replace(card, memory_free=2 * GIB + 1), [])])
     assert theme.differs([(card, [])], [(card, ["the chat"])])

@@ -19,7 +19,6 @@ from lora_studio.ui import html, theme
 from lora_studio.ui.components import QUIET, Components, Handover, Shared, Updates
 from lora_studio.ui.studio import Studio, ViewValues
 from lora_studio.ui.words import clock
-from lora_studio.units import gib
 
 RULE = "Each device runs one job at a time; the others start in this order."
 
@@ -85,11 +84,10 @@ def view_devices(usage: theme.Usage) -> str | None:
     listed = []
     for device, users in usage:
         used = device.memory_total - device.memory_free
-        facts = [f"{gib(device.memory_free)} of {gib(device.memory_total)} free"]
-        facts += [f"{device.load:.0f} % busy"] if device.load is not None else []
-        facts += [f"{device.celsius:.0f} °C"] if device.celsius is not None else []
-        share = 100 * used / device.memory_total
-        listed.append((device.title, ", ".join(facts), share, " and ".join(users), device.describe()))
+        load = f", {device.load:.0f} % busy" if device.load is not None else ""
+        name, share = device.name if device.is_gpu else "", 100 * used / device.memory_total
+        facts = f"{theme.free_of(device)}{load}"
+        listed.append((device.label, name, facts, share, " and ".join(users), device.describe()))
     return html.render("runs.devices", listed)
 
 
