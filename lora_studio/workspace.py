@@ -28,7 +28,7 @@ PRIVATE = 0o700  # of a folder that its owner alone reads
 _CACHE = "cache"
 _NUMBER = (int, float, type(None))
 _FACTS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("title", "maker", "model", "data"), (str,)),
+    **dict.fromkeys(("title", "maker", "model", "data", "compute_target"), (str,)),
     **dict.fromkeys(("memory_bytes", "device_share"), (int, type(None))),
     "versions": (dict,),
     **dict.fromkeys(("columns", "devices"), (list,)),

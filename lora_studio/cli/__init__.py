@@ -17,6 +17,7 @@ from types import TracebackType
 from lora_studio import __version__
 from lora_studio.access.serving import add_flags as add_serving_flags
 from lora_studio.cli.output import plain_output
+from lora_studio.config.compute import LOCAL
 from lora_studio.errors import EngineError, StudioError
 from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.workspace import Workspace
@@ -63,6 +64,7 @@ ABOUT_JOBS = (
     "however little memory is free"
 )
 AT_ONCE = "start even if other jobs use all devices and memory allows it (default: wait in the queue)"
+TARGET = "where it runs: local, or a target such as slurm:two (default: local)"
 ADAPTER = "run (id, start of an id, name or `last`, optionally with /checkpoint-N) or adapter folder"
 ABOUT_ACTIONS = (
     "follow shows progress until the run ends; stop saves a checkpoint and ends it; cancel ends it at once and "
@@ -167,6 +169,7 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--out", metavar="DIR", help="also copy both files to this folder")
     evaluate.add_argument("--at-once", action="store_true", help=AT_ONCE)
+    evaluate.add_argument("--compute.target", dest="compute_target", metavar="NAME", default=LOCAL, help=TARGET)
     evaluate.add_argument("--resume", action="store_true", help="continue the same evaluation after it ended early")
 
 
@@ -177,6 +180,7 @@ def _add_export_flags(export: argparse.ArgumentParser) -> None:
         "--out", metavar="PATH", help=("path of the result (default: the exports folder of the workspace)")
     )
     export.add_argument("--at-once", action="store_true", help=AT_ONCE)
+    export.add_argument("--compute.target", dest="compute_target", metavar="NAME", default=LOCAL, help=TARGET)
     export.add_argument("--no-trial", action="store_true", help="do not test the result by loading it")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluating
@@ -47,10 +48,11 @@ def evaluate(workspace: Workspace, args: argparse.Namespace) -> int:
         encoding=args.encoding,
         measuring={"batch_size": args.batch_size, "max_samples": args.max_samples},
         generation=parse(nest(overrides(args))).generation.model_dump(),
+        compute_target=args.compute_target,
     )
     jobs = Supervisor(workspace)
     memory = evaluating.memory_for(request, jobs.allocation().for_session())
-    if args.at_once and jobs.busy() is not None:
+    if args.at_once and request.compute_target == LOCAL and jobs.busy() is not None:
         evaluating.check_beside(memory)
     if args.resume:
         name = _unfinished(workspace, jobs, request).id

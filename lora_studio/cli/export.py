@@ -32,6 +32,7 @@ def export(workspace: Workspace, args: argparse.Namespace) -> int:
         settings={name: value for name, value in overrides(args).items() if value is not None},
         out=args.out,
         trial=not args.no_trial,
+        compute_target=args.compute_target,
     )
     if (state := readiness_of(workspace, request)).kind == "warning":
         say(state.words)

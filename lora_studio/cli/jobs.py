@@ -71,7 +71,7 @@ def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int
 def facts(state: RunState) -> Mapping[str, Any]:
     """A job's state for a script, with why it ended."""
     message, hint = ending_words(state)
-    where = {"devices": state.devices, "waiting": state.waiting}
+    where = {"target": state.target, "devices": state.devices, "waiting": state.waiting}
     return {"state": state.state, "reason": state.reason, "message": message, "hint": hint, **where}
 
 

@@ -8,12 +8,22 @@ from pydantic import field_validator
 from lora_studio.config.fields import Section, setting
 from lora_studio.models.accelerators import AUTO, CPU
 
+LOCAL, THIS_MACHINE = "local", "This machine"
+"""The target that is this machine, and what a person calls it."""
 MAX_GPUS = 64
 
 
 class Compute(Section):
     """Where a run computes."""
 
+    target: str = setting(
+        LOCAL,
+        "Target",
+        "Where the run computes: this machine, or a target that you added.",
+        details="local, or a target by kind and name, such as slurm:two. Targets are in targets.yaml of the workspace.",
+        min_length=1,
+        max_length=100,
+    )
     device: str = setting(
         AUTO,
         "Device",
@@ -22,6 +32,13 @@ class Compute(Section):
         " device waits until it is free.",
         max_length=200,
     )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target_name(cls, value: Any) -> Any:
+        """Without blanks; this machine also by its title."""
+        name = value.strip() if isinstance(value, str) else value
+        return LOCAL if name == THIS_MACHINE or name == THIS_MACHINE.lower() else name
 
     @field_validator("device", mode="before")
     @classmethod

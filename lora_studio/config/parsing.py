@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import meant, plain_value, settings
@@ -385,6 +386,7 @@ CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "generation.top_k": (_SAMPLED,),
     "generation.min_p": (_SAMPLED,),
     "generation.seed": (_SAMPLED,),
+    "compute.device": (Condition("on this machine", _equals("compute.target", LOCAL)),),
 }
 """The conditions of settings that do not always apply; all of a setting's have to hold."""
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.fields import Section, setting
 from lora_studio.config.parsing import load_config, parse
 from lora_studio.config.sections import Config, Generation
@@ -75,6 +76,7 @@ class EvaluationRequest:
     mapping_from: str = ""
     encoding: str | None = None
     split: JsonObject | None = None
+    compute_target: str = LOCAL
 
     def to_dict(self) -> JsonObject:
         """As the folder keeps it."""
@@ -90,6 +92,7 @@ class EvaluationRequest:
             "mapping_from": self.mapping_from,
             "encoding": self.encoding,
             "split": self.split,
+            "compute_target": self.compute_target,
         }
 
     @classmethod
@@ -106,6 +109,7 @@ class EvaluationRequest:
             values.get("mapping_from", ""),
             values.get("encoding"),
             values.get("split"),
+            values.get("compute_target", LOCAL),
         )
 
     @property
@@ -132,6 +136,7 @@ def make_request(
     encoding: str | None = None,
     measuring: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
+    compute_target: str = LOCAL,
 ) -> EvaluationRequest:
     """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
 
@@ -166,6 +171,7 @@ def make_request(
         mapping_from=reading_from if reading else "",
         encoding=columns_of_file.encoding or own.data.encoding,
         split=source.split,
+        compute_target=compute_target,
     )
 
 
@@ -280,7 +286,14 @@ def start(
     most = workspace.policy.test_rows(request.measuring.max_samples)
     workspace.policy.check_request({"settings": request.generation.model_dump()})
     request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
-    return supervisor.submit(EVALUATE, partial(create, workspace, request, memory=memory), at_once=at_once)
+    files = [Path(name) for name in (request.data, *(column.folder for column in request.adapters))]
+    return supervisor.submit(
+        EVALUATE,
+        partial(create, workspace, request, memory=memory),
+        at_once=at_once,
+        target=request.compute_target,
+        files=[path for path in files if path.exists()],
+    )
 
 
 def memory_for(request: EvaluationRequest, device: Device) -> MemoryVerdict:

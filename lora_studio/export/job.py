@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.fields import Section, plain_words
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import (
@@ -178,6 +179,7 @@ class ExportRequest:
     out: str = ""
     trial: bool = True
     adapter_title: str = ""
+    compute_target: str = LOCAL
 
     def __post_init__(self) -> None:
         if not self.adapter_title:  # written by an earlier version
@@ -235,6 +237,7 @@ def make_request(
     settings: Mapping[str, Any] | None = None,
     out: str | None = None,
     trial: bool = True,
+    compute_target: str = LOCAL,
 ) -> ExportRequest:
     """What a person asked for, checked. The adapter is named by run, RUN/checkpoint-N or folder.
 
@@ -261,6 +264,7 @@ def make_request(
         place,
         trial,
         adapter_source.title,
+        compute_target,
     )
 
 
@@ -311,7 +315,8 @@ def create(workspace: Workspace, request: ExportRequest) -> ExportFolder:
 
 def needs_device(request: ExportRequest) -> bool:
     """Whether the export computes on the device. All of them work on the CPU, so that none waits for a GPU."""
-    return target_of(request.target).whole_model and devices()[0].kind == "cpu"
+    here = request.compute_target == LOCAL
+    return here and target_of(request.target).whole_model and devices()[0].kind == "cpu"
 
 
 def exports(workspace: Workspace) -> list[ExportFolder]:
@@ -333,7 +338,15 @@ def start(
             "Publishing requires your own token: the token of this machine belongs to its owner.",
             "Enter a token with write access in the field Token. It is used once and not stored.",
         )
-    return supervisor.submit(EXPORT, partial(create, workspace, request), at_once=at_once, secrets=secrets)
+    files = [Path(request.folder), *([Path(request.out).parent] if request.out else [])]
+    return supervisor.submit(
+        EXPORT,
+        partial(create, workspace, request),
+        at_once=at_once,
+        secrets=secrets,
+        target=request.compute_target,
+        files=files,
+    )
 
 
 def readiness_of(workspace: Workspace, request: ExportRequest) -> Readiness:

@@ -48,6 +48,12 @@ class Reason(StrEnum):
     VANISHED = "vanished"
     CRASHED = "crashed"
     EXITED = "exited"
+    # said by a target beside this machine
+    CANCELLED_ELSEWHERE = "cancelled_elsewhere"  # there, not in the studio
+    OUT_OF_TIME = "out_of_time"
+    PREEMPTED = "preempted"
+    NODE_FAILED = "node_failed"
+    NOT_SHARED = "not_shared"  # the job's folder does not exist there
 
     @property
     def by_the_system(self) -> bool:
@@ -399,8 +405,12 @@ class RunState:
     `kind` is the kind of job. Of an end, `reason` says why, `message` and `hint` what only the worker knew of it; of a
     worker that ended without a word, `exit_code` is how (negative: by that signal) and `last_output` the error that its
     log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from. `start_seconds`
-    is what the worker took last for libraries, data and model, without downloads. `waiting` says why a queued job does
-    not start yet; `devices` are those that its worker holds.
+    is what the worker took last for libraries, data and model, without downloads. `devices` are those that its worker
+    holds.
+
+    `target` is where it runs. `waiting` says why a queued job does not start yet; what waits in the queue of its target
+    is queued as well, with the time at which the target expects to start it. `restarts` counts how often the target
+    took it back and began it again.
     """
 
     id: str = ""
@@ -448,6 +458,9 @@ class RunState:
     test_rows: RowsRead | None = None
     waiting: str = ""
     devices: list[str] = field(default_factory=list)
+    target: str = "local"
+    expected_start: float | None = None
+    restarts: int = 0
 
     @property
     def final(self) -> bool:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.events import Reason, RunState
+from lora_studio.jobs.events import Event, Reason, RunState, to_line
 from lora_studio.workspace import JobFolder, RunFolder, Workspace, write_atomically
 
 Folder = TypeVar("Folder", bound=JobFolder)
@@ -157,6 +158,22 @@ def remove(folder: JobFolder) -> None:
     shutil.rmtree(hidden)
 
 
+def end_last_line(path: Path) -> None:
+    """Ends a line that a killed worker left torn, so that the next line written does not become part of it."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def append_event(folder: JobFolder, event: Event) -> None:
+    """Adds an event while the job has no worker."""
+    end_last_line(folder.events)
+    with folder.events.open("a", encoding="utf-8") as events:
+        events.write(to_line(event))
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of job. `noun` is what a person calls one, `module` the program that does it, given the job's folder.
@@ -230,6 +247,8 @@ class JobStarter(Protocol):
         *,
         at_once: bool = False,
         secrets: Mapping[str, str] | None = None,
+        target: str = LOCAL,
+        files: Sequence[Path] = (),
     ) -> str:
         """Makes a job's folder and starts its worker, or queues it; gives its id."""
 
@@ -402,6 +421,12 @@ def _of_reason(state: RunState, reason: Reason, kind: KindWords) -> tuple[str, s
             return f"Stopped before the {worker} was ready {kind.early}.", early
         case Reason.STOPPED_SILENTLY:
             return f"The {worker} ended while stopping.", early
+        case Reason.CANCELLED_ELSEWHERE:
+            return f"Cancelled on {state.target}, not in the studio.", early
+        case Reason.OUT_OF_TIME:
+            return f"The time limit of {state.target} was reached.", early
+        case Reason.PREEMPTED:
+            return f"{state.target} gave its place to another job.", early
         case _:
             return _of_failure(state, reason, worker), early
 
@@ -424,6 +449,10 @@ def _of_failure(state: RunState, reason: Reason, worker: str) -> str:
             return f"The {worker} ended without a message (exit code {state.exit_code})."
         case Reason.OUT_OF_MEMORY:
             return "Out of memory."
+        case Reason.NODE_FAILED:
+            return f"A node of {state.target} failed."
+        case Reason.NOT_SHARED:
+            return f"The nodes of {state.target} do not see this folder: it is on no file system that they share."
         case Reason.ADAPTER_GONE:
             return "The adapter was deleted."
     return "It failed. See the log for details."

@@ -13,9 +13,9 @@ from typing import Any
 from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
-from lora_studio.jobs.devices import problems_here
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
+from lora_studio.jobs.targets import TargetLauncher, Targets, local_files, problems_on
 from lora_studio.models.accelerators import missing
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import (
@@ -29,7 +29,7 @@ from lora_studio.models.advice import (
 )
 from lora_studio.models.hardware import Device, all_devices, choose, device_for
 from lora_studio.models.hub import may_run_code_of, warning
-from lora_studio.models.memory import checkpoint_bytes, estimate, settled, trained_adapter, verdict
+from lora_studio.models.memory import UNLIMITED, checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.models.shape import Architecture, architecture, beyond, read_config
 from lora_studio.units import GIB
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
@@ -78,12 +78,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a run is weighed against. `memory` is what it may take of the device, in bytes; `offered` are all devices
-    that it could have chosen.
+    """What a run is weighed against. `memory` is what it may take of the device, in bytes; None where a target beside
+    this machine does not say. `offered` are all devices that it could have chosen.
     """
 
     device: Device
-    memory: int
+    memory: int | None
     disk_free: int
     offered: tuple[Device, ...] = ()
 
@@ -168,7 +168,7 @@ def _code(config: Config) -> list[Check]:
 
 def _settings(config: Config, machine: Machine) -> list[Check]:
     """The settings that cannot work on this machine; nothing where all can."""
-    problems = problems_here(config, machine.offered or (machine.device,))
+    problems = problems_on(config, machine.offered or (machine.device,))
     return [Check("Settings", FAILED, f"{problem.path}: {problem.message}.") for problem in problems]
 
 
@@ -326,14 +326,18 @@ def _needed(config: Config, model: Architecture | None, machine: Machine, longes
     """The memory of the run, in bytes; None where it is unknown or a guess."""
     if model is None or not model.counted:
         return None
-    kind = machine.device.kind
-    return estimate(settled(config, model, kind, machine.memory, longest), model, kind, longest).total
+    kind, room = machine.device.kind, machine.memory or UNLIMITED
+    return estimate(settled(config, model, kind, room, longest), model, kind, longest).total
 
 
 def _memory(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> Check:
     title, device = "Memory", machine.device
     if model is None:
         return Check(title, NOTE, f"The memory of the run is unknown{_why_unknown(config)}.")
+    if machine.memory is None:
+        needed = estimate(settled(config, model, device.kind, UNLIMITED, longest), model, device.kind, longest).total
+        found = f"About {needed / GIB:,.1f} GiB per process. The memory of {device.name} is not known here."
+        return Check(title, NOTE, found)
     chosen = settled(config, model, device.kind, machine.memory, longest)
     expected = estimate(chosen, model, device.kind, longest)
     needed = expected.total
@@ -362,10 +366,15 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
     """
     workspace.policy.check_request(files_of(config))
     config = continued(workspace.policy.admit(config), workspace)
-    offered = all_devices()
-    choose(config.compute.device, offered)  # one that is not there needs no further look
-    device = device_for(config.compute.device, offered)
-    machine = this_machine(device, workspace, busy=busy, offered=offered)
+    elsewhere = Targets(workspace).device(config.compute.target)
+    if elsewhere is not None:
+        TargetLauncher(workspace).check(config.compute.target, local_files(config))
+        machine = Machine(elsewhere, None, shutil.disk_usage(workspace.root).free)
+    else:
+        offered = all_devices()
+        choose(config.compute.device, offered)  # one that is not there needs no further look
+        device = device_for(config.compute.device, offered)
+        machine = this_machine(device, workspace, busy=busy, offered=offered)
     if session is not None and not session.busy:
         return preflight(config, machine, _look(config, session), look_at_model(config, session))
     with Session(workspace.logs_folder / LOG, patience=lambda: READING) as own:

@@ -13,16 +13,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from lora_studio import __version__
 from lora_studio.config.parsing import ConfigError, default_title, to_yaml, with_absolute_paths
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
-from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, problems_here, request_facts, write_held
-from lora_studio.jobs.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
-from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, at_work, remove
+from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, request_facts, write_held
+from lora_studio.jobs.events import Extended, Finished, OtherRowsAccepted, Reason, RunState
+from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, append_event, at_work, remove
 from lora_studio.jobs.launchers import Launcher
-from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     QueueEntry,
@@ -36,6 +36,7 @@ from lora_studio.jobs.queue import (
     with_at_once,
     write_queue,
 )
+from lora_studio.jobs.targets import LOCAL, TargetLauncher, Targets, local_files
 from lora_studio.jobs.watcher import BEFORE_WORK, Follower
 from lora_studio.models.accelerators import AUTO, CPU
 from lora_studio.models.adapters import continued
@@ -74,7 +75,8 @@ class Supervisor:
         self._ask_devices = devices
         self._seen_devices: tuple[float, Sequence[Device]] = (-RECENT_SECONDS, ())
         self.chat_device: Callable[[], str] = str  # id of the device on which this process' chat holds a model, or ""
-        self._launcher = launcher or LocalLauncher()
+        self._launcher = TargetLauncher(workspace, launcher)
+        self.targets = Targets(workspace)
         self._stop_seconds, self._save_seconds = stop_seconds, save_seconds
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
@@ -109,7 +111,7 @@ class Supervisor:
         self.close()
         with self._lock, lock(self.workspace):
             self._refresh_all()
-            at_work = [each for each in self._followers.values() if each.alive and not each.ended]
+            at_work = [each for each in self._followers.values() if each.alive and not each.ended and not each.remote]
             again = [each for each in at_work if each.folder.id not in self._had_secrets]
             first = [QueueEntry(each.folder.id, each.kind.resumes, kind=each.kind.name) for each in again]
             ids = {each.folder.id for each in at_work}
@@ -255,16 +257,20 @@ class Supervisor:
         """The end of what the job's worker printed."""
         return self._launcher.log(self._index.find(job_id)[1], lines)
 
+    def try_out(self, target: str) -> str:
+        """Whether jobs can run on a target, in a sentence. Takes up to half a minute. Raises `StudioError`."""
+        return self._launcher.try_out(target)
+
     # -- acting
 
     def launch(self, config: Config, *, memory: int | None = None) -> str:
         """Makes a run's folder and starts its worker, or queues it while other jobs hold the devices that it may have.
 
         It waits until its device has so much `memory` free, in bytes, where that is given. Raises `ConfigError` for
-        settings that this machine can't do.
+        settings that its target can't do.
         """
-        offered = self.devices()
-        if problems := problems_here(config, offered):
+        offered, elsewhere = self.devices(), self.targets.find(config.compute.target)
+        if problems := self.targets.problems(config, offered):
             raise ConfigError(problems)
         self.workspace.policy.check_request(files_of(config))
         config = self.workspace.policy.admit(config)
@@ -275,7 +281,8 @@ class Supervisor:
             "model": config.model.name,
             "data": config.data.train_file,
             "seed": config.training.seed,
-            **request_facts(config.compute.device, offered, memory=memory, share=share),
+            "compute_target": config.compute.target,
+            **({} if elsewhere else request_facts(config.compute.device, offered, memory=memory, share=share)),
             "versions": {
                 "lora_studio": __version__,
                 **{name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
@@ -286,7 +293,7 @@ class Supervisor:
             self.workspace.policy.admit(config)  # again: the same visitor may have started another one meanwhile
             return self.workspace.create_run(title, to_yaml(config), facts)
 
-        return self.submit(TRAIN, make)
+        return self.submit(TRAIN, make, target=config.compute.target, files=local_files(config))
 
     def submit(
         self,
@@ -295,12 +302,19 @@ class Supervisor:
         *,
         at_once: bool = False,
         secrets: Mapping[str, str] | None = None,
+        target: str = LOCAL,
+        files: Sequence[Path] = (),
     ) -> str:
         """Makes a job's folder and starts its worker, or queues it while what it needs is taken; gives its id.
 
         With `at_once` it begins although another job holds the device. `secrets` go into the worker's environment and
-        nowhere else: as no file may hold them, a job with some never waits.
+        nowhere else: as no file may hold them, a job with some never waits. A `target` beside this machine has to see
+        the `files` that the job needs. Raises `StudioError` where it can't start there.
         """
+        if self.targets.find(target) is not None:
+            if secrets:
+                raise StudioError(f"A token cannot be sent to {target}.", "Publish from this machine.")
+            self._launcher.check(target, files)
         with self._lock, lock(self.workspace):
             check_room(self.workspace, read_queue(self.workspace))
             self._clear_unfinished(kind)
@@ -431,7 +445,7 @@ class Supervisor:
         if not self._dequeue(folder.id):
             return False
         if not self._followers[folder.id].state.events:
-            _append(folder, Finished(time.time(), "stopped", reason=Reason.DEQUEUED))
+            append_event(folder, Finished(time.time(), "stopped", reason=Reason.DEQUEUED))
         return True
 
     def _dequeue(self, job_id: str) -> bool:
@@ -465,7 +479,8 @@ class Supervisor:
         self, entries: Sequence[QueueEntry], seconds: float = RECENT_SECONDS
     ) -> Iterator[tuple[QueueEntry, Follower, Sequence[Device]]]:
         """The queued jobs that need not wait, each with its devices; the others are told why they wait."""
-        off_device = sum(each.alive and not each.on_device for each in self._followers.values())
+        here = (each for each in self._followers.values() if not each.remote)
+        off_device = sum(each.alive and not each.on_device for each in here)
         allocation = self._allocation(seconds) if entries else None
         for entry in entries:
             follower = self._followers.get(entry.job)
@@ -473,6 +488,8 @@ class Supervisor:
                 continue
             if follower.on_device:
                 placement = allocation.place(follower.demand, entry.device_kind, beside=entry.at_once)
+            elif follower.remote:
+                placement = Placement()  # it waits in the queue of its target
             else:
                 off_device += 1
                 waits = off_device > MAX_OFF_DEVICE and not entry.at_once
@@ -497,13 +514,17 @@ class Supervisor:
         folder, kind = follower.folder, follower.kind
         write_held(folder, held)
         if entry.extra_epochs:
-            _append(folder, Extended(time.time(), entry.extra_epochs))
+            append_event(folder, Extended(time.time(), entry.extra_epochs))
         if entry.other_rows:
-            _append(folder, OtherRowsAccepted(time.time()))
+            append_event(folder, OtherRowsAccepted(time.time()))
         sees = environment_of(held, os.environ) if held else {}
         env = {**sees, **self.workspace.policy.tokens(folder.owner_id), **self._secrets.pop(folder.id, {})}
         resume = entry.resume and (not isinstance(folder, RunFolder) or folder.has_checkpoints)
-        self._launcher.start(folder, kind.module, resume=resume, env=env)
+        try:
+            self._launcher.start(folder, kind.module, resume=resume, env=env)
+        except StudioError as error:  # refused by its target
+            ended = Finished(time.time(), "failed", 0, error.message, error.hint, Reason.REFUSED)
+            append_event(folder, ended)
 
     def _end_the_deaf(self) -> None:
         """Ends workers that were asked to stop long ago."""
@@ -513,7 +534,8 @@ class Supervisor:
                 saving = follower.kind.save_seconds if self._save_seconds is None else self._save_seconds
                 patience = self._stop_seconds if follower.state.phase in BEFORE_WORK else saving
                 if time.time() - asked > patience:
-                    self._launcher.kill(follower.folder)
+                    with contextlib.suppress(StudioError):  # a cluster that does not answer now
+                        self._launcher.kill(follower.folder)
 
     def _end_the_overdrawn(self) -> None:
         """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
@@ -573,10 +595,3 @@ class Supervisor:
             self._launcher.kill(folder)  # a worker that crashed may have left processes behind
             if not kind.resumes:
                 folder.remove_unfinished()
-
-
-def _append(folder: JobFolder, event: Event) -> None:
-    """An event that the supervisor adds while the job has no worker."""
-    end_last_line(folder.events)
-    with folder.events.open("a", encoding="utf-8") as events:
-        events.write(to_line(event))

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from lora_studio import __version__
+from lora_studio.config.compute import LOCAL
 from lora_studio.jobs.devices import Holder, demand_of, read_held
 from lora_studio.jobs.events import (
     CheckpointSaved,
@@ -33,7 +34,7 @@ from lora_studio.jobs.events import (
     reason_named,
 )
 from lora_studio.jobs.kinds import TRAIN, Kind
-from lora_studio.jobs.launchers import Exit, Launcher, Worker, last_error
+from lora_studio.jobs.launchers import Exit, Launcher, Wait, Worker, last_error
 from lora_studio.workspace import JobFolder
 
 Key = tuple[int, int]
@@ -90,6 +91,8 @@ def _state(values: Mapping[str, Any]) -> RunState:
 # A job's folder is made a moment before it stands in the queue; another process must not call it lost in between.
 _BIRTH_SECONDS = 10.0
 _FULL_BYTES = 1 << 20
+STOPPED_THERE = (Reason.CANCELLED_ELSEWHERE, Reason.OUT_OF_TIME, Reason.PREEMPTED)
+"""Why a target ended work that did not fail."""
 BEFORE_WORK = ("", "start", "data", "download", "model")
 """Phases in which a worker has nothing to save yet."""
 
@@ -101,6 +104,7 @@ class JobFacts(TypedDict):
     kind: str
     title: str
     created: float
+    target: str
 
 
 class Follower:
@@ -108,7 +112,7 @@ class Follower:
 
     `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
     `on_device`: it needs devices, which others wait for as long as it is alive: its `demand`, and those `held`, by id
-    and name.
+    and name; no job does that is `remote`, on a target beside this machine.
     `known`: its events were read, at least in short; of a run without a worker that waits until somebody asks.
     """
 
@@ -116,11 +120,19 @@ class Follower:
         self.folder, self.kind, self._launcher = folder, kind, launcher
         facts = folder.read_facts()
         title, created = str(facts.get("title", folder.id)), facts["created"]
-        self.on_device = bool(facts.get("needs_device", kind.needs_device))
+        target = str(facts.get("compute_target", LOCAL))
+        self.remote = target != LOCAL
+        self.on_device = not self.remote and bool(facts.get("needs_device", kind.needs_device))
         self.demand = demand_of(facts)
         self.held: list[tuple[str, str]] = []
         self._why, self.short_of_memory = "", False
-        self._facts: JobFacts = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
+        self._facts: JobFacts = {
+            "id": folder.id,
+            "kind": kind.name,
+            "title": title,
+            "created": created,
+            "target": target,
+        }
         self._begin_anew()
         self._watched = tuple(map(str, folder.watched))
         self._signature: tuple[object, ...] = ()
@@ -129,6 +141,7 @@ class Follower:
         self._unread = False
         self._wanted_whole = False
         self.worker: Worker | None = None
+        self._wait: Wait | None = None
         self.alive = False
         self.known = False
         self._refreshed = False
@@ -156,10 +169,11 @@ class Follower:
         if self.alive or started:
             self.worker = self._launcher.worker(self.folder)
             alive = self._launcher.is_alive(self.folder)
+            self._wait = self._launcher.waits(self.folder) if alive else None
         if alive and (started or not self.alive):
             self.held = read_held(self.folder)
         unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
-        signature = (*files, alive, waiting, unborn)
+        signature = (*files, alive, self._wait, waiting, unborn)
         if self._refreshed and signature == self._signature:
             return False
         # The events are read after the look at the process: a worker seen dead has written all it ever will.
@@ -175,7 +189,15 @@ class Follower:
     def ended(self) -> bool:
         self.read()
         launched = self.worker.launched if self.worker else 0.0
-        return self._folded.final and (self._folded.finished or 0.0) >= launched
+        final = self._folded.final and (self._folded.finished or 0.0) >= launched
+        return final and self._wait is None and not self._stopped_by_target
+
+    @property
+    def _stopped_by_target(self) -> bool:
+        """Whether the worker ended because its target wanted that, which may begin it again: more is known when the
+        target is done with it."""
+        own = self.worker is not None and self.worker.stop_asked is not None
+        return self.remote and self.alive and self._folded.reason is Reason.STOPPED and not own
 
     @property
     def state(self) -> RunState:
@@ -244,11 +266,17 @@ class Follower:
                 for name in self.folder.damaged()
             ]
         launched = self.worker.launched if self.worker else 0.0
+        state.restarts = self.worker.restarts if self.worker else 0
         if self._waiting and (self.ended or not self.alive):
             state.state, state.finished, state.reason, state.message, state.hint = "queued", None, None, "", ""
             state.waiting = self._why
+        elif self._wait is not None:
+            state.state, state.finished, state.reason, state.message, state.hint = "queued", None, None, "", ""
+            state.waiting = self._wait.words(state.target)
+            state.expected_start = self._wait.expected_start
         elif self.alive and self.worker is not None and not self.ended:
-            state.state = "running" if self.worker.stop_asked is None else "stopping"
+            stopping = self.worker.stop_asked is not None or self._stopped_by_target
+            state.state = "stopping" if stopping else "running"
             state.devices = [name for _, name in self.held]
             state.finished, state.reason, state.message, state.hint = None, None, "", ""
             if folded.last_event is None or folded.last_event < launched:
@@ -256,6 +284,10 @@ class Follower:
                 state.phase_done = state.phase_total = 0
         elif not self.ended:
             self._add_end(state)
+        elif self.remote and state.reason is Reason.STOPPED and self.worker and self.worker.stop_asked is None:
+            # Its target, or whoever wanted it to end at once, asked for that stop.
+            reason = self._launcher.how_it_ended(self.folder).reason
+            state.reason = Reason.CANCELLED if self.worker.cancelled else reason or state.reason
         return state
 
     def _add_end(self, state: RunState) -> None:
@@ -275,6 +307,7 @@ class Follower:
         if state.reason is None:
             how = self._launcher.how_it_ended(self.folder)
             state.reason, state.exit_code = self._unasked(how), how.code
+            state.state = "stopped" if state.reason in STOPPED_THERE else "failed"
             state.last_output = last_error(self.folder.log) if how.code is not None and how.code > 0 else ""
 
     def _asked_for(self, worker: Worker, *, begun: bool) -> Reason | None:
@@ -291,6 +324,8 @@ class Follower:
 
     def _unasked(self, how: Exit) -> Reason:
         """Why it ended, as far as can be seen from outside."""
+        if how.reason is not None:
+            return how.reason
         if shutil.disk_usage(self.folder.path).free < _FULL_BYTES:
             return Reason.DISK_FULL
         if how.out_of_memory:

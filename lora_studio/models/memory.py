@@ -16,6 +16,8 @@ from lora_studio.models.accelerators import DEVICE_KINDS, MIB
 from lora_studio.models.shape import Adapter, Architecture, Linear, adapter, names
 
 GATED = ("gate_proj", "gate_up_proj")
+UNLIMITED = 1 << 60
+"""Bytes to choose settings for on devices whose memory is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from lora_studio.config.compute import LOCAL, THIS_MACHINE
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
@@ -30,7 +31,8 @@ PATHS = (MODEL, "model.adapter_name_or_path", *FILES)
 """Settings that may be paths on this machine."""
 SEPARATOR = " · "
 """Between a model's name and what the list of models says of it."""
-LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
+TARGET = "compute.target"
+LONG_TEXT = ("data.system_prompt", "generation.stop_strings", "extra")
 SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 """The settings of how an answer is sampled, in the order of their widgets."""
 
@@ -39,8 +41,8 @@ def draw_widget(setting: Setting, name: str, choices: Sequence[tuple[str, str]] 
     """The widget of a setting; `name` is its element's id, `choices` what models and files are offered. Devices are
     offered when the form is filled."""
     label, info, value = setting.title, setting.description, to_widget(setting, setting.default)
-    if setting.path in (MODEL, DEVICE, *FILES):
-        choices = [(str(value), str(value))] if setting.path == DEVICE else choices
+    if setting.path in (MODEL, DEVICE, TARGET, *FILES):
+        choices = [(str(value), str(value))] if setting.path in (DEVICE, TARGET) else choices
         return gr.Dropdown(list(choices), value=value, label=label, info=info, elem_id=name, allow_custom_value=True)
     if setting.kind == "choice":
         return gr.Dropdown(options(setting), value=value, label=label, info=info, elem_id=name, filterable=False)
@@ -260,6 +262,11 @@ def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tup
         *((f"{title} ({name})", name) for name, title in shipped.items()),
         *((path.name, str(path)) for path in uploads),
     ]
+
+
+def known_targets(names: Iterable[str]) -> list[tuple[str, str]]:
+    """What a target's field offers: this machine, then the targets of the workspace."""
+    return [(THIS_MACHINE, LOCAL), *((name, name) for name in names)]
 
 
 DRAFT = "form"

@@ -11,13 +11,16 @@ from urllib.parse import quote
 import gradio as gr
 
 from lora_studio.access.policy import downloads_folder
+from lora_studio.config.compute import LOCAL, THIS_MACHINE
 from lora_studio.config.parsing import parse, presets
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.targets import Targets
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.components import QUIET, Handover, Shared, Wish
+from lora_studio.ui.form import known_targets
 from lora_studio.ui.html import Html, count, escape, render, size
 from lora_studio.workspace import Workspace, safe_name
 
@@ -101,7 +104,31 @@ def ended(state: RunState, outcome: str = "") -> Html:
 
 def waits(state: RunState) -> Html:
     """What is said of a job in the queue."""
-    return render("jobs.ended", f"Queued. {state.waiting} The Runs tab shows its position.".replace("  ", " "))
+    position = "The Runs tab shows its position." if state.target == LOCAL else ""
+    return render("jobs.ended", " ".join(filter(None, ("Queued.", state.waiting, position))))
+
+
+def target_field(tab: str) -> gr.Dropdown:
+    """Where a job runs; hidden while this machine is the only place."""
+    return gr.Dropdown(
+        [(THIS_MACHINE, LOCAL)],
+        value=LOCAL,
+        label="Target",
+        info="Where the job runs.",
+        filterable=False,
+        visible=False,
+        elem_id=f"{tab}-target",
+    )
+
+
+def target_choice(workspace: Workspace, value: Any = LOCAL) -> gr.Dropdown:
+    """The field with the targets that the caller may use now; this machine where the one chosen is gone."""
+    try:
+        targets = list(Targets(workspace).all())
+    except StudioError:  # the Train tab tells what is wrong with the file
+        targets = []
+    choices = known_targets(targets)
+    return gr.Dropdown(choices=choices, value=value if value in targets else LOCAL, visible=bool(targets))
 
 
 def stop_label(state: RunState) -> str:

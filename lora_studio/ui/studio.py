@@ -66,8 +66,8 @@ class RunView:
 
     @property
     def mark(self) -> Hashable:
-        """Changes with every event of the run, and with its state."""
-        return (self.run.id, self.run.events, self.run.state)
+        """Changes with every event of the run, with its state, and with what it waits for."""
+        return (self.run.id, self.run.events, self.run.state, self.run.waiting, self.run.restarts)
 
     @cached_property
     def config(self) -> Config | None:

@@ -6,6 +6,7 @@ General words (sizes, tables, notices) are in html.py.
 import math
 import time
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import STATES as STATES
 from lora_studio.runs.summary import pace_of, short
@@ -47,6 +48,16 @@ def ago(then: float, now: float) -> str:
 
 def name_of(run: RunState) -> str:
     return run.title or run.id
+
+
+def place_of(run: RunState) -> str:
+    """ " on slurm:two" for a job on a target beside this machine, else ""."""
+    return "" if run.target == LOCAL else f" on {run.target}"
+
+
+def restarts_of(run: RunState) -> str:
+    """How often its target took a job back and began it again; "" for never."""
+    return f"restarted {count(run.restarts, 'time')} by {run.target}" if run.restarts else ""
 
 
 def share_done(run: RunState) -> float:
@@ -147,7 +158,7 @@ def status_line(
     activity = phase_words(active) if active.state == "running" else "stopping"
     seconds_left = active.seconds_left if active.state == "running" else None
     parts = [
-        f"{name_of(active)} is {activity}",
+        f"{name_of(active)} is {activity}{place_of(active)}",
         f"{clock(seconds_left)} left" if seconds_left is not None else "",
         f"{count(len(working) - 1, 'more run')} active" if working[1:] else "",
         queue,

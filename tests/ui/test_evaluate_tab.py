@@ -31,7 +31,7 @@ class Started(Supervisor):
     def devices(self, seconds: float = 0.0) -> list[Device]:
         return self.cards
 
-    def submit(self, kind: Kind, make: Any, *, at_once: bool = False, secrets: Any = None) -> str:
+    def submit(self, kind: Kind, make: Any, *, at_once: bool = False, secrets: Any = None, **where: Any) -> str:
         self.requests.append(request_of(make()))
         return f"evaluation-{len(self.requests)}{' beside' * at_once}"
 
@@ -124,7 +124,7 @@ def test_test_data_follow_the_adapter_and_a_manual_choice_stays_until_it_changes
         return [update["value"] for update in map(dict_of, tab.fill(studio, *requested)[:2])]
 
     assert chosen(runs["films"]) == [[runs["films"]], "recommender"]
-    rest = tab.fill(studio)[2:]
+    rest = [*tab.fill(studio)[2:-1], "local"]
     tab.keep(studio, [runs["films"]], "pirate", *rest)
     assert chosen() == [[runs["films"]], "pirate"]
     assert chosen(runs["films"]) == [[runs["films"]], "pirate"]

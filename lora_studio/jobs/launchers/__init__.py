@@ -1,15 +1,21 @@
 """Where a worker runs and how it is started, found, stopped and ended. The only place that knows processes.
-May import errors and the folder contracts of jobs.
+May import errors, config, and the folder and event contracts of jobs.
 
 Here is what every launcher can do with a job's worker, and what it tells of it; what a process is stays inside.
 """
 
+import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import field_validator
+
+from lora_studio.config.fields import Section, setting
+from lora_studio.jobs.events import Reason
 from lora_studio.workspace import JobFolder
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -19,7 +25,8 @@ _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Worker:
     """A job's latest worker, alive or not: when it was launched, and what was asked of it since.
 
-    `reason` are the words for whoever wonders why it was killed without having been asked to stop.
+    `reason` are the words for whoever wonders why it was killed without having been asked to stop. `restarts` counts
+    how often its target took it back and began it again.
     """
 
     launched: float
@@ -27,17 +34,106 @@ class Worker:
     killed: float | None = None
     cancelled: bool = False
     reason: str = ""
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a worker ended, as far as its launcher can tell: `code` is negative for a signal, None where nobody knows.
 
-    `out_of_memory`: the system counted a kill for want of memory while it worked.
+    `out_of_memory`: the system counted a kill for want of memory while it worked. `reason` is what the target itself
+    says of the end, such as a node that failed; it counts unless the studio asked for the end.
     """
 
     code: int | None = None
     out_of_memory: bool = False
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A worker that was started and waits in its target's own queue: `reason` in the target's words, since when, and
+    when the target expects to start it (None where it does not say)."""
+
+    reason: str
+    since: float
+    expected_start: float | None = None
+
+    def words(self, target: str) -> str:
+        """Why the worker does not begin yet, in a sentence."""
+        expected = time.strftime("%d %b %H:%M", time.localtime(self.expected_start or 0))
+        return f"In the queue of {target}: {self.reason}." + (
+            f" Expected start: {expected}." if self.expected_start else ""
+        )
+
+
+class Target(Section):
+    """A place beside this machine where jobs run, as `targets.yaml` of the workspace describes it."""
+
+    shared: bool = setting(False, "Shared with visitors", "Visitors may run jobs on this target too.")
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a training on this target, one for each device."""
+        return 1
+
+    @property
+    def device_kind(self) -> str:
+        """What the devices are, one of `accelerators.DEVICE_KINDS`."""
+        return "cpu"
+
+
+class SlurmTarget(Target):
+    """A part of a Slurm cluster. An empty setting leaves it to the cluster's own default."""
+
+    partition: str = setting("", "Partition", "Empty: the cluster's default partition.")
+    account: str = setting("", "Account", "The account that the jobs are charged to.")
+    qos: str = setting("", "QoS", "Quality of service.")
+    time: str = setting("", "Time limit", "As Slurm writes it: 2:00:00 or 1-12. Empty: the partition's.")
+    nodes: int = setting(1, "Nodes", "Nodes of a training. Other jobs take one.", ge=1, le=10_000)
+    gpus_per_node: int = setting(0, "GPUs per node", "One process for each. 0: one process on the CPU.", ge=0, le=64)
+    mem: str = setting("", "Memory per node", "As Slurm writes it, such as 64G.")
+    extra: str = setting("", "Other #SBATCH options", "One per line, such as --constraint=a100.")
+    environment: str = setting(
+        "",
+        "Environment command",
+        "Makes python with LoRA Studio available. Empty: this installation.",
+        details="Runs in the job's script before the worker, such as: source /shared/venv/bin/activate",
+    )
+    shared_folder: str = setting("", "Shared folder", "Folder that all nodes see. The workspace must be inside.")
+    resume_at_time_limit: bool = setting(
+        False, "Resume at the time limit", "Queues a job again when its time is over, until it is done."
+    )
+
+    @field_validator("partition", "account", "qos", "time", "mem")
+    @classmethod
+    def _word(cls, value: str) -> str:
+        if any(character.isspace() for character in value.strip()):
+            raise ValueError("must be a single word")
+        return value.strip()
+
+    @field_validator("extra")
+    @classmethod
+    def _options(cls, value: str) -> str:
+        lines = [line.strip().removeprefix("#SBATCH").strip() for line in value.splitlines() if line.strip()]
+        if any(not line.startswith("-") for line in lines):
+            raise ValueError("must hold one option per line, each with its dashes")
+        return "\n".join(lines)
+
+    @field_validator("shared_folder")
+    @classmethod
+    def _whole_path(cls, value: str) -> str:
+        if value.strip() and not os.path.isabs(value.strip()):
+            raise ValueError("must be a whole path")
+        return value.strip()
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * max(1, self.gpus_per_node)
+
+    @property
+    def device_kind(self) -> str:
+        return "cuda" if self.gpus_per_node else "cpu"
 
 
 class Launcher(Protocol):
@@ -57,6 +153,9 @@ class Launcher(Protocol):
     def is_alive(self, folder: JobFolder) -> bool:
         """Whether the job's worker works, or is about to end."""
 
+    def waits(self, folder: JobFolder) -> Wait | None:
+        """What the job's worker waits for before it begins; None where it works, and where it ended."""
+
     def ask_to_stop(self, folder: JobFolder) -> bool:
         """Asks the worker to save and end; False where none is alive."""
 
@@ -74,6 +173,16 @@ class Launcher(Protocol):
 
     def log(self, folder: JobFolder, lines: int) -> str:
         """The end of what the worker printed."""
+
+
+class RemoteLauncher(Launcher, Protocol):
+    """A launcher for targets beside this machine. `name` is the target's whole name, such as `slurm:two`."""
+
+    def check(self, name: str, target: Target, paths: Iterable[Path]) -> None:
+        """Raises `StudioError` where the target would refuse a job, or can't see one of the files that it needs."""
+
+    def try_out(self, name: str, target: Target, folder: Path) -> str:
+        """Checks the target with a job of a moment in a folder, and says in a sentence what was seen there."""
 
 
 def last_lines(path: Path, count: int, max_bytes: int = 65_536) -> str:

@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 
 from lora_studio.files import is_time, read_object
-from lora_studio.jobs.launchers import Exit, Worker, last_lines
+from lora_studio.jobs.kinds import end_last_line
+from lora_studio.jobs.launchers import Exit, Wait, Worker, last_lines
 from lora_studio.models.hub import SECRETS
 from lora_studio.workspace import JobFolder, write_atomically
 
@@ -223,6 +224,9 @@ class LocalLauncher:
     def is_alive(self, folder: JobFolder) -> bool:
         return find(folder) is not None
 
+    def waits(self, folder: JobFolder) -> Wait | None:
+        return None
+
     def ask_to_stop(self, folder: JobFolder) -> bool:
         return ask_to_stop(folder)
 
@@ -241,12 +245,3 @@ class LocalLauncher:
 
     def log(self, folder: JobFolder, lines: int) -> str:
         return last_lines(folder.log, lines)
-
-
-def end_last_line(path: Path) -> None:
-    """Ends a line that a killed worker left torn, so that the next line written does not become part of it."""
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")

@@ -12,6 +12,7 @@ import gradio as gr
 
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
+from lora_studio.config.compute import LOCAL
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate.job import (
@@ -127,7 +128,7 @@ MAPPING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
 FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
 
 
-FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False}
+FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False, "compute_target": LOCAL}
 
 
 """The default settings of an evaluation."""
@@ -231,7 +232,8 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
         at_once = gr.Checkbox(
             False, label=job_views.ALONGSIDE, info=job_views.ABOUT_ALONGSIDE, elem_id="evaluate-beside"
         )
-    return [adapters, data, base, *numbers, longest, labels, mapping, encoding, at_once], start
+        target = job_views.target_field("evaluate")
+    return [adapters, data, base, *numbers, longest, labels, mapping, encoding, at_once, target], start
 
 
 def fill(studio: Studio, *requested: str) -> list[Any]:
@@ -245,7 +247,8 @@ def fill(studio: Studio, *requested: str) -> list[Any]:
         gr.Dropdown(choices=adapters, value=saved["adapters"]),
         gr.Dropdown(choices=board.data_choices(studio.workspace, saved["adapters"]), value=saved["data"]),
     ]
-    return first + [saved.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number without a value shows as 0
+    fields = [saved.get(name, FIRST[name]) for name in FIELDS[2:-1]]  # an empty number without a value shows as 0
+    return [*first, *fields, job_views.target_choice(studio.workspace, saved.get("compute_target"))]
 
 
 def follow(studio: Studio, *values: Any) -> Any:
@@ -296,7 +299,7 @@ def _beside_words(studio: Studio, name: str) -> str:
 def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
     """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
     verdict = evaluating.memory_for(request, studio.supervisor.allocation().for_session())
-    if verdict.fits:
+    if verdict.fits or request.compute_target != LOCAL:
         return ""
     smaller = "lower the batch size, " if button == "Evaluate" else ""
     return html.notice(
@@ -325,6 +328,7 @@ def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
         encoding=str(values["encoding"] or "").strip() or None,
         measuring={name: values[name] for name in Measuring.model_fields},
         generation={"max_new_tokens": values["max_new_tokens"] or LONGEST.default},
+        compute_target=str(values.get("compute_target") or LOCAL),
     )
 
 

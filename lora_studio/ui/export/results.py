@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.settings import described
 from lora_studio.errors import StudioError
 from lora_studio.export.job import PHASES, Plan, checked, is_local_folder, readiness, request_of, target_of
@@ -157,12 +158,14 @@ Values = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class ExportView:
-    """What is chosen: adapter, target, the values that its fields were painted with, and the export looked at."""
+    """What is chosen: adapter, target, the values that its fields were painted with, the export looked at, and where
+    the next one runs."""
 
     adapter: str = ""
     target: str = "zip"
     values: Values = ()
     export: str = ""
+    compute_target: str = LOCAL
 
 
 class ExportBoard:
@@ -267,7 +270,8 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: s
     last = draft.get("adapter")
     adapter = next(iter([*of_run, *([last] if last in available else []), *available]), "")
     target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
-    return ExportView(str(adapter), target, values_of(workspace, target))
+    where = str(draft.get("compute_target") or LOCAL)
+    return ExportView(str(adapter), target, values_of(workspace, target), compute_target=where)
 
 
 def _kept(workspace: Workspace) -> JsonObject:
@@ -288,7 +292,8 @@ def keep(workspace: Workspace, view: ExportView, values: Mapping[str, Any] | Non
     after: JsonObject = dict(before) if isinstance(before, dict) else {}
     if values is not None:
         after[view.target] = dict(values)
-    workspace.write_draft(FORM, {"adapter": view.adapter, "target": view.target, "values": after})
+    choices = {"adapter": view.adapter, "target": view.target, "compute_target": view.compute_target}
+    workspace.write_draft(FORM, {**choices, "values": after})
 
 
 def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, Any], which: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.chat.choices import adapter_choices
+from lora_studio.config.compute import LOCAL
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluating
 from lora_studio.export import job as exporting
@@ -33,6 +34,7 @@ def build(studio: Studio, shared: Shared) -> None:
     with gr.Row(elem_classes="job-layout"):
         with gr.Column(elem_classes="job-form", min_width=0) as place:
             adapter = gr.Dropdown([], label="Adapter", info="A run or a checkpoint.", elem_id="export-adapter")
+            where = job_views.target_field("export")
         with gr.Column(elem_classes="job-main", min_width=0):
             for name in PARTS[:3]:
                 parts[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}")
@@ -50,10 +52,16 @@ def build(studio: Studio, shared: Shared) -> None:
             with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
                 board.keep(studio.workspace, now)
         dropdown = gr.Dropdown(choices=choices, value=now.adapter or None)
-        return [dropdown, now, *job_views.visibility(bool(choices))]
+        target = job_views.target_choice(studio.workspace, now.compute_target)
+        return [dropdown, target, now, *job_views.visibility(bool(choices))]
 
     def change(value: str | None, now: ExportView) -> ExportView:
         changed = replace(now, adapter=value or "")
+        board.keep(studio.workspace, changed)
+        return changed
+
+    def move(value: str | None, now: ExportView) -> ExportView:
+        changed = replace(now, compute_target=value or LOCAL)
         board.keep(studio.workspace, changed)
         return changed
 
@@ -61,6 +69,7 @@ def build(studio: Studio, shared: Shared) -> None:
         return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
 
     adapter.input(change, [adapter, view], view, **QUIET)
+    where.input(move, [where, view], view, **QUIET)
     # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
     job_views.wire(
         parts,
@@ -68,7 +77,7 @@ def build(studio: Studio, shared: Shared) -> None:
         watching.look,
         wish=shared.wish,
         opening=opening,
-        opened=[adapter, view, place, no_adapter],
+        opened=[adapter, where, view, place, no_adapter],
         act=act,
         messages=[message, downloaded],
         busy=studio.supervisor.busy,
@@ -116,6 +125,7 @@ def start(studio: Studio, now: ExportView, values: Mapping[str, Any], secret: st
         now.target,
         settings=board.typed(now.target, values),
         trial=bool(values.get("trial", True)),
+        compute_target=now.compute_target,
     )
     at_once = bool(values.get("beside")) and needs_device(request)
     if at_once and studio.supervisor.busy() is not None:

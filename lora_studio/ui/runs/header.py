@@ -208,8 +208,9 @@ def headline(view: RunView) -> str:
     position = f"{run.step:,} of {run.total_steps:,} steps" if run.total_steps else ""
     remaining_seconds = run.seconds_left if run.state == "running" else None
     eta = f"ETA {clock(remaining_seconds)}" if remaining_seconds is not None else ""
-    state = words.STATES.get(run.state, run.state)
-    return render("runs.headline", tone, share, words.name_of(run), run.id, (state, position, eta), summary_text(view))
+    state = words.STATES.get(run.state, run.state) + words.place_of(run)
+    facts = (state, position, eta, words.restarts_of(run))
+    return render("runs.headline", tone, share, words.name_of(run), run.id, facts, summary_text(view))
 
 
 NOTHING = "\u00a0"  # keeps a line's height

@@ -13,7 +13,7 @@ from lora_studio.models.memory import PARTS
 from lora_studio.ui import theme
 from lora_studio.ui.components import QUIET, Updates
 from lora_studio.ui.html import gib, render
-from lora_studio.ui.train.plan import GUESSED, MEASURED, MemoryPlan, Plan
+from lora_studio.ui.train.plan import ELSEWHERE, GUESSED, MEASURED, MemoryPlan, Plan
 from lora_studio.ui.words import clock
 
 VERDICTS = {
@@ -26,6 +26,7 @@ GUESS = "A guess: parameters are counted by the checks before the start."
 ANALYZE = "analyze the dataset on the Data tab"
 NO_ROWS = f"Rows are not counted yet: {ANALYZE}."
 NO_PACKS = f"With packing, steps depend on row lengths: {ANALYZE}."
+NO_MODEL = "unknown until the model is on this machine"
 SIGNS = {OK: ("good", "✓"), NOTE: ("warn", "!"), ASK: ("warn", "?"), FAILED: ("bad", "✗")}
 SPOKEN = {OK: "passed", NOTE: "note", ASK: "to decide", FAILED: "failed"}
 EMPTY = "–"
@@ -53,7 +54,8 @@ def numbers_markup(planned: Plan | None) -> str:
 def _time(planned: Plan) -> tuple[str, str]:
     """The time until the last step, what of it is the start, and what it is computed from."""
     if planned.seconds is None:
-        return EMPTY, "" if planned.steps is None else "unknown until the model is on this machine"
+        unknown = "as long as the target takes" if planned.speed_from == ELSEWHERE else NO_MODEL
+        return EMPTY, "" if planned.steps is None else unknown
     source = "from an earlier run" if planned.speed_from == MEASURED else "rough: from FLOPs and device"
     return f"≈ {clock(planned.seconds)}", f"start {clock(planned.start_seconds)} included; {source}"
 
@@ -77,7 +79,8 @@ def memory(needed: MemoryPlan | None) -> str:
     if estimate.gradient_checkpointing:
         notes.append("With gradient checkpointing.")
     parts = [(key, 100 * octets / room, gib(octets), *PARTS[key]) for key, octets in estimate.parts.items()]
-    total, available = gib(estimate.total), gib(needed.available)
+    total = gib(estimate.total)
+    available = gib(needed.available) if needed.available else "an unknown amount"
     tight = needed.verdict != "fits"
     return render("train.memory", VERDICTS[needed.verdict], total, available, needed.device.name, parts, notes, tight)
 

@@ -10,6 +10,7 @@ import gradio as gr
 import yaml
 
 from lora_studio.config import fields
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.importing import DATASET_INFO, TITLES, Imported, import_file, read_values
 from lora_studio.config.other_tools import MAX_SHOWN, tool_of
@@ -164,7 +165,7 @@ def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
 
 def on_this_machine(config: Config) -> list[Problem]:
     """What this machine's devices can't do of a valid config."""
-    return problems_here(config, recent_devices())
+    return problems_here(config, recent_devices()) if config.compute.target == LOCAL else []
 
 
 def problems_of(settings: Mapping[str, Any]) -> list[Problem]:

@@ -121,6 +121,9 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
     of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]
     own.wire_modules(view.modules, studio.inspector, of_model, whole, view.outputs, change)
     own.wire_presets(view.keeper, workspace, view.preset, view.form.widgets, view.outputs, forms.read, renamed)
+    settings_form.wire_targets(
+        view.targets, workspace, lambda name: studio.supervisor.try_out(name), view.form.widget(forms.TARGET)
+    )
     own.wire_changes(view.changes, workspace, view.preset, view.form.widgets, view.outputs, show)
     plan_card.wire(view.card, whole, view.outputs, change)
     _keep(view, studio)

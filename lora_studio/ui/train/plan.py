@@ -12,12 +12,13 @@ from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
 from lora_studio.jobs.session import FileSummary, count_rows
+from lora_studio.jobs.targets import Targets
 from lora_studio.models.accelerators import CUDA, MPS, ROCM, XPU
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import Advice, Change, advise, best_changes, optimizer_steps, situation
 from lora_studio.models.hardware import Device, device_for, recent_devices
-from lora_studio.models.memory import Estimate, estimate, quantization_of, settled, verdict, with_settings
+from lora_studio.models.memory import UNLIMITED, Estimate, estimate, quantization_of, settled, verdict, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
 from lora_studio.runs.summary import Speed, speed, start_seconds
 from lora_studio.ui.data.choice import DataLook
@@ -29,7 +30,8 @@ GUESSED = "a guess"
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The estimate against the device: "fits", "tight", "does not fit" or "a guess", and the changes that save most.
+    """The estimate against the device: "fits", "tight", "does not fit" or "a guess", and the changes that save most. On
+    a target beside this machine `available` is not known, and 0.
 
     `assumed_tokens` is the length that every row is taken to have while nobody has looked at the data.
     """
@@ -48,9 +50,9 @@ class Plan:
     first: libraries, data, model. None is what is not known beforehand.
 
     `speed_from` says what the time is computed from: the speed of an earlier run (`MEASURED`) or floating-point
-    operations (`ESTIMATED`). `lengths` are the tokens of a row. `reading` says how the data is read, what is assumed
-    and what the first row trains or answers. `unit` is what a batch counts: rows, or pairs for DPO. `advice` is what
-    would likely train a better adapter.
+    operations (`ESTIMATED`); that of a target beside this machine is not known (`ELSEWHERE`). `lengths` are the tokens
+    of a row. `reading` says how the data is read, what is assumed and what the first row trains or answers. `unit` is
+    what a batch counts: rows, or pairs for DPO. `advice` is what would likely train a better adapter.
     """
 
     effective_batch: int
@@ -66,7 +68,7 @@ class Plan:
     advice: tuple[Advice, ...] = ()
 
 
-MEASURED, ESTIMATED = "measured", "estimated"
+MEASURED, ESTIMATED, ELSEWHERE = "measured", "estimated", "elsewhere"
 BYTES_A_TOKEN = 4.0
 """Of a text file, with its field names and quotes: English text has a little over 4 characters a token."""
 
@@ -96,7 +98,8 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     measured, rows = seen_data(config, look), training_rows(config, look)
     steps = total_steps(config, rows, measured)
-    device = device_for(config.compute.device, recent_devices())
+    elsewhere = _elsewhere(config, workspace)
+    device = elsewhere or device_for(config.compute.device, recent_devices())
     earlier = speed(
         workspace,
         model=config.model.name,
@@ -115,8 +118,18 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
         lengths=row_lengths(config, measured, earlier),
         advice=_advice(config, look, rows, steps, memory),
     )
+    if elsewhere is not None:
+        return replace(planned, speed_from=ELSEWHERE)
     start = start_seconds(workspace, model=config.model.name, device=device.kind)
     return _timed(planned, config, earlier, device, START_SECONDS if start is None else start)
+
+
+def _elsewhere(config: Config, workspace: Workspace) -> Device | None:
+    """The device of a run on a target beside this machine; a target that does not exist is told by the checks."""
+    try:
+        return Targets(workspace).device(config.compute.target)
+    except StudioError:
+        return None
 
 
 def _advice(
@@ -195,8 +208,11 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     if model is None:
         return None
     available = device.memory_total if busy else device.memory_free
-    resolved = settled(config, model, device.kind, available, longest)
+    elsewhere = not device.memory_total
+    resolved = settled(config, model, device.kind, UNLIMITED if elsewhere else available, longest)
     estimated = estimate(resolved, model, device.kind, longest)
+    if elsewhere:
+        return MemoryPlan(estimated, device, 0, GUESSED, ())
     changes = best_changes(resolved, model, device.kind, longest)
     assumed = config.data.max_length if longest is None else None
     outcome = verdict(estimated.total, available) if model.counted else GUESSED

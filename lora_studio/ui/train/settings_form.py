@@ -1,17 +1,22 @@
 """The train tab's fields: basics with a line each, and all other settings in a drawer of seven groups with a search."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from lora_studio.config.compute import LOCAL
 from lora_studio.config.parsing import irrelevant, unmet
-from lora_studio.config.settings import Setting, search, settings
+from lora_studio.config.settings import Setting, described, search, settings
+from lora_studio.errors import StudioError
+from lora_studio.jobs.launchers import Target
+from lora_studio.jobs.targets import TARGET_KINDS, Targets
 from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
-from lora_studio.ui.components import Updates
+from lora_studio.ui.components import QUIET, Updates
+from lora_studio.workspace import Workspace
 
 GROUPS = ("Model", "Data", "LoRA", "Optimizer", "Schedule", "Evaluation", "Compute")
 PLACES: Mapping[str, tuple[str, str]] = {
@@ -254,3 +259,146 @@ def matched(form: SettingsForm, query: str, raws: Sequence[Any], selected: str =
     best = next((match for match in usable if match.id == selected), usable[0] if usable else None)
     markup = html.render("train.matches", query.strip(), listed, best.id if best else "")
     return {form.matches: gr.HTML(markup, visible=True), **(opened(form, best.path) if best else {})}
+
+
+@dataclass(frozen=True)
+class TargetEditor:
+    """The components that add, change, test and remove targets; only the owner sees them.
+
+    `selected` is the target that is edited, or the kind of a new one; `fields` are the settings of each kind.
+    """
+
+    place: gr.Accordion
+    selected: gr.Dropdown
+    name: gr.Textbox
+    columns: Mapping[str, gr.Column]
+    fields: Mapping[str, Sequence[Field]]
+    save: gr.Button
+    test: gr.Button
+    delete: gr.Button
+    result_box: gr.HTML
+
+    @property
+    def widgets(self) -> list[Any]:
+        return [item.widget for fields in self.fields.values() for item in fields]
+
+    @property
+    def parts(self) -> list[Any]:
+        """Every component that an update may touch."""
+        buttons = [self.test, self.delete, self.result_box]
+        return [self.place, self.selected, self.name, *self.columns.values(), *self.widgets, *buttons]
+
+
+def offered_targets(workspace: Workspace) -> tuple[Mapping[str, Target], gr.HTML]:
+    """The targets that the caller may use, and what is wrong with their file."""
+    try:
+        return Targets(workspace).all(), gr.HTML(visible=False)
+    except StudioError as error:
+        return {}, gr.HTML(html.problem(error), visible=True)
+
+
+NEW = "new "
+"""Stands before a kind of target for one that is still to be named."""
+
+
+def draw_targets() -> TargetEditor:
+    with gr.Accordion("Edit targets", open=False, visible=False, elem_id="targets") as place:
+        gr.HTML(html.quiet("Other places where jobs can run. Jobs there do not use the devices of this machine."))
+        with gr.Row():
+            selected = gr.Dropdown(label="Edit", filterable=False, elem_id="target-selected")
+            name = gr.Textbox(label="Name", info="Letters, digits, dots, dashes.", max_lines=1, elem_id="target-name")
+        columns, fields = {}, {}
+        for kind, section in TARGET_KINDS.items():
+            with gr.Column(visible=False, elem_classes="grid") as columns[kind]:
+                listed = described(section)
+                fields[kind] = [Field(item, forms.draw_widget(item, f"target-{kind}-{item.path}")) for item in listed]
+        result_box = gr.HTML(visible=False, elem_id="target-result")
+        with gr.Row(elem_classes="actions"):
+            save = gr.Button("Save target", size="sm", elem_id="target-save")
+            test = gr.Button("Test target", size="sm", visible=False, elem_id="target-test")
+            delete = gr.Button("Delete target", size="sm", visible=False, elem_id="target-delete")
+    return TargetEditor(place, selected, name, columns, fields, save, test, delete, result_box)
+
+
+def edited(editor: TargetEditor, targets: Mapping[str, Target], selected: str | None = None) -> Updates:
+    """The editor with a target, or with an empty one of the kind that `selected` names after `NEW`."""
+    choices = [*((name, name) for name in targets), *((f"New {kind} target", f"{NEW}{kind}") for kind in TARGET_KINDS)]
+    current = selected if selected in [value for _, value in choices] else choices[0][1]
+    kind = current.removeprefix(NEW).partition(":")[0]
+    target = targets.get(current) or TARGET_KINDS[kind]()
+    exists = current in targets
+    return {
+        editor.selected: gr.Dropdown(choices=choices, value=current),
+        editor.name: current.partition(":")[2] if exists else "",
+        **{column: gr.Column(visible=name == kind) for name, column in editor.columns.items()},
+        **{
+            item.widget: forms.to_widget(item.setting, getattr(target, item.setting.key))
+            for item in editor.fields[kind]
+        },
+        editor.test: gr.Button(visible=exists),
+        editor.delete: gr.Button(visible=exists),
+        editor.result_box: gr.HTML(visible=False),
+    }
+
+
+def wire_targets(editor: TargetEditor, workspace: Workspace, try_out: Callable[[str], str], field: gr.Dropdown) -> None:
+    """`try_out` says whether jobs can run on a target; `field`, where a target is chosen, offers what there is."""
+
+    targets = Targets(workspace)
+
+    def select(selected: str) -> Updates:
+        return edited(editor, targets.all(), selected)
+
+    def values_of(kind: str, raws: Sequence[Any]) -> dict[str, object]:
+        by_widget = dict(zip(editor.widgets, raws, strict=True))
+        pairs = ((item.setting, by_widget[item.widget]) for item in editor.fields[kind])
+        return {setting.key: forms.from_widget(setting, raw) for setting, raw in pairs}
+
+    def save(selected: str, short: str, target: str, *raws: Any) -> Updates:
+        kind = selected.removeprefix(NEW).partition(":")[0]
+        name = f"{kind}:{short.strip()}"
+
+        def act() -> str:
+            targets.save(name, values_of(kind, raws))
+            if selected != name and not selected.startswith(NEW):
+                targets.delete(selected)
+            return f"{name} is saved."
+
+        return acted(act, name, target)
+
+    def test(selected: str, target: str) -> Updates:
+        return acted(lambda: try_out(selected), selected, target)
+
+    def delete(selected: str, target: str) -> Updates:
+        def act() -> str:
+            targets.delete(selected)
+            return f"{selected} is deleted. Jobs that run there continue."
+
+        return acted(act, None, LOCAL if target == selected else target)
+
+    def acted(act: Callable[[], str], selected: str | None, target: str) -> Updates:
+        try:
+            message = html.notice(act(), "", "good")
+        except StudioError as error:
+            return {editor.result_box: gr.HTML(html.problem(error), visible=True)}
+        listed = targets.all()
+        return {
+            **edited(editor, listed, selected),
+            field: gr.Dropdown(choices=forms.known_targets(listed), value=target),
+            editor.result_box: gr.HTML(message, visible=True),
+        }
+
+    touched = [*editor.parts, field]
+    editor.selected.input(select, editor.selected, editor.parts, **QUIET)
+    inputs = [editor.selected, editor.name, field, *editor.widgets]
+    editor.save.click(save, inputs, touched, trigger_mode="once", **QUIET)
+    for button, handler in ((editor.test, test), (editor.delete, delete)):
+        button.click(
+            handler,
+            [editor.selected, field],
+            touched,
+            trigger_mode="once",
+            show_progress="minimal",
+            show_progress_on=button,
+            api_visibility="private",
+        )

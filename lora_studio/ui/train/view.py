@@ -45,12 +45,14 @@ class TrainView:
     reported: gr.State
     keeper: own.Keeper
     modules: own.ModuleChoice
+    targets: settings_form.TargetEditor
 
     @property
     def outputs(self) -> list[Any]:
         """Everything that a change of the form may change."""
         single = [self.preset, self.about, self.cards, self.summary, self.checks, self.anyway, self.reported]
         single += [self.file.text, self.file.result_box, self.file.error_box, self.keeper.delete, self.keeper.replace]
+        single += self.targets.parts
         return [*single, *self.picker.outputs, *self.changes.parts, *self.card.outputs, *self.form.parts]
 
 
@@ -78,13 +80,16 @@ def draw(workspace: Workspace, start: gr.Button) -> TrainView:
             error_box.render()
             changes = own.draw_changes()
             settings_form.draw_basics(form)
-            with settings_form.drawer(form, files) as folds, folds["LoRA"]:
-                modules = own.draw_modules()
+            with settings_form.drawer(form, files) as folds:
+                with folds["LoRA"]:
+                    modules = own.draw_modules()
+                with folds["Compute"]:
+                    targets = settings_form.draw_targets()
             with gr.Accordion("Config file (YAML)", open=False, elem_id="config-file"):
                 file = form_state.draw_config_file(opener, error_box)
                 keeper = own.draw_presets()
     reported = gr.State(ReportedProblems())
-    parts = (summary, card, checks, start, anyway, file, reported, keeper, modules)
+    parts = (summary, card, checks, start, anyway, file, reported, keeper, modules, targets)
     return TrainView(whole, form, preset, about, cards, sources, changes, *parts)
 
 
@@ -169,8 +174,13 @@ def fill(
     config = form_state.read(raws, workspace)
     available, files = presets(workspace), picker.data_choices(workspace)
     models = picker.model_choices(workspace, config if isinstance(config, Config) else None)
-    offered = picker.device_choices()
-    choices = {forms.MODEL: models, forms.DEVICE: offered, **dict.fromkeys(forms.FILES, files)}
+    targets, wrong_targets = settings_form.offered_targets(workspace)
+    choices = {
+        forms.MODEL: models,
+        forms.TARGET: forms.known_targets(targets),
+        forms.DEVICE: picker.device_choices(),
+        **dict.fromkeys(forms.FILES, files),
+    }
     updates = {
         item.widget: _choices(choices[item.setting.path], raw) if item.setting.path in choices else raw
         for item, raw in zip(view.form.fields, raws, strict=True)
@@ -183,6 +193,9 @@ def fill(
         view.preset: gr.Dropdown(choices=list(available), value=preset),
         view.about: picker.preset_about(available.get(preset or ""), raws),
         **own.updates(view.keeper, workspace, preset),
+        **settings_form.edited(view.targets, targets),
+        view.targets.place: gr.Accordion(visible=workspace.policy.is_admin),
+        view.targets.result_box: wrong_targets,
         **look(view, studio, (preset, raws), config, reported or ReportedProblems()),
     }
 

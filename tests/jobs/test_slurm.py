@@ -1,0 +1,266 @@
+"""Jobs on a real Slurm with two nodes of this one machine: `tests/slurm_two_nodes.sh`, which needs root and apt."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_studio.config.parsing import parse
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
+from lora_studio.evaluate import job as evaluating
+from lora_studio.export import job as exporting
+from lora_studio.jobs.events import Reason, RunState
+from lora_studio.jobs.kinds import ending_words
+from lora_studio.jobs.launchers.slurm import SlurmLauncher, read_worker
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.targets import TargetLauncher
+from lora_studio.workspace import RunFolder, Workspace
+from tests.jobs.conftest import fake_command, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+CLUSTER = Path(__file__).parent.parent / "slurm_two_nodes.sh"
+ONE = {"partition": "all"}
+TWO = {"partition": "all", "nodes": 2}
+
+
+def missing() -> str:
+    """Why no Slurm can be had here; "" where it can."""
+    if os.geteuid() != 0:
+        return "starting a Slurm needs root"
+    installed = shutil.which("slurmctld") and shutil.which("munged")
+    return "" if installed or shutil.which("apt-get") else "there is neither Slurm nor apt-get to install it"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if reason := missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    started = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True)
+    if started.returncode and "apt-get" in started.stderr:
+        pytest.skip(f"Slurm could not be installed: {started.stderr.strip()[-200:]}")
+    assert started.returncode == 0, started.stderr
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    yield folder
+    subprocess.run(["scancel", "--signal=KILL", "--full", "--me"], check=False)
+    subprocess.run([CLUSTER, "stop", folder], check=True)
+    os.environ.pop("SLURM_CONF") if before is None else os.environ.update(SLURM_CONF=before)
+
+
+Studio = Callable[..., Supervisor]
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The workspace of all tests here, with the targets slurm:one and slurm:two."""
+    workspace = Workspace(tmp_path_factory.mktemp("studio") / "workspace")
+    targets = Supervisor(workspace).targets
+    targets.save("slurm:one", {**ONE, "shared_folder": str(workspace.root)})
+    targets.save("slurm:two", TWO)
+    targets.save("slurm:short", {**ONE, "time": "1", "resume_at_time_limit": True})
+    return workspace
+
+
+@pytest.fixture
+def studio(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+    """studio("steps=40") is a studio whose workers are fakes that make 40 steps; studio() has the real ones."""
+    started: list[Supervisor] = []
+
+    def make(mode: str = "") -> Supervisor:
+        command = fake_command(mode) if mode else None
+
+        def launcher(target_of: Callable[..., object]) -> SlurmLauncher:
+            return SlurmLauncher(target_of, command, poll_seconds=0.3)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("lora_studio.jobs.targets.SlurmLauncher", launcher)
+        supervisor = Supervisor(place, tick_seconds=0.1)
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield make
+    for supervisor in started:
+        supervisor.close()
+
+
+def config(target: str, **more: object) -> Config:
+    values: dict[str, dict[str, object]] = {
+        "model": {"name": "demo"},
+        "data": {"train_file": "pirate", "max_length": 256, "max_samples": 64},
+        "training": {"max_steps": 12, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        "evaluation": {"eval_strategy": "no"},
+        "tracking": {"logging_steps": 1},
+        "compute": {"target": target},
+    }
+    for path, value in more.items():
+        section, _, leaf = path.partition("__")
+        values.setdefault(section, {})[leaf] = value
+    return parse(values)
+
+
+def ended(supervisor: Supervisor, job: str, seconds: float = 120.0) -> RunState:
+    wait_until(lambda: supervisor.state(job).final and not supervisor.is_alive(job), seconds)
+    return supervisor.state(job)
+
+
+def slurm_job(supervisor: Supervisor, run: str) -> str:
+    worker = read_worker(RunFolder(supervisor.workspace.runs_folder / run))
+    assert worker is not None
+    return worker.slurm_job
+
+
+def control(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def begin_now(supervisor: Supervisor, run: str, restarts: int) -> None:
+    """Ends the two minutes that Slurm lets pass before it begins a job again."""
+    wait_until(lambda: supervisor.state(run).restarts == restarts and supervisor.state(run).state == "queued")
+    assert "it begins again shortly" in supervisor.state(run).waiting
+    control("scontrol", "update", f"jobid={slurm_job(supervisor, run)}", "starttime=now")
+
+
+def at_step(supervisor: Supervisor, run: str, step: int) -> None:
+    wait_until(lambda: supervisor.state(run).state == "running" and supervisor.state(run).step >= step)
+
+
+def test_losses_over_two_nodes_are_those_of_one_and_the_adapter_serves_there(studio: Studio) -> None:
+    supervisor = studio()
+    one = supervisor.launch(config("slurm:one"))
+    state = ended(supervisor, one)
+    assert (state.state, state.step, state.target) == ("done", 12, "slurm:one"), ending_words(state)
+    two = supervisor.launch(config("slurm:two", training__gradient_accumulation_steps=1))
+    other = ended(supervisor, two)
+    assert other.state == "done", ending_words(other)
+    assert [item.loss for item in other.steps] == pytest.approx([item.loss for item in state.steps], abs=1e-4)
+    workspace = supervisor.workspace
+    request = evaluating.make_request(
+        workspace, [two], "pirate", measuring={"max_samples": 4}, compute_target="slurm:one"
+    )
+    evaluation = evaluating.start(supervisor, request)
+    export = exporting.start(supervisor, exporting.make_request(workspace, two, "zip", compute_target="slurm:one"))
+    assert supervisor.busy() is None
+    assert ended(supervisor, evaluation).state == "done"
+    assert evaluating.evaluation(workspace, evaluation).read_result()["rows"] == 4
+    state = ended(supervisor, export)
+    assert state.state == "done", ending_words(state)
+    assert any(exporting.folders(workspace).find(export).result.iterdir())
+
+
+def test_a_run_that_slurm_takes_back_goes_on_from_its_checkpoint(studio: Studio) -> None:
+    """A node that goes down in the middle, and a job that is put back in the queue, end in the same losses."""
+    supervisor = studio()
+    steps = {"training__max_steps": 24, "training__save_strategy": "steps", "training__save_steps": 2}
+    run = supervisor.launch(config("slurm:one", **steps))
+    at_step(supervisor, run, 3)
+    node = subprocess.run(
+        ["squeue", "--noheader", "--format=%N", f"--jobs={slurm_job(supervisor, run)}"], capture_output=True, text=True
+    ).stdout.strip()
+    control("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    begin_now(supervisor, run, 1)
+    control("scontrol", "update", f"nodename={node}", "state=resume")
+    state = ended(supervisor, run)
+    assert (state.state, state.step, state.restarts) == ("done", 24, 1), ending_words(state)
+    assert [item.step for item in state.steps] == list(range(1, 25))
+    assert state.resumed is not None
+
+
+def test_a_stop_saves_and_a_resume_goes_on(studio: Studio) -> None:
+    supervisor = studio("steps=100")
+    run = supervisor.launch(config("slurm:one"))
+    at_step(supervisor, run, 2)
+    supervisor.stop(run)
+    state = ended(supervisor, run)
+    assert (state.state, state.reason) == ("stopped", Reason.STOPPED)
+    assert len(state.checkpoints) == 1
+    supervisor.resume(run)
+    at_step(supervisor, run, 3)
+    supervisor.cancel(run)
+    state = ended(supervisor, run)
+    assert (state.state, state.reason) == ("stopped", Reason.CANCELLED)
+
+
+def test_a_job_cancelled_by_hand_in_the_cluster_says_so(studio: Studio) -> None:
+    supervisor = studio("steps=2000")
+    run = supervisor.launch(config("slurm:one"))
+    at_step(supervisor, run, 2)
+    control("scancel", slurm_job(supervisor, run))
+    state = ended(supervisor, run)
+    assert (state.state, state.reason) == ("stopped", Reason.CANCELLED_ELSEWHERE)
+    assert ending_words(state)[0] == "Cancelled on slurm:one, not in the studio."
+    assert state.checkpoints  # it had time to save
+
+
+def test_a_preempted_job_goes_on_and_another_server_follows_it(studio: Studio) -> None:
+    first = studio("steps=200")
+    run = first.launch(config("slurm:one"))
+    beside = first.launch(config("slurm:one"))
+    waiting = first.launch(config("slurm:two"))
+    at_step(first, run, 2)
+    at_step(first, beside, 2)
+    wait_until(lambda: "(Resources)" in first.state(waiting).waiting or "(Priority)" in first.state(waiting).waiting)
+    first.close()  # the server is killed: nobody looks for a while
+    control("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 2", "--time=1")
+    time.sleep(1)
+    second = studio("steps=200")
+    begin_now(second, run, 1)
+    begin_now(second, beside, 1)
+    for job in (run, beside, waiting):
+        state = ended(second, job)
+        assert state.state == "done", ending_words(state)
+    assert second.state(run).resumed is not None
+    assert second.state(waiting).restarts == 0
+
+
+def test_a_job_whose_time_is_over_is_queued_again(studio: Studio) -> None:
+    supervisor = studio("steps=3000")
+    run = supervisor.launch(config("slurm:short"))
+    begin_now(supervisor, run, 1)
+    wait_until(lambda: supervisor.state(run).resumed is not None)
+    supervisor.stop(run)
+    state = ended(supervisor, run)
+    assert state.state == "stopped"
+    assert state.checkpoints
+
+
+def test_a_script_submitted_by_hand_is_followed(studio: Studio) -> None:
+    supervisor = studio("steps=5")
+    run = supervisor.launch(config("slurm:one"))
+    assert ended(supervisor, run).state == "done"
+    before = slurm_job(supervisor, run)
+    shutil.rmtree(supervisor.workspace.run(run).checkpoints)
+    control("sbatch", str(supervisor.workspace.runs_folder / run / "job.slurm"))
+    wait_until(lambda: slurm_job(supervisor, run) != before)
+    assert ended(supervisor, run).state == "done"
+
+
+def test_what_a_real_cluster_refuses_is_told_before_anything_starts(
+    studio: Studio, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = studio("steps=5")
+    runs = len(supervisor.workspace.runs())
+    supervisor.targets.save("slurm:none", {"partition": "none"})
+    with pytest.raises(StudioError, match="takes no job in the partition 'none'") as caught:
+        supervisor.launch(config("slurm:none"))
+    assert "all, urgent" in caught.value.hint
+    supervisor.targets.save("slurm:none", {"nodes": 3})
+    with pytest.raises(StudioError, match="slurm:none: Slurm refuses the job: "):
+        supervisor.launch(config("slurm:none"))
+    assert TargetLauncher(supervisor.workspace).try_out("slurm:two").startswith("slurm:two works: n1, n2 see")
+    for name, before, after in (
+        ("munge", r"munge\.socket", "no.socket"),
+        ("slurmctld", r"SlurmctldPort=\d+", "SlurmctldPort=9"),
+    ):
+        other = cluster / f"{name}.conf"
+        other.write_text(re.sub(before, after, (cluster / "slurm.conf").read_text()))
+        monkeypatch.setenv("SLURM_CONF", str(other))
+        with pytest.raises(StudioError, match=name):
+            supervisor.launch(config("slurm:one"))
+    assert len(supervisor.workspace.runs()) == runs
