@@ -11,10 +11,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
 
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _END_OF_THINKING = "</think>"
@@ -140,8 +140,21 @@ class _Words:
         return _WORD.findall(text.casefold())
 
 
-_CHRF = CHRF()
-_BLEU = BLEU(effective_order=True)  # what single answers are counted with; it does not change the counts
+# Loaded when they are asked for: every run imports this module, few need a score of text.
+
+
+@cache
+def _chrf() -> "CHRF":
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
+
+
+@cache
+def _bleu() -> "BLEU":
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True)  # for single answers; it does not change the counts
 
 
 @cache
@@ -161,12 +174,12 @@ def rouge_l(answer: str, expected: str) -> float:
 
 def chrf(answer: str, expected: str) -> float:
     """F-score of character n-grams, 0 to 100 (Popović 2015)."""
-    return float(_CHRF.sentence_score(normalise(answer), [normalise(expected)]).score)
+    return float(_chrf().sentence_score(normalise(answer), [normalise(expected)]).score)
 
 
 def bleu_counts(answer: str, expected: str) -> list[int]:
     """BLEU's counts for one answer: lengths of both texts, matching and total n-grams of 1 to 4 words."""
-    score = _BLEU.sentence_score(normalise(answer), [normalise(expected)])
+    score = _bleu().sentence_score(normalise(answer), [normalise(expected)])
     return [score.sys_len, score.ref_len, *score.counts, *score.totals]
 
 
@@ -174,7 +187,7 @@ def bleu(counts: np.ndarray) -> float:
     """BLEU of a whole file, 0 to 100 (Papineni et al. 2002), from the sums of its rows' `bleu_counts`."""
     sums = [int(value) for value in counts]
     answer_length, expected_length, right, of = sums[0], sums[1], sums[2 : 2 + NGRAMS], sums[2 + NGRAMS :]
-    score: Any = BLEU.compute_bleu(
+    score: Any = _bleu().compute_bleu(
         correct=right, total=of, sys_len=answer_length, ref_len=expected_length, smooth_method="exp"
     )
     return float(score.score)
