@@ -306,7 +306,6 @@ def stop_resume_and_delete(page: Page, run: RunFolder) -> None:
     expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
     page.locator('#run-verdict [data-act="resume"]').click()
     expect(page.locator("#run-stop")).to_be_visible(timeout=PATIENCE)
-    step_aside(run)
     page.locator("#run-stop").click()
     expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
     while find(run):  # its last word is said a moment before it is gone, and the server looks now and then
