@@ -152,6 +152,22 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
         query.fill(words)
         expect(visit.page.locator(f"#set-{field}[data-marked]")).to_be_in_viewport(timeout=PATIENCE)
     expect(visit.page.locator("#set-training-packing")).to_be_hidden()
+    # A file of another trainer fills the form too, and says what became of its keys.
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.locator("#form-yaml-open").click()
+    config = {
+        "name": "sft.yaml",
+        "mimeType": "text/yaml",
+        "buffer": b"stage: sft\ncutoff_len: 333\ndeepspeed: z3.json\n",
+    }
+    chooser.value.set_files([config])
+    notice = visit.page.locator("#form-changes")
+    expect(notice).to_contain_text("LLaMA-Factory file sft.yaml", timeout=PATIENCE)
+    expect(notice).to_contain_text("No counterpart (1)")
+    length = visit.page.locator("#set-data-max_length input")
+    expect(length).to_have_value("333")
+    visit.page.locator("#form-undo").click()
+    expect(length).not_to_have_value("333", timeout=PATIENCE)
     visit.context.close()
 
 

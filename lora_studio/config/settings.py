@@ -289,6 +289,7 @@ OTHER_NAMES: dict[str, str] = {
     "cosine_min_lr_ratio": "training.min_lr_rate",
     "lr_scheduler_kwargs": "training.min_lr_rate",
     "disable_gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_checkpointing": "training.gradient_checkpointing",
     "pissa_iter": "lora.init_lora_weights",
     "rlhf_type": "training.method",
     "dpo_label_smoothing": "preference.label_smoothing",
@@ -323,6 +324,7 @@ AS_VALUES: dict[str, tuple[str, str]] = {
     "float16": ("model.dtype", "float16"),
     "float32": ("model.dtype", "float32"),
     "use_loftq": ("lora.init_lora_weights", "loftq"),
+    "use_cpu": ("compute.device", "cpu"),
 }
 """Switches of other programs that are one value of a setting here."""
 BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {

@@ -11,6 +11,9 @@ from lora_studio.config.importing import Imported, Source, as_json, convert, imp
 from lora_studio.config.other_tools import SPECIAL, path_of, tool_of, tools
 from lora_studio.config.parsing import nest, parse
 from lora_studio.config.settings import AS_VALUES, BY_VALUE, reasons, settings
+from lora_studio.data.convert import convert as conversation_of
+from lora_studio.data.formats import read_as
+from lora_studio.data.messages import Record
 from lora_studio.errors import StudioError
 
 PATHS = {setting.path for setting in settings()}
@@ -270,7 +273,7 @@ def test_a_file_becomes_the_settings_that_it_means_and_each_key_is_told_once(tex
     assert json.loads(json.dumps(as_json(result)))["settings"] == expected
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     None,
     True,
     0,
@@ -475,6 +478,30 @@ def test_a_dataset_of_llama_factory_is_looked_up_in_its_list(
     line = next(line for line in result.lines if line.key == "dataset")
     assert words in line.note
     assert result.settings.get("data.max_samples") == (9 if name == "asked" else None)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "goal", "spoken"),
+    [
+        (
+            {"lines": [{"role": "person", "content": "a"}, {"role": "bot", "content": "b"}], "rules": "x"},
+            "talks",
+            "answers",
+            [("system", "x"), ("user", "a"), ("assistant", "b")],
+        ),
+        ({"q": "a", "more": "b", "a": "c"}, "asked", "answers", [("user", "a\nb"), ("assistant", "c")]),
+        ({"q": "a", "more": "", "a": "c"}, "asked", "answers", [("user", "a"), ("assistant", "c")]),
+        ({"q": "a", "good": "b", "bad": "c"}, "pairs", "preference", [("user", "a")]),
+    ],
+)
+def test_the_columns_of_a_dataset_read_its_rows(
+    row: dict[str, Any], name: str, goal: str, spoken: list[tuple[str, str]]
+) -> None:
+    values = {"stage": "sft" if goal == "answers" else "dpo", "dataset": name, "cutoff_len": 64}
+    mapping = convert(Source(tools()["llama-factory"], values, datasets=INFO)).settings["data.mapping"]
+    records = [Record(number, row) for number in range(1, 4)]
+    conversation = conversation_of(records[0], read_as(records, mapping, goal))
+    assert [(message.role, message.content) for message in conversation.messages] == spoken
 
 
 def test_files_lie_beside_the_config_or_are_said_to_be_missing(tmp_path: Path) -> None:
