@@ -18,6 +18,7 @@ from typing import Any
 from lora_studio.access.policy import USERS, UserPolicy, Users, downloads_of, quota_exceeded
 from lora_studio.access.serving import Serving
 from lora_studio.config.sections import Config
+from lora_studio.config.settings import effective_batch
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.kinds import made_by
@@ -290,7 +291,7 @@ def _beyond(config: Config) -> list[str]:
     """The settings of a guest's request that exceed the limits."""
     training = config.training
     rows = min(config.data.max_samples or LIMITS.rows, LIMITS.rows)
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    batch = effective_batch(config)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / batch * training.num_train_epochs)
     data, tracking = config.data, config.tracking
     trained = steps * batch * data.max_length * (2 if training.method == "dpo" else 1)
@@ -299,6 +300,7 @@ def _beyond(config: Config) -> list[str]:
     widest = max(sequences_at_once(config), config.evaluation.per_device_eval_batch_size)
     limits = (
         (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
+        (config.compute.world_size == 1, "Guests train in one process. Set compute.processes to auto."),
         (
             steps <= LIMITS.steps,
             f"{rows} rows give {steps:,} steps; guests are limited to {LIMITS.steps}. Use fewer epochs.",

@@ -12,6 +12,7 @@ from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import overrides, resolved
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
+from lora_studio.jobs.devices import change_processes
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.preflight import OK
@@ -20,6 +21,7 @@ from lora_studio.units import duration
 from lora_studio.workspace import RunFolder, Workspace
 
 _LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
+PROCESSES = "compute.processes"
 # Measuring comes again and again between steps: its results are told, its beginning is not.
 _PHASE_WORDS = {
     "start": "starting: importing PyTorch",
@@ -48,13 +50,16 @@ def train(workspace: Workspace, args: argparse.Namespace) -> int:
             agree(report)
             memory = report.memory if report.state == OK else None
         run_id = supervisor.launch(config, memory=memory)
-    elif args.config is None and not settings:
-        run_id = workspace.run(args.resume).id
+    elif args.config is None and settings.keys() <= {PROCESSES}:
+        run = workspace.run(args.resume)
+        run_id = run.id
+        if PROCESSES in settings and supervisor.state(run_id).final:
+            change_processes(run, str(settings[PROCESSES]), supervisor.devices())
         supervisor.resume(run_id, args.extra_epochs, other_rows=args.other_rows)
     else:
         raise StudioError(
-            "A resumed run keeps its settings.",
-            "Remove the config and the settings. For other settings, start a new run with "
+            f"A resumed run keeps its settings; only --{PROCESSES} may change.",
+            "Remove the config and the other settings. For other settings, start a new run with "
             "--model.adapter_name_or_path RUN.",
         )
     return follow_to_end(supervisor, workspace.run(run_id), args.json)

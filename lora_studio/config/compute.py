@@ -1,7 +1,9 @@
-"""The section that says where a run computes, and how its choice of devices is written."""
+"""The section that says where a run computes: on which devices, and in how many processes."""
 
+import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -11,6 +13,7 @@ from lora_studio.models.accelerators import AUTO, CPU
 LOCAL, THIS_MACHINE = "local", "This machine"
 """The target that is this machine, and what a person calls it."""
 MAX_GPUS = 64
+DDP, FSDP, BALANCED = "ddp", "fsdp", "balanced"
 
 
 class Compute(Section):
@@ -32,6 +35,50 @@ class Compute(Section):
         " device waits until it is free.",
         max_length=200,
     )
+
+    processes: str = setting(
+        AUTO,
+        "Processes",
+        "auto: one for each GPU of the device setting, else 1.",
+        details="Processes share the batches of a step, so that the effective batch grows with them. Each takes a GPU;"
+        " on a machine without one they share the cores of the CPU.",
+        max_length=10,
+    )
+    strategy: Literal["ddp", "fsdp", "balanced"] = setting(
+        DDP,
+        "Strategy",
+        "How a run uses several GPUs.",
+        details="ddp: each process has the whole base. fsdp: each holds a part of a 16-bit base. balanced: one process"
+        " spreads the layers over the GPUs, for a base that no single one can hold; 4-bit works there.",
+    )
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the device setting names; 0 for auto and the CPU."""
+        return 0 if self.device in (AUTO, CPU) else self.device.count(",") + 1
+
+    @property
+    def world_size(self) -> int:
+        """The processes that train together, which share the batches of a step."""
+        if self.strategy == BALANCED:
+            return 1
+        return max(1, self.gpus) if self.processes == AUTO else int(self.processes)
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _processes_text(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else str(value)
+
+    @field_validator("processes")
+    @classmethod
+    def _processes_number(cls, value: str) -> str:
+        """`auto` or a number."""
+        text = value.strip().lower()
+        if text == AUTO:
+            return text
+        if not text.isdecimal() or not 1 <= int(text) <= MAX_GPUS:
+            raise ValueError(f"must be auto or a number from 1 to {MAX_GPUS}")
+        return str(int(text))
 
     @field_validator("target", mode="before")
     @classmethod
@@ -61,3 +108,37 @@ class Compute(Section):
         if len(set(numbers)) < len(numbers) or len(numbers) > MAX_GPUS:
             raise ValueError(f"must name each GPU once, and at most {MAX_GPUS}")
         return ",".join(map(str, numbers))
+
+
+def compute_contradictions(compute: Compute, quantization: str) -> Iterator[tuple[str, str]]:
+    """Strategies, processes and devices that do not go together: the path of a setting and what is wrong with it."""
+    wanted = None if compute.processes == AUTO else int(compute.processes)
+    if compute.strategy == BALANCED:
+        if wanted not in (None, 1):
+            yield "compute.processes", "must be auto or 1 if compute.strategy is balanced: one process has all GPUs"
+        if compute.gpus < 2:
+            yield "compute.strategy", "balanced spreads the layers over GPUs: name them in compute.device, such as 0,1"
+        return
+    if wanted is not None and compute.gpus and wanted != compute.gpus:
+        yield "compute.processes", f"must be auto or {compute.gpus}: one for each GPU of compute.device"
+    if compute.strategy != FSDP:
+        return
+    if compute.world_size < 2:
+        yield "compute.strategy", "fsdp shares the base out among processes: set compute.processes to 2 or more"
+    if quantization != "none":
+        yield (
+            "compute.strategy",
+            f"fsdp can't share out a base in {quantization}: its packed weights have no parts that compute alone; use "
+            "ddp or balanced, or set model.quantization to none",
+        )
+
+
+def beyond_machine(compute: Compute, gpus: int) -> str:
+    """Why this machine can't train in so many processes; "" where it can. `gpus` are those that a run may use."""
+    size, on_gpu = compute.world_size, bool(gpus) and compute.device != CPU
+    if size > 1 and on_gpu and size > gpus:
+        return f"this machine has {gpus} GPU{'s' * (gpus > 1)} to use, and each process takes one"
+    cores = os.cpu_count() or 1
+    if size > 1 and not on_gpu and size > cores:
+        return f"this machine has {cores} CPU core{'s' * (cores > 1)}, and each process takes one at least"
+    return ""

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_studio.config.compute import LOCAL
+from lora_studio.config.compute import LOCAL, compute_contradictions
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import meant, plain_value, settings
@@ -125,6 +125,12 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _best(config)
     yield from _unmeasured(config)
     yield from _preference(config)
+    yield from _processes(config)
+
+
+def _processes(config: Config) -> Iterator[Problem]:
+    for path, message in compute_contradictions(config.compute, config.model.quantization):
+        yield Problem(path, message)
 
 
 def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:

@@ -122,6 +122,23 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     )
 
 
+def effective_batch(config: Config) -> int:
+    """Rows (or pairs) of a step, of all processes."""
+    training = config.training
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * config.compute.world_size
+
+
+def batch_words(config: Config) -> str:
+    """The factors of the effective batch: size per device, accumulation, and processes where there are several."""
+    training, size = config.training, config.compute.world_size
+    factors = [
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps,
+        *([size] if size > 1 else []),
+    ]
+    return " × ".join(f"{factor:,}" for factor in factors)
+
+
 def flatten(config: Config) -> SettingValues:
     """Every setting's value by its path."""
     values = config.model_dump()
@@ -140,6 +157,9 @@ OTHER_NAMES: dict[str, str] = {
     "devices": "compute.device",
     "gpu_ids": "compute.device",
     "cuda_visible_devices": "compute.device",
+    "nproc_per_node": "compute.processes",
+    "num_gpus": "compute.processes",
+    "distributed_type": "compute.strategy",
     # the base
     "model_name_or_path": "model.name",
     "model_name": "model.name",

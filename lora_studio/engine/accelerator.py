@@ -32,24 +32,35 @@ def device_kind() -> str:
     return MPS if torch.backends.mps.is_available() else CPU
 
 
+def on_cpu() -> bool:
+    return device_kind() == CPU
+
+
 def device() -> torch.device:
-    """The first GPU that torch can use, else the CPU: where training, chat, evaluation and export compute."""
+    """The first GPU that torch can use, else the CPU: where training, chat, evaluation and export compute. Of several
+    processes of a training each has a GPU of its own."""
     kind = device_kind()
     if kind in (CPU, MPS):
         return torch.device(kind)
-    return torch.device(XPU if kind == XPU else "cuda", 0)
+    return torch.device(XPU if kind == XPU else "cuda", _index())
+
+
+def _index() -> int:
+    """The number of this process' GPU. A process that may see a single one has that."""
+    local = os.environ.get("LOCAL_RANK", "")
+    return int(local) % max(1, _module().device_count()) if local.isdecimal() else 0
 
 
 def device_name() -> str:
     kind = device_kind()
     if kind == CPU:
         return f"CPU, {count(torch.get_num_threads(), 'thread')}"
-    return apple_chip() if kind == MPS else str(_module().get_device_name(0))
+    return apple_chip() if kind == MPS else str(_module().get_device_name(_index()))
 
 
 def device_uuid() -> str:
     """The driver's name of an NVIDIA GPU (GPU-…); "" for all others."""
-    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if device_kind() == CUDA else ""
+    return f"GPU-{torch.cuda.get_device_properties(_index()).uuid}" if device_kind() == CUDA else ""
 
 
 def supports_bf16() -> bool:
@@ -113,7 +124,7 @@ def _free_and_total(module: Any, reserved: int) -> tuple[int, int]:
     except RuntimeError:
         if device_kind() != XPU:
             raise
-        total = module.get_device_properties(0).total_memory
+        total = module.get_device_properties(_index()).total_memory
         free = total - reserved
     return free, total
 

@@ -38,11 +38,13 @@ class StopSignal:
     """`asked` is true once a stop was requested. Until `finish_step_first` the signal handler itself raises `Stopped`.
 
     `cut_short` is true once it did: libraries may swallow it or convert it to an error while loading, and any later
-    error counts as the stop.
+    error counts as the stop. Where several processes train together (`share`), `heard` says that this one was asked;
+    they agree on `asked` between two batches (`engine.ranks`), so that all of them stop at the same one.
     """
 
     def __init__(self) -> None:
-        self.asked = self.cut_short = False
+        self.asked = self.heard = self.cut_short = False
+        self._shared = self._overdue = False
         self._asked_at = 0.0
         self._at_once = True
 
@@ -51,8 +53,17 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
+    def share(self, number: int | None = None) -> None:
+        """From now on this is one of several processes that stop together. With a `number` that signal requests the
+        stop, and SIGTERM ends the process: whoever watches over all of them sends it when another one has died."""
+        self._shared = True
+        if number is not None:
+            signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.heard = True
+        self.asked = self.asked or self._at_once or not self._shared
         self._asked_at = self._asked_at or time.monotonic()
         if self._at_once:
             self._at_once = False  # a second signal must not interrupt the tidying up
@@ -61,18 +72,28 @@ class StopSignal:
 
     def check(self) -> None:
         """Raises `Stopped` if a stop was requested."""
-        if self.asked:
+        if self.heard or self.asked:
             raise Stopped
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a stop was requested so long ago that finishing the step would take too long."""
+        return self.heard and time.monotonic() - self._asked_at > STEP_SECONDS
+
+    def agree(self, *, asked: bool, overdue: bool) -> None:
+        """What several processes came to, each having told what it heard."""
+        self.asked, self._overdue = self.asked or asked, overdue
 
     def check_long_step(self) -> None:
         """Between two batches of a step: raises `Stopped` if finishing the step would take too long."""
-        if self.asked and time.monotonic() - self._asked_at > STEP_SECONDS:
+        if self._overdue if self._shared else self.is_overdue:
             raise Stopped
 
     def finish_step_first(self) -> None:
         """Training begins: a signal only sets the flag, and the callback stops after the step."""
         self._at_once = False
-        self.check()
+        if not self._shared:  # the first step agrees on it
+            self.check()
 
     def end_at_once(self) -> None:
         """Training is over: a signal raises again."""
@@ -89,14 +110,14 @@ class EventLog:
     """Writes one event per line; every line is flushed before `emit` returns.
 
     Events of an earlier worker are read once, here. From then on only this process writes the file, and it folds each
-    line as it writes it.
+    line as it writes it. Of several processes of a run the first writes; the others (`writes=False`) fold alone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         before = path.read_bytes() if path.is_file() else b""
         self.path = path
-        self._file = path.open("ab")
-        if before and not before.endswith(b"\n"):
+        self._file = path.open("ab") if writes else None
+        if self._file and before and not before.endswith(b"\n"):
             self._file.write(b"\n")  # a crash left half a line: what follows must not be glued to it
         self._state = fold_lines(before.decode("utf-8", errors="replace").split("\n"))
         self._writing = threading.RLock()  # progress comes from other threads; again in a signal's handler
@@ -105,8 +126,9 @@ class EventLog:
     def emit(self, event: Event) -> None:
         line = to_line(event).encode("utf-8", errors="replace")  # reasons of bad rows may hold half a character
         with self._writing:
-            self._file.write(line)
-            self._file.flush()
+            if self._file:
+                self._file.write(line)
+                self._file.flush()
             fold_lines([line.decode("utf-8")], self._state)  # the line, not the event: what every other reader sees
 
     def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
@@ -160,11 +182,13 @@ def begin(
     request_file: Callable[[Folder], Path],
     *,
     resumes: bool = True,
+    writes: bool = True,
 ) -> Child[Folder] | None:
     """Installs the signal handlers and opens the folder that the command names; removes the result of an earlier
     worker.
 
-    `request_file` is the file with the request. If it is missing, the result is None and stderr says so.
+    `request_file` is the file with the request. If it is missing, the result is None and stderr says so. With
+    `writes=False` another process of the same job writes its events and its result.
     """
     parser = argparse.ArgumentParser(prog=module)
     parser.add_argument("folder", type=Path)
@@ -177,8 +201,9 @@ def begin(
     if not request_file(folder).is_file():
         print(f"{folder.path} is not a {noun} folder: it has no {request_file(folder).name}.", file=sys.stderr)
         return None
-    folder.complete.unlink(missing_ok=True)
-    return Child(folder, resumes and options["resume"], stop, EventLog(folder.events))
+    if writes:
+        folder.complete.unlink(missing_ok=True)
+    return Child(folder, resumes and options["resume"], stop, EventLog(folder.events, writes=writes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import yaml
 
 from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
+from lora_studio.config.settings import batch_words, effective_batch
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
 from lora_studio.models.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
@@ -226,12 +227,11 @@ def _settings(source: _Known) -> list[str]:
     ]
     if config is not None:
         training = config.training
-        at_once, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
         rows += [
             ("method", plain(training.method)),
             ("dropout", config.lora.lora_dropout),
             ("learning rate, LR scheduler", plain(f"{training.learning_rate:g}, {training.lr_scheduler_type}")),
-            ("effective batch size", f"{at_once * accumulated} rows ({at_once} × {accumulated})"),
+            ("effective batch size", f"{effective_batch(config)} rows ({batch_words(config)})"),
             ("epochs", f"{source.state.epoch:.2f}" if source.state.epoch else f"{training.num_train_epochs:g}"),
             ("steps", f"{source.step if source.step is not None else source.state.step:,}"),
             ("max length", f"{config.data.max_length:,} tokens"),

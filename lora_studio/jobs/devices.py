@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio import units
-from lora_studio.config.parsing import Problem, machine_conflicts
+from lora_studio.config.compute import beyond_machine
+from lora_studio.config.parsing import ConfigError, Problem, load_config, machine_conflicts, merge, parse, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.models.accelerators import AUTO
 from lora_studio.models.hardware import Device, choose, default_devices, device_for
 from lora_studio.units import GIB, gib
-from lora_studio.workspace import JobFolder, write_atomically
+from lora_studio.workspace import JobFolder, RunFolder, write_atomically
 
 OTHER_PROGRAM_BYTES = GIB
 """Memory in use on a GPU that no job holds, from which on another program is said to use it: less is the driver's."""
@@ -60,9 +61,10 @@ class Demand:
 
 
 def request_facts(
-    choice: str, offered: Sequence[Device], *, count: int = 1, memory: int | None = None, share: int | None = None
+    config: Config, offered: Sequence[Device], *, memory: int | None = None, share: int | None = None
 ) -> JsonObject:
-    """What a job's request notes of its demand. Raises `StudioError` for a device that is not offered."""
+    """What a run's request notes of its demand. Raises `StudioError` for a device that is not offered."""
+    choice, count = config.compute.device, device_count(config, offered)
     named = () if choice == AUTO else choose(choice, offered)
     if share is not None and max(count, len(named)) > share:
         raise StudioError(
@@ -81,12 +83,31 @@ def problems_here(config: Config, offered: Sequence[Device]) -> list[Problem]:
     """What these devices can't do of a config: one that is not there, and what the chosen one lacks."""
     choice = config.compute.device
     try:
-        named = choose(choice, offered)
+        choose(choice, offered)
     except StudioError as error:
         return [Problem("compute.device", f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}", choice)]
-    if choice != AUTO and len(named) > 1:
-        return [Problem("compute.device", "a run uses one device; choose one of them", choice)]
-    return list(machine_conflicts(config, device_for(choice, offered).kind))
+    device, gpus = device_for(choice, offered), sum(device.is_gpu for device in offered)
+    problems = list(machine_conflicts(config, device.kind))
+    if why := beyond_machine(config.compute, gpus if device.is_gpu else 0):
+        problems.append(Problem("compute.processes", why, config.compute.world_size))
+    return problems
+
+
+def device_count(config: Config, offered: Sequence[Device]) -> int:
+    """How many of the devices that `auto` may take a run needs: a GPU for each process; the CPU is one device."""
+    on_gpu = config.compute.device == AUTO and default_devices(offered)[0].is_gpu
+    return config.compute.world_size if on_gpu else 1
+
+
+def change_processes(run: RunFolder, processes: str, offered: Sequence[Device]) -> None:
+    """Lets a run that ended go on in another number of processes. Raises `ConfigError` where that can't be."""
+    before = load_config(run.config)
+    config = parse(merge(before.model_dump(), {"compute": {"processes": processes}}))
+    if problems := problems_here(config, offered):
+        raise ConfigError(problems)
+    facts = {**run.read_facts(), "device_count": device_count(config, offered)}
+    write_atomically(run.config, to_yaml(config))
+    write_atomically(run.facts, json.dumps(facts, indent=2))
 
 
 def demand_of(facts: Mapping[str, Any]) -> Demand:

@@ -86,6 +86,7 @@ class RunStarted:
     """A worker took the run up; a resumed run has one of these for each start.
 
     `device` is the device's name, `device_kind` one of `accelerators.DEVICE_KINDS` ("cpu", "cuda", "mps", …).
+    `processes` train together; the first of them writes.
     """
 
     time: float
@@ -94,6 +95,7 @@ class RunStarted:
     dtype: str
     resumed_from_step: int = 0
     device_kind: str = ""
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not self.device_kind and isinstance(self.device, str):  # written by an earlier version
@@ -406,7 +408,8 @@ class RunState:
     worker that ended without a word, `exit_code` is how (negative: by that signal) and `last_output` the error that its
     log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from. `start_seconds`
     is what the worker took last for libraries, data and model, without downloads. `devices` are those that its worker
-    holds.
+    holds. `processes` train together now, as `first_processes` did when the run began: accumulation as configured is
+    for these.
 
     `target` is where it runs. `waiting` says why a queued job does not start yet; what waits in the queue of its target
     is queued as well, with the time at which the target expects to start it. `restarts` counts how often the target
@@ -461,6 +464,8 @@ class RunState:
     target: str = "local"
     expected_start: float | None = None
     restarts: int = 0
+    processes: int = 1
+    first_processes: int = 1
 
     @property
     def final(self) -> bool:
@@ -582,7 +587,9 @@ def _take_up(state: RunState, time: float) -> None:
 def _restart(state: RunState, event: RunStarted) -> None:
     """A resumed run forgets what lies behind the checkpoint that it goes on from: those steps are made anew."""
     state.state, state.pid, state.device, state.dtype = "running", event.pid, event.device, event.dtype
-    state.device_kind = event.device_kind
+    state.device_kind, state.processes = event.device_kind, event.processes
+    if not event.resumed_from_step:
+        state.first_processes = event.processes
     state.started = state.started if state.started is not None else event.time
     state.resumed = event.time
     state.finished, state.reason, state.message, state.hint = None, None, "", ""

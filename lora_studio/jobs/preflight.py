@@ -276,7 +276,7 @@ def _why_unknown(config: Config) -> str:
 def _batch(config: Config, data: FirstRows | StudioError) -> Check:
     title = "Batch"
     training = config.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * config.compute.world_size
     if isinstance(data, StudioError) or data.report["sampled"] or training.packing:
         return Check(title, OK, f"{rows:,} rows per step.")
     there = data.report["train_rows"]

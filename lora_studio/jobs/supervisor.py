@@ -19,7 +19,7 @@ from lora_studio import __version__
 from lora_studio.config.parsing import ConfigError, default_title, to_yaml, with_absolute_paths
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
-from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, request_facts, write_held
+from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, demand_of, request_facts, write_held
 from lora_studio.jobs.events import Extended, Finished, OtherRowsAccepted, Reason, RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, append_event, at_work, remove
 from lora_studio.jobs.launchers import Launcher
@@ -282,7 +282,7 @@ class Supervisor:
             "data": config.data.train_file,
             "seed": config.training.seed,
             "compute_target": config.compute.target,
-            **({} if elsewhere else request_facts(config.compute.device, offered, memory=memory, share=share)),
+            **({} if elsewhere else request_facts(config, offered, memory=memory, share=share)),
             "versions": {
                 "lora_studio": __version__,
                 **{name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
@@ -355,6 +355,7 @@ class Supervisor:
             if kind is TRAIN and state.state == "done":
                 check_longer(extra_epochs, saved=bool(follower.folder.checkpoint_folders()))
             check_room(self.workspace, read_queue(self.workspace))
+            follower.demand = demand_of(follower.folder.read_facts())  # it may have changed since the run was read
             follower.demand.check(self.devices())
             folder = follower.folder
             saved = folder.has_checkpoints if isinstance(folder, RunFolder) else True

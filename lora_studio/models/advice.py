@@ -14,6 +14,7 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import contradictions
 from lora_studio.config.sections import LEARNING_RATES, Config
+from lora_studio.config.settings import effective_batch
 from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8BIT, missing
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.memory import Estimate, estimate, settled, trained_adapter, with_settings
@@ -253,7 +254,7 @@ def optimizer_steps(config: Config, rows: int) -> int:
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
-    batches = math.ceil(rows / training.per_device_train_batch_size)
+    batches = math.ceil(rows / (training.per_device_train_batch_size * config.compute.world_size))
     per_epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
     return math.ceil(per_epoch * training.num_train_epochs)
 
@@ -382,15 +383,19 @@ MAX_BATCH = 32
 def large_batch(run: Situation) -> Advice | None:
     """An effective batch above 32: LoRA loses more by large batches than full fine-tuning does, whatever the rank
     ("LoRA Without Regret", Thinking Machines 2025)."""
-    training = run.config.training
-    rows, times = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    if rows * times <= MAX_BATCH:
+    rows, processes, batch = (
+        run.config.training.per_device_train_batch_size,
+        run.config.compute.world_size,
+        effective_batch(run.config),
+    )
+    most = max(1, MAX_BATCH // processes)  # rows of each process
+    if batch <= max(MAX_BATCH, processes):
         return None
-    settings: SettingValues = {"training.gradient_accumulation_steps": max(1, MAX_BATCH // rows)}
-    if rows > MAX_BATCH:
-        settings["training.per_device_train_batch_size"] = MAX_BATCH
-    after = min(rows, MAX_BATCH) * max(1, MAX_BATCH // rows)
-    finding = f"An effective batch of {rows * times:,} is large for LoRA."
+    settings: SettingValues = {"training.gradient_accumulation_steps": max(1, most // rows)}
+    if rows > most:
+        settings["training.per_device_train_batch_size"] = most
+    after = min(rows, most) * max(1, most // rows) * processes
+    finding = f"An effective batch of {batch:,} is large for LoRA."
     reason = f"LoRA learns less per row above {MAX_BATCH}."
     return Advice("batch", finding, reason, f"Set the effective batch to {after}", settings)
 

@@ -174,7 +174,7 @@ COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Bytes by part, what learns, and how the step computes. `exact` is False where what a step keeps is guessed,
-    `counted` where even the parameters are."""
+    `counted` where even the parameters are. `copies` processes take them together, where they share a device."""
 
     parts: dict[str, int]
     parameters: int
@@ -184,6 +184,7 @@ class Estimate:
     device: str
     exact: bool
     counted: bool = True
+    copies: int = 1
 
     @property
     def total(self) -> int:
@@ -191,8 +192,8 @@ class Estimate:
 
     @property
     def measurable(self) -> int:
-        """The part that PyTorch's own counter sees on a GPU: all but the driver's memory. On the CPU all of it."""
-        return self.total - DEVICE_KINDS[self.device].library_bytes
+        """What PyTorch's counter sees of it in one process: all but the driver's memory on a GPU, all on the CPU."""
+        return self.total // self.copies - DEVICE_KINDS[self.device].library_bytes
 
     @property
     def share(self) -> float:
@@ -204,7 +205,7 @@ class Estimate:
 
 
 def estimate(config: Config, model: Architecture, device: str, longest: int | None = None) -> Estimate:
-    """What a run of `config` needs on a device of that kind (one of `accelerators.DEVICE_KINDS`).
+    """What a run of `config` needs on each device of that kind (one of `accelerators.DEVICE_KINDS`).
 
     `longest` is the longest row in tokens where it is known; else every row is taken to fill `data.max_length`.
     Checkpointing left to "auto" is counted as off: `choose_checkpointing` settles it.
@@ -229,8 +230,9 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
         "logits": logits,
         "overhead": kind.context + kind.workspace + round(kind.reserve * (activations + logits)),
     }
+    copies = 1 if kind.is_gpu else config.compute.world_size
     return Estimate(
-        parts=parts,
+        parts={name: copies * octets for name, octets in _on_each(parts, config, model, trained).items()},
         parameters=model.parameters + trained.added,
         trainable=trained.trainable,
         gradient_checkpointing=checkpointing,
@@ -238,7 +240,23 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
         device=device,
         exact=model.exact and not model.stacks,
         counted=model.counted,
+        copies=copies,
     )
+
+
+def _on_each(parts: Mapping[str, int], config: Config, model: Architecture, trained: Adapter) -> dict[str, int]:
+    """The parts on each of several devices. DDP gathers the gradients in buckets of their size (torch's Reducer). FSDP
+    keeps a share of the base, and two layers whole while it computes; `balanced` gives each device its layers."""
+    compute = config.compute
+    if compute.strategy == "balanced":
+        split = ("weights", "adapter", "gradients", "optimizer", "activations")
+        return {name: octets // max(1, compute.gpus) if name in split else octets for name, octets in parts.items()}
+    if compute.world_size == 1:
+        return dict(parts)
+    if compute.strategy == "fsdp":
+        whole = parts["weights"]
+        return {**parts, "weights": whole // compute.world_size + 2 * whole // max(1, model.layers)}
+    return {**parts, "gradients": parts["gradients"] + trained.trainable * 4}
 
 
 def trained_adapter(config: Config, model: Architecture) -> Adapter:

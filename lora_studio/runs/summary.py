@@ -65,12 +65,13 @@ class Speed:
     run: str
 
 
-def speed(workspace: Workspace, *, model: str, quantization: str, device: str, data: str) -> Speed | None:
-    """What the newest finished run with this model on this kind of device did; one on the same data goes before."""
+def speed(
+    workspace: Workspace, *, model: str, quantization: str, device: str, data: str, processes: int = 1
+) -> Speed | None:
+    """What the newest finished run with this model, on this kind of device and in as many processes, did; one on the
+    same data goes before."""
     speeds = [
-        candidate
-        for candidate in _speeds(workspace, model=model, quantization=quantization, device=device)
-        if candidate is not None
+        candidate for candidate in _speeds(workspace, (model, quantization, processes), device) if candidate is not None
     ]
     return next((candidate for candidate in speeds if candidate.data == data), speeds[0] if speeds else None)
 
@@ -91,9 +92,9 @@ def start_seconds(workspace: Workspace, *, model: str, device: str) -> float | N
     return newest
 
 
-def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str) -> Iterator[Speed | None]:
+def _speeds(workspace: Workspace, like: tuple[str, str, int], device: str) -> Iterator[Speed | None]:
     for run, facts, numbers in _finished(workspace, device):
-        if (facts.get("model"), numbers.get("quantization")) == (model, quantization):
+        if (facts.get("model"), numbers.get("quantization"), numbers.get("processes", 1)) == like:
             yield _speed(run, facts, numbers)
 
 

@@ -16,7 +16,7 @@ from lora_studio.config.compute import LOCAL, THIS_MACHINE
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
-from lora_studio.config.settings import Setting, flatten, settings
+from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
 from lora_studio.models.accelerators import AUTO, CPU
 from lora_studio.models.hardware import Device
 from lora_studio.units import gib
@@ -222,10 +222,9 @@ def sentence(message: str) -> str:
 
 def notes(config: Config) -> dict[str, str]:
     """What settings come to together, by the path of the field that shows it."""
-    training = config.training
-    rows, times = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    unit = "pairs" if training.method == "dpo" else "rows"
-    return {"training.per_device_train_batch_size": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {unit}."}
+    unit = "pairs" if config.training.method == "dpo" else "rows"
+    words = f"Effective batch: {batch_words(config)} = {effective_batch(config):,} {unit}."
+    return {"training.per_device_train_batch_size": words}
 
 
 def known_values(nested: Mapping[str, Any]) -> SettingValues:

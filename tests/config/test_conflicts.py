@@ -1,11 +1,13 @@
 """Settings that can't go together, or not on this machine, are all told before anything starts."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lora_studio.config.compute import Compute, beyond_machine
 from lora_studio.config.parsing import ConfigError, machine_conflicts, nest, parse
 from lora_studio.models.adapter_files import is_regular_expression
 
@@ -137,3 +139,35 @@ def test_rewards_decide_what_is_best_only_where_they_are_measured() -> None:
 def test_a_comparison_needs_the_bases_own_biases() -> None:
     assert wrong(lora__bias="all") == set()
     assert wrong(lora__bias="all", training__method="dpo", data__train_file="preference") == {"lora.bias"}
+
+
+@pytest.mark.parametrize(
+    ("compute", "quantization", "words"),
+    [
+        ({"processes": 3, "device": "0,1"}, "none", "compute.processes: must be auto or 2"),
+        ({"strategy": "fsdp"}, "none", "compute.strategy: fsdp shares the base out among processes"),
+        ({"strategy": "fsdp", "processes": 2}, "4bit", "compute.strategy: fsdp can't share out a base in 4bit"),
+        ({"strategy": "fsdp", "device": "0,1"}, "8bit", "compute.strategy: fsdp can't share out a base in 8bit"),
+        ({"strategy": "balanced"}, "none", "name them in compute.device"),
+        ({"strategy": "balanced", "device": "cpu"}, "none", "name them in compute.device"),
+        ({"strategy": "balanced", "device": "0,1", "processes": 2}, "none", "compute.processes: must be auto or 1"),
+        ({"processes": 0}, "none", "must be auto or a number from 1 to 64"),
+        ({"processes": "two"}, "none", "must be auto or a number from 1 to 64"),
+        ({"processes": 2.5}, "none", "must be auto or a number from 1 to 64"),
+    ],
+)
+def test_processes_strategies_and_devices_that_do_not_go_together(
+    compute: dict[str, object], quantization: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        parse({"compute": compute, "model": {"quantization": quantization}})
+
+
+def test_a_machine_trains_in_as_many_processes_as_it_has_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    three, two = Compute(processes="3"), Compute(processes="2")
+    assert beyond_machine(two, gpus=0) == ""
+    assert "2 CPU cores" in beyond_machine(three, gpus=0)
+    assert beyond_machine(three, gpus=4) == ""
+    assert "2 GPUs" in beyond_machine(three, gpus=2)
+    assert "2 CPU cores" in beyond_machine(Compute(processes="3", device="cpu"), gpus=4)

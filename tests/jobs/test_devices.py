@@ -14,7 +14,7 @@ from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring
-from lora_studio.jobs.devices import Allocation, Demand, Holder, read_held
+from lora_studio.jobs.devices import Allocation, Demand, Holder, change_processes, read_held
 from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill
 from lora_studio.jobs.supervisor import Supervisor
@@ -305,3 +305,28 @@ def test_a_damaged_note_of_devices_is_none(tmp_path: Path, workspace: Workspace)
     for text in ("", "[", "[]", "{}", '{"devices": 1}', '{"devices": [1, {"id": 2}]}'):
         run.devices.write_text(text)
         assert read_held(run) == []
+
+
+def test_a_run_in_several_processes_holds_a_gpu_for_each(make: Make) -> None:
+    supervisor = make()
+    two = supervisor.launch(Config(compute=Compute(processes="2")))
+    named = supervisor.launch(on("0,2"))
+    assert supervisor.state(two).devices == ["GPU 0 (Card 0)", "GPU 1 (Card 1)"]
+    assert "GPU 0 is in use" in supervisor.state(named).waiting
+    end(supervisor, two)
+    assert len(supervisor.state(named).devices) == 2
+    with pytest.raises(ConfigError, match="3 GPUs to use, and each process takes one"):
+        supervisor.launch(Config(compute=Compute(processes="4")))
+
+
+def test_a_run_resumes_in_another_number_of_processes(make: Make, workspace: Workspace) -> None:
+    supervisor = make()
+    run = supervisor.launch(Config(compute=Compute(processes="2")))
+    end(supervisor, run)
+    with pytest.raises(ConfigError, match="3 GPUs"):
+        change_processes(workspace.run(run), "5", CARDS)
+    change_processes(workspace.run(run), "1", CARDS)
+    supervisor.resume(run)
+    assert len(supervisor.state(run).devices) == 1
+    assert "processes: '1'" in workspace.run(run).config.read_text(encoding="utf-8")
+    assert workspace.run(run).read_facts()["device_count"] == 1, "a restart finds it so"

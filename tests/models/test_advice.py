@@ -6,6 +6,7 @@ import pytest
 
 from lora_studio.config.parsing import nest, parse, presets, resolve
 from lora_studio.config.sections import Config
+from lora_studio.config.settings import batch_words, effective_batch
 from lora_studio.models.advice import (
     ADVISERS,
     Advice,
@@ -233,3 +234,17 @@ def test_steps_tokens_and_labels_are_read_off_what_is_known() -> None:
     }
     assert (trained_tokens(report), label_counts(report)) == (900, LABELS)
     assert (trained_tokens({}), label_counts({"hygiene": None})) == (0, {})
+
+
+def test_processes_count_in_steps_and_in_the_effective_batch() -> None:
+    several = config(compute__processes=2, training__num_train_epochs=3)
+    rows = several.training.per_device_train_batch_size * several.training.gradient_accumulation_steps
+    assert effective_batch(several) == 2 * rows
+    assert batch_words(several).endswith(" × 2")
+    assert optimizer_steps(several, 4 * rows) == 6
+    assert optimizer_steps(several, 4 * rows + 1) == 9
+    large = {"training__per_device_train_batch_size": 8, "training__gradient_accumulation_steps": 4}
+    assert "batch" not in advice_on(large)
+    advice = advice_on({**large, "compute__processes": 2})["batch"]
+    assert advice.settings == {"training.gradient_accumulation_steps": 2}
+    assert advice.title == "Set the effective batch to 32"

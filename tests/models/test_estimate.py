@@ -249,3 +249,25 @@ def test_no_change_is_offered_that_contradicts_the_rest_of_the_settings() -> Non
     offered = best_changes(settled(first, model(), "cuda", 10**9), model(), "cuda")
     assert offered
     assert "quantization" not in {change.kind for change in offered}
+
+
+def test_several_devices_share_what_their_strategy_shares() -> None:
+    alone = estimate(config(model__quantization="none"), model(), "cuda").parts
+    several = config(model__quantization="none", compute__device="0,1")
+    ddp = estimate(several, model(), "cuda").parts
+    assert ddp == {**alone, "gradients": 2 * alone["gradients"]}, "the buckets that are sent"
+    fsdp = estimate(
+        config(model__quantization="none", compute__device="0,1", compute__strategy="fsdp"), model(), "cuda"
+    )
+    assert 0.5 < fsdp.parts["weights"] / alone["weights"] < 0.6
+    spread = config(compute__device="0,1,2,3", compute__strategy="balanced")
+    balanced, single = estimate(spread, model(), "cuda").parts, estimate(config(), model(), "cuda").parts
+    assert balanced["weights"] == single["weights"] // 4
+    assert balanced["logits"] == single["logits"]
+
+
+def test_processes_on_the_cpu_take_their_memory_together() -> None:
+    alone = estimate(config(), model(), "cpu")
+    three = estimate(config(compute__processes=3), model(), "cpu")
+    assert three.parts["weights"] == 3 * alone.parts["weights"]
+    assert three.measurable == three.total // 3, "each measures its own"

@@ -37,6 +37,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.models.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, carried
 from lora_studio.models.adapters import read_header
+from lora_studio.models.memory import with_settings
 from lora_studio.runs.summary import settings_of
 from lora_studio.workspace import DEMO_MODEL, model_source
 
@@ -216,9 +217,10 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
     """The content of settings.json; what the run chose automatically is a fixed value in it."""
     rising, shape = scheduler_settings(state.total_steps, **config.training.model_dump(include=SCHEDULE))
     setting = config.training.gradient_checkpointing
+    accumulated = config.training.gradient_accumulation_steps * state.first_processes
     training = {
         **trainer_values(
-            config,
+            with_settings(config, {"training.gradient_accumulation_steps": accumulated}),  # in one process
             state.dtype,
             kind=state.device_kind,
             measured=bool(state.data and state.data.validation_rows),

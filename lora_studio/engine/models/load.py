@@ -84,11 +84,13 @@ def load_model(
     attn_implementation: str = "auto",
     four_bit: Mapping[str, Any] | None = None,
     tqdm_class: type | None = None,
+    spread: bool = False,
 ) -> PreTrainedModel:
     """The base model on this machine's device, in eval mode. Raises `StudioError` if it cannot be loaded.
 
     A PyTorch `dtype` is used as it is, even if it is slow here. `four_bit` holds the settings of 4-bit weights by their
-    names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download.
+    names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download. With `spread` the layers are
+    spread over all GPUs that this process may use.
     """
     source = checked_source(name)
     config = read_config(name, revision)
@@ -112,7 +114,7 @@ def load_model(
             config=config,
             revision=revision,
             dtype=torch_dtype,
-            device_map={"": device()},
+            device_map="balanced" if spread else {"": device()},
             quantization_config=None
             if stored != "none"
             else _quantization(quantization, torch_dtype, **(four_bit or {})),

@@ -17,6 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.preview import Question
+from lora_studio.engine import ranks
 from lora_studio.engine.accelerator import RandomNumbers, device_kind, device_uuid, read_memory
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
@@ -95,7 +96,8 @@ class GenEval(TrainerCallback):
     """Sample generations after each evaluation. `loaded` is the model in training, with the training template as the
     base's.
 
-    Inside `base()` the model is the bare base.
+    Inside `base()` the model is the bare base. Of several processes the first asks, unless all of them have to
+    (`everywhere`, where each holds a part of the model); all of them have this callback, and wait for it.
     """
 
     def __init__(
@@ -109,7 +111,9 @@ class GenEval(TrainerCallback):
         enable_thinking: bool | None,
         log: EventLog,
         stop: StopSignal,
+        everywhere: bool = False,
     ) -> None:
+        self.answers = everywhere or ranks.world().is_first
         self.loaded = loaded
         self.questions = questions
         self.base = base
@@ -124,6 +128,11 @@ class GenEval(TrainerCallback):
     ) -> None:
         if self.log.state().questions is not None:
             return  # an earlier start of the run asked the base
+        with ranks.together(self.stop):
+            if self.answers:
+                self._ask_the_base()
+
+    def _ask_the_base(self) -> None:
         with self.base():
             answers = self.ask()
         self.log.emit(
@@ -139,11 +148,14 @@ class GenEval(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        answers = self.ask()
-        texts = [shorten(answer) for answer in answers]
-        self.log.emit(
-            QuestionsAnswered(time.time(), state.global_step, state.epoch or 0.0, texts, self._right(answers))
-        )
+        with ranks.together(self.stop):
+            if not self.answers:
+                return
+            answers = self.ask()
+            texts = [shorten(answer) for answer in answers]
+            self.log.emit(
+                QuestionsAnswered(time.time(), state.global_step, state.epoch or 0.0, texts, self._right(answers))
+            )
 
     def ask(self) -> list[str]:
         """The answers to all questions. Raises `Stopped` on a stop."""
@@ -161,7 +173,7 @@ class GenEval(TrainerCallback):
                         [Column(None, question.messages) for question in batch],
                         greedy(self.loaded, self.max_new_tokens),
                         enable_thinking=self.enable_thinking,
-                        stop=lambda: self.stop.asked,
+                        stop=lambda: self.stop.heard,
                     )
                     self.stop.check()
                     answers += [answer.text for answer in generated]

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
+from lora_studio.config.compute import BALANCED
 from lora_studio.config.parsing import NEED_FULL_WEIGHTS
 from lora_studio.config.sections import Config
 from lora_studio.data.examples import largest_id
@@ -91,6 +92,7 @@ def build_model(
         attn_implementation=config.model.attn_implementation,
         four_bit=four_bit(config),
         tqdm_class=Download(log).bar_class(),
+        spread=config.compute.strategy == BALANCED,
     )
     stored = stored_quantization(base.config.to_dict())
     for message in check_base(config, base, rows, stored):

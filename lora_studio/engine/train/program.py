@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from lora_studio.config.parsing import ConfigError, load_config, machine_conflicts
 from lora_studio.config.sections import Config
-from lora_studio.engine.accelerator import device_kind, device_name, read_memory
+from lora_studio.engine import ranks
+from lora_studio.engine.accelerator import device_kind, device_name, on_cpu, read_memory
 from lora_studio.engine.chat.logprobs import against_base
 from lora_studio.engine.models.load import choose_dtype, dtype_name
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
@@ -46,15 +47,18 @@ from lora_studio.engine.train.trainers import (
     as_dataset,
     save_final_adapter,
     save_where_stopped,
+    starting_checkpoint,
 )
 from lora_studio.jobs.events import Evaluated, RunStarted, Warned
-from lora_studio.runs.checkpoints import base_changed, last_whole_checkpoint
 from lora_studio.workspace import RunFolder, step_of
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every phase works with: the run's folder and config, its events, the stop, and where it starts from."""
+    """What every phase works with: the run's folder and config, its events, the stop, and where it starts from.
+
+    The config is the run's own, but for the accumulation of a run that goes on with another number of processes.
+    """
 
     run: RunFolder
     config: Config
@@ -89,17 +93,29 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
 
 
 def begin(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> Context:
-    """Reads the config, and finds where to start from."""
+    """Reads the config, meets the other processes of the run if there are any, and finds where to start from."""
     config = load_config(run.config)
     if problems := list(machine_conflicts(config, device_kind())):
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
-    checkpoint, notes = last_whole_checkpoint(run) if resume else (None, [])
+    notes = ranks.join(cpu=on_cpu())
+    checkpoint, found = starting_checkpoint(run, config, resume=resume)
+    first_step, size = step_of(checkpoint.name) if checkpoint else 0, ranks.world().size
+    if first_step:
+        config, note = with_same_batch(config, log.state().first_processes, size)
+        found.append(note)
     context = Context(run, config, log, stop, dtype, checkpoint)
-    first_step = step_of(checkpoint.name) if checkpoint else 0
-    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step, device_kind()))
-    context.warn([*notes, base_changed(config, checkpoint)])
+    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step, device_kind(), size))
+    context.warn([*found, *notes])
     return context
+
+
+def with_same_batch(config: Config, before: int, now: int) -> tuple[Config, str]:
+    """The config with the accumulation that keeps the effective batch of a run that began with `before` processes, and
+    a note."""
+    steps, note = ranks.accumulation(config.training.gradient_accumulation_steps, before, now)
+    training = config.training.model_copy(update={"gradient_accumulation_steps": steps})
+    return config.model_copy(update={"training": training}), note
 
 
 def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> Training:
@@ -137,6 +153,7 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
         processing_class=rows.tokenizer,
         callbacks=[*callbacks, report],
         card=card,
+        stop=context.stop,
         initial_state=model.initial_state,
         loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
     )
@@ -145,6 +162,7 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
             parameter.data = parameter.data.float()
     plan_steps(context, rows, trainer)
+    ranks.vary_seed(config.training.seed)
     return Training(trainer, report, ending, card)
 
 
@@ -164,7 +182,8 @@ def fit(context: Context, training: Training) -> None:
     training.report.sensors.start()
     try:
         training.trainer.train(resume_from_checkpoint=str(context.checkpoint) if context.checkpoint else None)
-        context.stop.check()
+        with ranks.together(context.stop):
+            context.stop.check()
     except Stopped:
         save_where_stopped(training.trainer, training.report)
         raise
@@ -175,12 +194,18 @@ def fit(context: Context, training: Training) -> None:
 def finish(context: Context, rows: TrainingRows, model: TrainedModel, training: Training) -> TrainResult:
     """The adapter out, the last measurements (base and adapter side by side among them), and the report."""
     run, log, stop, trainer, prepared = context.run, context.log, context.stop, training.trainer, rows.prepared
-    stop.end_at_once()
+    world = ranks.world()
+    if not world.is_shared:
+        stop.end_at_once()
     check_weights(trainer.model, trainer.state.global_step)
     log.phase("save")
-    save_final_adapter(trainer.model, rows.tokenizer, training.card, run, model.initial_state)
+    if world.is_first:
+        save_final_adapter(trainer.model, rows.tokenizer, training.card, run, model.initial_state)
     evaluation = final_evaluation(trainer, log.state()) if prepared.validation else None
+    stop.end_at_once()
     result = train_result(context, rows, model, training, evaluation)
+    if not world.is_first:
+        return result
     with trainer.accelerator.autocast():
         result["difference"] = against_base(
             trainer.model,
@@ -219,6 +244,7 @@ def train_result(
         "validation_rows": len(rows.prepared.validation),
         "tokens_per_second": training_speed(state.steps),
         "device_kind": device_kind(),
+        "processes": ranks.world().size,
         "quantization": model.quantization,
         "peak_memory_bytes": read_memory().peak,
         "estimated_memory_bytes": model.foreseen.measurable_bytes if model.foreseen else None,

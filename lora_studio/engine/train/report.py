@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from lora_studio.config.sections import Config, defaults_of
-from lora_studio.config.settings import flatten, settings
+from lora_studio.config.settings import batch_words, effective_batch, flatten, settings
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.report import reading
 from lora_studio.files import JsonObject, bytes_in
@@ -60,6 +60,7 @@ class TrainResult(TypedDict):
     validation_rows: int
     tokens_per_second: float
     device_kind: str
+    processes: int
     quantization: str
     peak_memory_bytes: int
     estimated_memory_bytes: int | None
@@ -171,10 +172,9 @@ def _tokenizer(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenize
 
 
 def _training(config: Config) -> list[str]:
-    flat, training = flatten(config), config.training
-    at_once, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    flat = flatten(config)
     rows: list[tuple[str, Any]] = [
-        ("Effective batch size", f"{at_once * accumulated} rows ({at_once} × {accumulated})")
+        ("Effective batch size", f"{effective_batch(config)} rows ({batch_words(config)})"),
     ]
     values = [(_title(path), flat[path]) for path in HYPERPARAMETERS if flat.get(path) is not None]
     rows += [
@@ -242,6 +242,7 @@ def _cost(state: RunState, result: TrainResult, facts: Mapping[str, Any]) -> lis
     rows = [
         ("Time", f"{result['seconds']:.0f} s"),
         ("Device", plain(state.device)),
+        *([("Processes", f"{result['processes']}, of which memory is that of the first")] * (result["processes"] > 1)),
         ("Peak memory", _memory(result)),
         ("Tokens seen", f"{result['tokens']:,}"),
         ("Tokens/s (without padding)", f"{result['tokens_per_second']:,.0f}"),

@@ -22,6 +22,7 @@ from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.data.preview import Question, questions
 from lora_studio.data.report import reading
+from lora_studio.engine import ranks
 from lora_studio.engine.evaluate.tasks import label_of, label_scores
 from lora_studio.engine.models.load import load_tokenizer
 from lora_studio.engine.runtime import EventLog, data_progress
@@ -77,6 +78,12 @@ class LabelMeter:
             likeliest = self._likeliest(hidden[row, start + thought - 1 : stop - 1])
             self.expected.append(label)
             self.given.append(given_label(answer[thought:], likeliest, self.labels, self.decode))
+
+    def put_together(self) -> None:
+        """Adds what the other processes of the run collected on their shares of the rows."""
+        parts = ranks.collect((self.expected, self.given))
+        self.expected = [label for expected, _ in parts for label in expected]
+        self.given = [label for _, given in parts for label in given]
 
     def _likeliest(self, hidden: torch.Tensor) -> list[int]:
         head = self._model.get_output_embeddings()
@@ -153,13 +160,14 @@ def prepare_rows(run: RunFolder, config: Config, log: EventLog, *, resumed: bool
     """
     log.phase("data")
     tokenizer = load_tokenizer(config.model.name, config.model.revision)
-    prepared = prepare(
-        **config.data.model_dump(),
-        tokenizer=tokenizer,
-        goal=config.training.goal,
-        cache_folder=run.cache,
-        on_progress=data_progress(log),
-    )
+    with ranks.first_alone():  # the others read what the first has prepared
+        prepared = prepare(
+            **config.data.model_dump(),
+            tokenizer=tokenizer,
+            goal=config.training.goal,
+            cache_folder=run.cache,
+            on_progress=data_progress(log),
+        )
     tokenizer.chat_template = prepared.template.source  # goes with every save
     data = data_event(prepared)
     before = log.state()
@@ -172,7 +180,8 @@ def prepare_rows(run: RunFolder, config: Config, log: EventLog, *, resumed: bool
     log.emit(data)
     for message in prepared.marks:
         log.emit(Warned(time.time(), message))
-    write_suggestions(run, config, prepared)
+    if ranks.world().is_first:
+        write_suggestions(run, config, prepared)
     meter = label_meter(config, prepared, tokenizer, log)
     return TrainingRows(prepared, tokenizer, meter, questions_to_ask(config, prepared))
 

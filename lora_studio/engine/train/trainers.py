@@ -8,7 +8,8 @@ import mmap
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,17 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer, SFTTrainer
 
+from lora_studio.config.sections import Config
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
+from lora_studio.engine import ranks
 from lora_studio.engine.models.adapter import save_as_difference
+from lora_studio.engine.runtime import StopSignal
 from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
 from lora_studio.engine.train.rows import Batch, LabelMeter
 from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
 from lora_studio.models.adapter_files import CARD_FILE
-from lora_studio.runs.checkpoints import write_manifest
+from lora_studio.runs.checkpoints import base_changed, last_whole_checkpoint, write_manifest
 from lora_studio.workspace import RunFolder, write_atomically
 
 AS_TRAINED = "as_trained"
@@ -86,24 +90,85 @@ def save_final_adapter(
     run.unfinished_adapter.rename(run.adapter)
 
 
+class RankBatches(torch.utils.data.Sampler[list[int]]):
+    """This process's share of the batches that one process would make of the same order: of each `world.size` one.
+
+    So a step has the same rows with any number of processes. All have as many batches: one without rows is empty.
+    """
+
+    def __init__(self, order: torch.utils.data.Sampler[int], batch_size: int, world: ranks.World) -> None:
+        self.order, self.batch_size, self.world = order, batch_size, world
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.order, EpochOrder):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        rows: Any = self.order
+        return -(-len(rows) // (self.batch_size * self.world.size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.order)
+        for turn in range(len(self)):
+            start = (turn * self.world.size + self.world.rank) * self.batch_size
+            yield rows[start : start + self.batch_size]
+
+
+class RankLoader(torch.utils.data.DataLoader[Any]):
+    """The batches of `RankBatches`. An empty one becomes `blank`: a row that trains nothing, so that all keep step."""
+
+    def __init__(self, dataset: Any, batches: RankBatches, collate: Callable[[list[Any]], Batch], pin: bool) -> None:
+        def with_blank(rows: list[Any]) -> Batch:
+            return collate(rows) if rows else blank(collate([dataset[0]]))
+
+        super().__init__(dataset, batch_sampler=batches, collate_fn=with_blank, pin_memory=pin)
+
+    def set_epoch(self, epoch: int) -> None:
+        shares: Any = self.batch_sampler
+        shares.set_epoch(epoch)
+
+
+def blank(batch: Batch) -> Batch:
+    """The batch without a trained token."""
+    if "labels" in batch:
+        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+    return {**batch, "completion_mask": torch.zeros_like(batch["completion_mask"])}
+
+
+def is_blank(batch: Batch) -> bool:
+    return not bool((batch["labels"] != IGNORED).any() if "labels" in batch else batch["completion_mask"].any())
+
+
+def tokens_of(batch: Batch) -> int:
+    """The tokens of a batch, as trl counts them."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["position_ids"].shape[1]
+
+
 class TrainerMixin(WithoutRouterLoss):
     """The changes common to both trainers; precedes trl's class among the bases.
 
-    `sequences` are the columns of a row that the model reads.
+    `sequences` are the columns of a row that the model reads. Several processes agree at the end of each batch on what
+    one of them heard (a stop) or saw (a loss that is not finite); each measures its share of the validation rows alone,
+    and all put together what they measured.
     """
 
     sequences: tuple[str, ...] = ("input_ids",)
     packing = False
+    _metrics: Any
+    _total_train_tokens: int
 
     def __init__(
         self,
         *,
         card: Mapping[str, Any],
+        stop: StopSignal | None = None,
         initial_state: Mapping[str, torch.Tensor] | None = None,
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.card = card
+        self.stop = stop or StopSignal()
+        self.world = ranks.world()
         self.initial_state = initial_state
         self.loraplus_lr_ratio = loraplus_lr_ratio
         super().__init__(**kwargs)
@@ -119,24 +184,83 @@ class TrainerMixin(WithoutRouterLoss):
         lengths = self.row_lengths(dataset) if grouped else None
         return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        if not self.world.is_shared:
+            return super().get_train_dataloader()
+        order = self._get_train_sampler(self.train_dataset)
+        return self._shared_out(self.train_dataset, order, self.args.train_batch_size, "Training")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
+        if not self.world.is_shared:
+            return super().get_eval_dataloader(eval_dataset)
+        rows: Any = self.eval_dataset
+        order: Any = self._get_eval_sampler(rows) or torch.utils.data.SequentialSampler(rows)
+        return self._shared_out(rows, order, self.args.eval_batch_size, "Evaluation")
+
+    def _shared_out(self, dataset: Any, order: Any, batch_size: int, description: str) -> RankLoader:
+        rows = self._remove_unused_columns(dataset, description=description)
+        batches = RankBatches(order, batch_size, self.world)
+        return RankLoader(rows, batches, self.data_collator, self.args.dataloader_pin_memory)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.loraplus_lr_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
         self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
         return self.optimizer
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logs a loss that is not finite at once, so that `ReportCallback` ends the training."""
-        loss = super().training_step(*args, **kwargs)
-        if not bool(torch.isfinite(loss)):
+        shared = self.world.is_shared
+        blank_tokens = tokens_of(inputs) if shared and is_blank(inputs) else 0
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        infinite: float = not bool(torch.isfinite(loss))
+        if shared:
+            stop = self.stop
+            asked, overdue, infinite, tokens = ranks.total([stop.heard, stop.is_overdue, infinite, blank_tokens])
+            stop.agree(asked=asked > 0, overdue=overdue > 0)
+            self._total_train_tokens -= int(tokens)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if infinite:
             self.control.should_log = True
         return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        with torch.random.fork_rng():
-            return super().evaluation_loop(*args, **kwargs)
+        if not self.world.is_shared:
+            with torch.random.fork_rng():
+                return super().evaluation_loop(*args, **kwargs)
+        with torch.random.fork_rng(), self._gathering(unshared), ranks.together(self.stop):
+            self.gather_function = unshared
+            output = super().evaluation_loop(*args, **kwargs)
+        measured = self._metrics["eval"]
+        parts = ranks.collect(dict(measured))
+        for name in {name for part in parts for name in part} - {"num_tokens"}:
+            measured[name] = [value for part in parts for value in part.get(name, [])]
+        return output
+
+    @contextmanager
+    def _gathering(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """Inside, this is what trl's metrics put the values of all processes together with."""
+        before, accelerator = self.accelerator.gather, vars(self.accelerator)
+        accelerator["gather"] = gather
+        try:
+            yield
+        finally:
+            accelerator["gather"] = before
+
+    def prediction_step(
+        self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        if not (self.world.is_shared and is_blank(inputs)):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        before = {name: list(values) for name, values in self._metrics["eval"].items()}
+        output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self._metrics["eval"].clear()
+        self._metrics["eval"].update(before)
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
         check_weights(self.model, self.state.global_step)
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +272,7 @@ class TrainerMixin(WithoutRouterLoss):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        ranks.meet()  # each has saved its random numbers
         if self.args.should_save:
             write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
@@ -174,6 +299,11 @@ class TrainerMixin(WithoutRouterLoss):
         """No card: trl's would contain local paths."""
 
 
+def unshared(tensor: torch.Tensor) -> torch.Tensor:
+    """What gathering comes to in one process."""
+    return tensor.reshape(1) if tensor.dim() == 0 else tensor
+
+
 class StudioTrainer(TrainerMixin, SFTTrainer):
     """SFTTrainer with the differences that the module's docstring names."""
 
@@ -195,7 +325,7 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
         if loss is not None and trained:  # the mean over no token is no number
             self._eval_nats += float(loss) * trained
             self._eval_tokens += trained
-        if self.meter:
+        if self.meter and trained:
             self.meter.add(inputs)
         return loss, logits, labels
 
@@ -207,8 +337,10 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         self.label_smoother = smoother
         metrics = dict(output.metrics or {})
-        metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
+        nats, tokens = ranks.total([self._eval_nats, self._eval_tokens])
+        metrics["eval_loss"] = nats / max(tokens, 1)
         if self.meter:
+            self.meter.put_together()
             metrics |= {f"eval_{name}": value for name, value in self.meter.scores().items()}
         return output._replace(metrics=metrics)
 
@@ -239,6 +371,8 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         self._pairs: list[int] = []
+        self._losses: list[float] = []
+        self._weight = 1.0
         super().__init__(data_collator=Collator(kwargs["processing_class"].pad_token_id), **kwargs)
         adapted: Any = self.model
         if starts_as_base(adapted):  # trl's copy of the first adapter changes nothing: the bare base is the same
@@ -252,17 +386,53 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
         lengths = self.row_lengths(eval_dataset)
         return LengthGroupedSampler(self.args.eval_batch_size, lengths=lengths, generator=generator)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """A step's loss is the mean over its batches, however many processes share them."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        if self.world.is_shared:
+            real = ranks.total([sum(not is_blank(batch) for batch in batches)])[0]
+            self._weight = self.world.size * len(batches) / max(real, 1)
+        return batches, items
+
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.world.is_shared:
+            return super().training_step(model, inputs, *args, **kwargs)
+        own, plain = 0 if is_blank(inputs) else len(inputs["input_ids"]) // 2, self.accelerator.gather
+
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            """The pairs of all processes, of which the last batch need not have as many in each."""
+            if tensor.dim() == 0:
+                return plain(tensor)
+            return torch.cat(ranks.collect(tensor[:own].cpu())).to(tensor.device)
+
+        with self._gathering(gather):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.world.is_shared or not model.training:
+            return loss
+        return loss * 0.0 if is_blank(inputs) else loss * self._weight
+
     def prediction_step(
         self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        self._pairs.append(len(inputs["input_ids"]) // 2)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        real, pairs = not is_blank(inputs), len(inputs["input_ids"]) // 2
+        output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if real and output[0] is not None:
+            self._pairs.append(pairs)
+            self._losses.append(float(output[0]))
+        return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Means over pairs; trl's are over batches."""
-        self._pairs = []
+        self._pairs, self._losses = [], []
         output = super().evaluation_loop(*args, **kwargs)
         metrics = dict(output.metrics or {})
+        if self.world.is_shared:
+            self._pairs = [pairs for part in ranks.collect(self._pairs) for pairs in part]
+            losses = [loss for part in ranks.collect(self._losses) for loss in part]
+            metrics["eval_loss"] = sum(losses) / len(losses)
         for theirs, ours in COMPARED.items():
             batches = zip(self._metrics["eval"][theirs], self._pairs, strict=True)
             metrics[f"eval_{ours}"] = sum(mean * pairs for mean, pairs in batches) / sum(self._pairs)
@@ -296,3 +466,12 @@ def save_where_stopped(trainer: TrainerMixin, report: ReportCallback) -> None:
         model: Any = trainer.model
         trainer._save_checkpoint(model, trial=None)
         report.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def starting_checkpoint(run: RunFolder, config: Config, *, resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a resumed run goes on from, None if there is no whole one, and what a person should know."""
+    checkpoint, notes = None, list[str]()
+    if resume:
+        with ranks.first_alone():  # it tidies up; the others look at what is left
+            checkpoint, notes = last_whole_checkpoint(run)
+    return checkpoint, [*notes, base_changed(config, checkpoint)]

@@ -17,12 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
 
+from lora_studio.config.compute import Compute
+from lora_studio.config.fields import read_yaml
+from lora_studio.errors import StudioError
 from lora_studio.files import is_time, read_object
 from lora_studio.jobs.kinds import end_last_line
 from lora_studio.jobs.launchers import Exit, Wait, Worker, last_lines
 from lora_studio.models.hub import SECRETS
-from lora_studio.workspace import JobFolder, write_atomically
+from lora_studio.workspace import JobFolder, RunFolder, write_atomically
 
 MACHINE = Path("/proc/vmstat")
 GROUP = Path("/sys/fs/cgroup/memory.events")
@@ -45,6 +49,9 @@ def _count(path: Path) -> int | None:
 # Start times come from the clock ticks since boot; setting the machine's clock moves them by fractions of a second.
 _SAME_START_SECONDS = 2.0
 MAX_PID = 1 << 31
+IN_PROCESSES = "lora_studio.engine.train.processes"
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The variables by which torch's processes find each other."""
 
 
 def python_module(name: str) -> list[str]:
@@ -52,12 +59,24 @@ def python_module(name: str) -> list[str]:
     return [sys.executable, "-P", "-m", name]
 
 
+def worker_command(folder: JobFolder, module: str) -> list[str]:
+    """The command that does a job's work, without the folder. A run that trains in several processes is started by the
+    program that watches over them."""
+    try:
+        section = read_yaml(folder.config).get("compute") if isinstance(folder, RunFolder) else None
+        count = Compute.model_validate(section or {}).world_size
+    except (StudioError, ValidationError):  # the worker says what is wrong with it
+        count = 1
+    return [*python_module(IN_PROCESSES), str(count)] if count > 1 else python_module(module)
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process' environment for a child that finds the package from any folder and prints without delay.
 
-    The passwords of the page's visitors are not for children.
+    The passwords of the page's visitors are not for children, nor is the place of a studio that was itself started as
+    one of several processes.
     """
-    own = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    own = {name: value for name, value in os.environ.items() if name not in SECRETS and name not in RENDEZVOUS}
     package_parent = str(Path(__file__).resolve().parents[3])
     paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", **(extra or {})}
@@ -200,10 +219,10 @@ class LocalLauncher:
     ) -> None:
         folder.complete.unlink(missing_ok=True)
         end_last_line(folder.events)
-        launched = time.time()
+        launched, command = time.time(), self._command or worker_command(folder, module)
         with folder.log.open("ab") as log:
             child = subprocess.Popen(
-                [*(self._command or python_module(module)), str(folder.path), *(["--resume"] if resume else [])],
+                [*command, str(folder.path), *(["--resume"] if resume else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -284,7 +284,9 @@ def _settings(view: RunView) -> str:
     if config is None:
         return ""
     training, lora = config.training, config.lora
+    size = config.compute.world_size
     batch = f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"
+    batch += f" × {size} processes" if size > 1 else ""
     length = f"{training.max_steps:,} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     return (
         f"{training.method}, rank {lora.r}, alpha {lora.lora_alpha:g}, learning rate {training.learning_rate:g}, "

@@ -95,7 +95,7 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     """The run that a config describes. `look` is what the data tab found last; `busy` says that a run of ours holds the
     device until this one begins."""
     training = config.training
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * config.compute.world_size
     measured, rows = seen_data(config, look), training_rows(config, look)
     steps = total_steps(config, rows, measured)
     elsewhere = _elsewhere(config, workspace)
@@ -106,6 +106,7 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
         quantization=config.model.quantization,
         device=device.kind,
         data=config.data.train_file,
+        processes=config.compute.world_size,
     )
     memory = needed_memory(_as_trained(config, workspace), device, measured.longest if measured else None, busy=busy)
     planned = Plan(
@@ -365,7 +366,8 @@ def training_seconds(config: Config, model: Architecture, device: Device, work: 
     flops = work.tokens * sequences * passes * _forward_flops(model, work.length)
     least = (GPU_STEP_SECONDS if device.is_gpu else CPU_STEP_SECONDS) * model.layers * sequences
     slower = SLOWER[quantization_of(config, model)]
-    return flops * slower / flops_per_second(device) + work.batches * least
+    devices = config.compute.world_size if device.is_gpu else 1  # processes on the CPU share its cores
+    return flops * slower / (flops_per_second(device) * devices) + work.batches * least
 
 
 def _forward_flops(model: Architecture, length: float) -> float:
