@@ -152,6 +152,13 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
         query.fill(words)
         expect(visit.page.locator(f"#set-{field}[data-marked]")).to_be_in_viewport(timeout=PATIENCE)
     expect(visit.page.locator("#set-training-packing")).to_be_hidden()
+    # The devices of this machine are offered.
+    query.fill("gpu_ids")
+    device = visit.page.locator("#set-compute-device input")
+    expect(device).to_be_in_viewport(timeout=PATIENCE)
+    device.click()
+    visit.page.get_by_role("option", name="CPU").click()
+    expect(device).to_have_value(re.compile(r"^CPU · [0-9.]+ GiB free$"), timeout=PATIENCE)
     # A file of another trainer fills the form too, and says what became of its keys.
     with visit.page.expect_file_chooser() as chooser:
         visit.page.locator("#form-yaml-open").click()

@@ -246,7 +246,7 @@ def title_of(path: str) -> str:
 def known_devices(offered: Iterable[Device]) -> list[tuple[str, str]]:
     """What the field for devices offers: auto, and each device with its name and free memory."""
     return [
-        ("auto (the free device with the most memory)", AUTO),
+        ("auto: free, most memory", AUTO),
         *((f"{device.title}{SEPARATOR}{gib(device.memory_free)} free", _value_of(device)) for device in offered),
     ]
 
