@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Preference, Training
-from lora_studio.config.settings import AS_VALUES, BY_VALUE, OTHER_NAMES, Setting, other_tools, reasons, settings
+from lora_studio.config.settings import AS_VALUES, BY_VALUE, OTHER_NAMES, Setting, meant, other_tools, reasons, settings
 
 Kind = Literal["taken", "differs", "same", "none"]
 EMPTY, OFF = "it is empty", "it is off"
@@ -132,7 +132,10 @@ def answer_to(tool: Tool, key: str, value: Any) -> Answer:
         return Answer("same", {}, why)
     if value in (False, 0):
         return Answer("same", {}, OFF)
-    return without(reasons("elsewhere").get(leaf) or "an unknown key")
+    if why := reasons("elsewhere").get(leaf):
+        return without(why)
+    near = meant(leaf).path
+    return without("this key is unknown" + (f"; {near} has a name like it" if near else ""))
 
 
 def path_of(tool: Tool, key: str) -> str:
