@@ -74,6 +74,11 @@ def size(octets: float) -> str:
     return f"{octets:.1f} TB"
 
 
+def dollars(amount: float) -> str:
+    """$0.80, $12.50; of less than ten cents as much as there is: $0.0042."""
+    return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.4f}".rstrip("0").removesuffix(".")
+
+
 def gib(octets: float) -> str:
     """An amount of memory as it is compared: 4 MiB, 0.42 GiB, 1.4 GiB, 123 GiB."""
     value = octets / GIB

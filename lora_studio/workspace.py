@@ -287,8 +287,7 @@ class RunFolder(JobFolder):
 
 
 class Policy:
-    """What the caller may see and do: everything, as whoever sits at this machine may. `access.policy` has those of
-    users of a server."""
+    """What the caller may see and do: everything, as at this machine. `access.policy` is for users of a server."""
 
     owner_id: str = ""  # of what the caller makes; empty where users are not told apart
     is_admin: bool = True  # whether the caller owns the workspace
@@ -337,6 +336,9 @@ class Policy:
     def tokens(self, owner_id: str) -> Mapping[str, str]:
         """Environment of a child process that works for that user, as to the Hub's tokens."""
         return {}
+
+    def jobs_token(self, owner_id: str) -> str | None:
+        """The Hub token that pays for that user's jobs on rented machines: None for this machine's own, "" for none."""
 
     def shares_queue_with(self, owner_id: str) -> bool:
         """Whether a queued job of that user counts towards the caller's `max_queued`."""
@@ -574,8 +576,7 @@ class Workspace:
             shutil.rmtree(hidden, ignore_errors=True)
 
     def uploads(self) -> list[Path]:
-        """The caller's uploaded files, and folders of files uploaded together, newest first; then others' that they
-        may see."""
+        """The caller's uploads, files and folders, newest first; then those of others that they may see."""
         files = [path for path in self.uploads_folder.iterdir() if not path.name.startswith(".")]
         own = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
         return own + self.policy.uploads_of_others(self.root)

@@ -71,8 +71,10 @@ def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int
 def facts(state: RunState) -> Mapping[str, Any]:
     """A job's state for a script, with why it ended."""
     message, hint = ending_words(state)
+    charge = state.charge
+    cost = {"cost": charge.at(time.time()), "max_cost": charge.most, "trouble": charge.trouble} if charge else {}
     where = {"target": state.target, "devices": state.devices, "waiting": state.waiting}
-    return {"state": state.state, "reason": state.reason, "message": message, "hint": hint, **where}
+    return {"state": state.state, "reason": state.reason, "message": message, "hint": hint, **where, **cost}
 
 
 def ask(subject: str) -> None:

@@ -17,7 +17,7 @@ from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.preflight import OK
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.units import duration
+from lora_studio.units import dollars, duration
 from lora_studio.workspace import RunFolder, Workspace
 
 _LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
@@ -187,6 +187,8 @@ class Narrator:
 
     def tell_end(self, state: RunState, run: RunFolder) -> None:
         """The outcome in a few lines."""
+        if state.charge:
+            say(f"Cost: about {dollars(state.charge.at(time.time()))} on {state.charge.hardware}")
         if state.steps:
             say(f"  {step_line(state)}")
         if state.state == "done":

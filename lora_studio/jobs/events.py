@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from lora_studio.models.hub import Charge
+
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
 START_PHASES = ("start", "data", "model")
 """What comes before the first step, without what is only done once: downloads."""
@@ -403,17 +405,14 @@ class RunState:
 
     "queued" is a run without events; the supervisor says "stopping" while a stop is under way, and "failed" for a
     worker that vanished. Where a state is told to be in short, it has only the last of the steps and no answers.
-
     `kind` is the kind of job. Of an end, `reason` says why, `message` and `hint` what only the worker knew of it; of a
     worker that ended without a word, `exit_code` is how (negative: by that signal) and `last_output` the error that its
     log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from. `start_seconds`
     is what the worker took last for libraries, data and model, without downloads. `devices` are those that its worker
-    holds. `processes` train together now, as `first_processes` did when the run began: accumulation as configured is
-    for these.
-
+    holds. `processes` train together now; accumulation as configured is for the `first_processes` of the run's start.
     `target` is where it runs. `waiting` says why a queued job does not start yet; what waits in the queue of its target
     is queued as well, with the time at which the target expects to start it. `restarts` counts how often the target
-    took it back and began it again.
+    took it back and began it again. `charge` is what a rented machine costs.
     """
 
     id: str = ""
@@ -466,6 +465,7 @@ class RunState:
     restarts: int = 0
     processes: int = 1
     first_processes: int = 1
+    charge: Charge | None = None
 
     @property
     def final(self) -> bool:

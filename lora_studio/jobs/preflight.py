@@ -356,6 +356,7 @@ def _memory(config: Config, model: Architecture | None, machine: Machine, longes
 
 
 LOG = "preflight.log"
+NOT_READ = "Model and data are not checked here: only the job reads them."
 
 
 def check_before_start(config: Config, workspace: Workspace, session: Session | None = None, *, busy: bool) -> Report:
@@ -364,21 +365,25 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
 
     `busy` says that jobs of ours hold the device until this run begins.
     """
-    workspace.policy.check_request(files_of(config))
+    workspace.policy.check_request({**files_of(config), "target": config.compute.target})
     config = continued(workspace.policy.admit(config), workspace)
-    elsewhere = Targets(workspace).device(config.compute.target)
+    elsewhere, told = Targets(workspace).device(config.compute.target), ""
     if elsewhere is not None:
-        TargetLauncher(workspace).check(config.compute.target, local_files(config))
+        told = TargetLauncher(workspace).check(config.compute.target, local_files(config))
         machine = Machine(elsewhere, None, shutil.disk_usage(workspace.root).free)
+        if workspace.policy.jobs_token(workspace.policy.owner_id) is not None and config.model.name != DEMO_MODEL:
+            return Report((Check("Model", NOTE, NOT_READ), Check("Target", OK, told)))
     else:
         offered = all_devices()
         choose(config.compute.device, offered)  # one that is not there needs no further look
         device = device_for(config.compute.device, offered)
         machine = this_machine(device, workspace, busy=busy, offered=offered)
     if session is not None and not session.busy:
-        return preflight(config, machine, _look(config, session), look_at_model(config, session))
-    with Session(workspace.logs_folder / LOG, patience=lambda: READING) as own:
-        return preflight(config, machine, _look(config, own), look_at_model(config, own))
+        report = preflight(config, machine, _look(config, session), look_at_model(config, session))
+    else:
+        with Session(workspace.logs_folder / LOG, patience=lambda: READING) as own:
+            report = preflight(config, machine, _look(config, own), look_at_model(config, own))
+    return replace(report, checks=(*report.checks, Check("Target", OK, told))) if told else report
 
 
 def _look(config: Config, session: Session) -> FirstRows | StudioError:

@@ -272,7 +272,7 @@ class Supervisor:
         offered, elsewhere = self.devices(), self.targets.find(config.compute.target)
         if problems := self.targets.problems(config, offered):
             raise ConfigError(problems)
-        self.workspace.policy.check_request(files_of(config))
+        self.workspace.policy.check_request({**files_of(config), "target": config.compute.target})
         config = self.workspace.policy.admit(config)
         config = continued(with_absolute_paths(config), self.workspace)
         share = self.workspace.policy.device_share
@@ -314,7 +314,7 @@ class Supervisor:
         if self.targets.find(target) is not None:
             if secrets:
                 raise StudioError(f"A token cannot be sent to {target}.", "Publish from this machine.")
-            self._launcher.check(target, files)
+            self._launcher.check(target, files, noun=kind.noun)
         with self._lock, lock(self.workspace):
             check_room(self.workspace, read_queue(self.workspace))
             self._clear_unfinished(kind)

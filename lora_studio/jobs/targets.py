@@ -19,13 +19,16 @@ from lora_studio.config.parsing import Problem, machine_conflicts
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import problems_here
+from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.launchers import Exit, Launcher, RemoteLauncher, SlurmTarget, Target, Wait, Worker
+from lora_studio.jobs.launchers.hf_jobs import HfJobsLauncher, HubTarget
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.launchers.slurm import SlurmLauncher
 from lora_studio.models.hardware import Device, devices
+from lora_studio.models.hub import JOBS_TOKEN, Charge
 from lora_studio.workspace import JobFolder, Workspace, write_atomically
 
-TARGET_KINDS: Mapping[str, type[Target]] = {"slurm": SlurmTarget}
+TARGET_KINDS: Mapping[str, type[Target]] = {"slurm": SlurmTarget, "hf-jobs": HubTarget}
 """The kinds of targets beside this machine, by the name that stands before the colon in `slurm:two`."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
@@ -164,7 +167,10 @@ class TargetLauncher:
 
     def __init__(self, workspace: Workspace, local: Launcher | None = None) -> None:
         self._targets = Targets(workspace.unrestricted)
-        self._remote: dict[str, RemoteLauncher] = {"slurm": SlurmLauncher(self._target)}
+        self._remote: dict[str, RemoteLauncher] = {
+            "slurm": SlurmLauncher(self._target),
+            "hf-jobs": HfJobsLauncher(self._target, lambda job: tokens(workspace, job)),
+        }
         self._local = local or LocalLauncher()
         self._names: dict[Path, str] = {}
 
@@ -184,11 +190,15 @@ class TargetLauncher:
         """The launcher of a job. One of a kind that this version does not know is looked for on this machine."""
         return self._remote.get(self._name(folder).partition(":")[0], self._local)
 
-    def check(self, name: str, paths: Iterable[Path]) -> None:
-        """Raises `StudioError` where jobs on that target can't start, or where it can't see one of the files."""
+    def check(self, name: str, paths: Iterable[Path], noun: str = TRAIN.noun) -> str:
+        """What is to be known before a job, called `noun`, starts on that target. Raises `StudioError` where it can't
+        start there, or where the target can't see one of the files."""
         target = self._targets.find(name)
-        if target is not None:
-            self._remote[name.partition(":")[0]].check(name, target, [self._targets.workspace.root, *paths])
+        if target is None:
+            return ""
+        if target.trains_only and noun != TRAIN.noun:
+            raise StudioError(f"{name} only trains.", f"Start the {noun} on this machine.")
+        return self._remote[name.partition(":")[0]].check(name, target, [self._targets.workspace.root, *paths])
 
     def try_out(self, name: str) -> str:
         """Runs a job of a moment on a target; what was seen there in a sentence. Raises `StudioError` as `check`."""
@@ -213,6 +223,9 @@ class TargetLauncher:
     def waits(self, folder: JobFolder) -> Wait | None:
         return self._of(folder).waits(folder)
 
+    def charge(self, folder: JobFolder) -> Charge | None:
+        return self._of(folder).charge(folder)
+
     def ask_to_stop(self, folder: JobFolder) -> bool:
         return self._of(folder).ask_to_stop(folder)
 
@@ -228,6 +241,14 @@ class TargetLauncher:
 
     def log(self, folder: JobFolder, lines: int) -> str:
         return self._of(folder).log(folder, lines)
+
+
+def tokens(workspace: Workspace, job: JobFolder | None) -> Mapping[str, str]:
+    """The environment, as to the Hub's tokens, of a child that works for the maker of a job; None is the caller."""
+    policy = workspace.policy
+    owner = policy.owner_id if job is None else job.owner_id
+    token = policy.jobs_token(owner)
+    return {**policy.tokens(owner), **({JOBS_TOKEN: token} if token else {})}
 
 
 def local_files(config: Config) -> list[Path]:

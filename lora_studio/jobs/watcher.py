@@ -35,6 +35,7 @@ from lora_studio.jobs.events import (
 )
 from lora_studio.jobs.kinds import TRAIN, Kind
 from lora_studio.jobs.launchers import Exit, Launcher, Wait, Worker, last_error
+from lora_studio.models.hub import Charge
 from lora_studio.workspace import JobFolder
 
 Key = tuple[int, int]
@@ -142,6 +143,7 @@ class Follower:
         self._wanted_whole = False
         self.worker: Worker | None = None
         self._wait: Wait | None = None
+        self._charge: Charge | None = None
         self.alive = False
         self.known = False
         self._refreshed = False
@@ -170,10 +172,11 @@ class Follower:
             self.worker = self._launcher.worker(self.folder)
             alive = self._launcher.is_alive(self.folder)
             self._wait = self._launcher.waits(self.folder) if alive else None
+            self._charge = self._launcher.charge(self.folder) if self.remote else None
         if alive and (started or not self.alive):
             self.held = read_held(self.folder)
         unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
-        signature = (*files, alive, self._wait, waiting, unborn)
+        signature = (*files, alive, self._wait, self._charge, waiting, unborn)
         if self._refreshed and signature == self._signature:
             return False
         # The events are read after the look at the process: a worker seen dead has written all it ever will.
@@ -266,6 +269,7 @@ class Follower:
                 for name in self.folder.damaged()
             ]
         launched = self.worker.launched if self.worker else 0.0
+        state.charge = self._charge
         state.restarts = self.worker.restarts if self.worker else 0
         if self._waiting and (self.ended or not self.alive):
             state.state, state.finished, state.reason, state.message, state.hint = "queued", None, None, "", ""

@@ -16,6 +16,7 @@ from pydantic import field_validator
 
 from lora_studio.config.fields import Section, setting
 from lora_studio.jobs.events import Reason
+from lora_studio.models.hub import Charge, Offer
 from lora_studio.workspace import JobFolder
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -76,6 +77,16 @@ class Target(Section):
     def ranks(self) -> int:
         """Processes of a training on this target, one for each device."""
         return 1
+
+    @property
+    def trains_only(self) -> bool:
+        """Whether only trainings run there."""
+        return False
+
+    @property
+    def offer(self) -> Offer | None:
+        """What a job there costs; None where it costs nothing, or where that is not known."""
+        return None
 
     @property
     def device_kind(self) -> str:
@@ -156,6 +167,9 @@ class Launcher(Protocol):
     def waits(self, folder: JobFolder) -> Wait | None:
         """What the job's worker waits for before it begins; None where it works, and where it ended."""
 
+    def charge(self, folder: JobFolder) -> Charge | None:
+        """What the job costs; None for a machine that is not rented."""
+
     def ask_to_stop(self, folder: JobFolder) -> bool:
         """Asks the worker to save and end; False where none is alive."""
 
@@ -178,8 +192,9 @@ class Launcher(Protocol):
 class RemoteLauncher(Launcher, Protocol):
     """A launcher for targets beside this machine. `name` is the target's whole name, such as `slurm:two`."""
 
-    def check(self, name: str, target: Target, paths: Iterable[Path]) -> None:
-        """Raises `StudioError` where the target would refuse a job, or can't see one of the files that it needs."""
+    def check(self, name: str, target: Target, paths: Iterable[Path]) -> str:
+        """What is to be known before a job starts there, such as its price; "" for nothing. Raises `StudioError` where
+        the target would refuse a job, or can't see one of the files that it needs."""
 
     def try_out(self, name: str, target: Target, folder: Path) -> str:
         """Checks the target with a job of a moment in a folder, and says in a sentence what was seen there."""

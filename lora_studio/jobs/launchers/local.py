@@ -25,7 +25,7 @@ from lora_studio.errors import StudioError
 from lora_studio.files import is_time, read_object
 from lora_studio.jobs.kinds import end_last_line
 from lora_studio.jobs.launchers import Exit, Wait, Worker, last_lines
-from lora_studio.models.hub import SECRETS
+from lora_studio.models.hub import SECRETS, Charge
 from lora_studio.workspace import JobFolder, RunFolder, write_atomically
 
 MACHINE = Path("/proc/vmstat")
@@ -170,7 +170,7 @@ def ask_to_stop(folder: JobFolder) -> bool:
     if worker is None or process is None:
         return False
     if worker.stop_asked is None:
-        _write(folder, replace(worker, stop_asked=time.time()))
+        write_worker(folder, replace(worker, stop_asked=time.time()))
     try:
         process.send_signal(signal.SIGTERM)
     except psutil.NoSuchProcess:
@@ -184,7 +184,7 @@ def kill(folder: JobFolder, *, cancelled: bool = False, reason: str = "") -> boo
     if worker is None or not sweepable(worker):
         return False
     if _process(worker):
-        _write(folder, replace(worker, killed=time.time(), cancelled=cancelled, reason=reason))
+        write_worker(folder, replace(worker, killed=time.time(), cancelled=cancelled, reason=reason))
     try:
         os.killpg(worker.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -200,7 +200,8 @@ def sweepable(worker: LocalWorker) -> bool:
         return True
 
 
-def _write(folder: JobFolder, worker: LocalWorker) -> None:
+def write_worker(folder: JobFolder, worker: LocalWorker) -> None:
+    """Replaces what is recorded of a job's worker."""
     write_atomically(folder.worker, json.dumps(asdict(worker)))
 
 
@@ -220,9 +221,15 @@ class LocalLauncher:
         folder.complete.unlink(missing_ok=True)
         end_last_line(folder.events)
         launched, command = time.time(), self._command or worker_command(folder, module)
-        with folder.log.open("ab") as log:
+        words = [*command, str(folder.path), *(["--resume"] if resume else [])]
+        pid, started = self.spawn(folder, words, env)
+        write_worker(folder, LocalWorker(pid, started, launched, oom_kills=oom_kills()))
+
+    def spawn(self, folder: JobFolder, command: Sequence[str], env: Mapping[str, str] | None) -> tuple[int, float]:
+        """A process of a session of its own that works on the folder; its id and when it was started."""
+        with self.log_of(folder).open("ab") as log:
             child = subprocess.Popen(
-                [*command, str(folder.path), *(["--resume"] if resume else [])],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -230,9 +237,12 @@ class LocalLauncher:
                 env=child_environment({**(self._env or {}), **(env or {})}),
                 start_new_session=True,
             )
-        started = psutil.Process(child.pid).create_time()
-        _write(folder, LocalWorker(child.pid, started, launched, oom_kills=oom_kills()))
         self._children[child.pid] = child
+        return child.pid, psutil.Process(child.pid).create_time()
+
+    def log_of(self, folder: JobFolder) -> Path:
+        """Where the process prints to."""
+        return folder.log
 
     def worker(self, folder: JobFolder) -> Worker | None:
         known = read_worker(folder)
@@ -244,6 +254,9 @@ class LocalLauncher:
         return find(folder) is not None
 
     def waits(self, folder: JobFolder) -> Wait | None:
+        return None
+
+    def charge(self, folder: JobFolder) -> Charge | None:
         return None
 
     def ask_to_stop(self, folder: JobFolder) -> bool:

@@ -24,6 +24,7 @@ from lora_studio.jobs.kinds import KINDS, TRAIN, end_last_line
 from lora_studio.jobs.launchers import Exit, SlurmTarget, Target, Wait, Worker, last_lines
 from lora_studio.jobs.launchers.local import child_environment, python_module
 from lora_studio.models.hardware import CPU_ONLY, VISIBLE
+from lora_studio.models.hub import Charge
 from lora_studio.workspace import JobFolder, write_atomically
 
 SAVE_SECONDS = 120
@@ -455,6 +456,9 @@ class SlurmLauncher:
         reason = _WAITS.get(word, word)
         return Wait(reason if " " in word or reason == word else f"{reason} ({word})", worker.since, worker.expected)
 
+    def charge(self, folder: JobFolder) -> Charge | None:
+        return None
+
     def ask_to_stop(self, folder: JobFolder) -> bool:
         """SIGTERM to every process of the worker; a job that waits leaves the cluster's queue."""
         worker = read_worker(folder)
@@ -505,7 +509,7 @@ class SlurmLauncher:
     def log(self, folder: JobFolder, lines: int) -> str:
         return last_lines(folder.log, lines)
 
-    def check(self, name: str, target: Target, paths: Iterable[Path]) -> None:
+    def check(self, name: str, target: Target, paths: Iterable[Path]) -> str:
         assert isinstance(target, SlurmTarget)
         _check_shared(name, target, paths)
         options = "\n".join(f"#SBATCH {option}" for option in _resources(target, trains=True))
@@ -519,6 +523,7 @@ class SlurmLauncher:
                 f"{name}: the cluster takes no job in the partition {target.partition or 'of its default'!r}.",
                 f"Its partitions: {names}. Slurm says: {error.message}",
             ) from None
+        return ""
 
     def try_out(self, name: str, target: Target, folder: Path) -> str:
         assert isinstance(target, SlurmTarget)

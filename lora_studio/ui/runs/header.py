@@ -20,7 +20,7 @@ from lora_studio.ui.runs import table
 from lora_studio.ui.runs.results import summary_text
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.ui.words import clock, elapsed, figure
-from lora_studio.units import GIB
+from lora_studio.units import GIB, dollars
 
 Variant = Literal["primary", "secondary"]
 BUTTONS: tuple[tuple[str, str, Variant], ...] = (
@@ -209,7 +209,8 @@ def headline(view: RunView) -> str:
     remaining_seconds = run.seconds_left if run.state == "running" else None
     eta = f"ETA {clock(remaining_seconds)}" if remaining_seconds is not None else ""
     state = words.STATES.get(run.state, run.state) + words.place_of(run)
-    facts = (state, position, eta, words.restarts_of(run))
+    trouble = run.charge.trouble if run.charge and not run.final else ""
+    facts = (state, position, eta, words.restarts_of(run), trouble)
     return render("runs.headline", tone, share, words.name_of(run), run.id, facts, summary_text(view))
 
 
@@ -237,6 +238,8 @@ def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
     time_tile = (clock(elapsed(run, now)), "Time", "")
     if not run.final:
         time_tile = (clock(run.seconds_left), "ETA", f"{clock(elapsed(run, now))} elapsed")
+    if run.charge and run.state == "queued":
+        time_tile = (clock(now - run.charge.since), run.charge.stage, run.charge.hardware.partition(",")[0])
     tiles = [
         (f"{run.step:,}" if run.total_steps else "–", "Step", of_epoch),
         (figure(last.loss if last else None), "Training loss", unit),
@@ -249,6 +252,8 @@ def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
         (f"{last.tokens_per_second:,.0f}" if last else "–", "Speed", "tokens/s"),
         time_tile,
     ]
+    if run.charge:
+        tiles.append((dollars(run.charge.at(now)), "Cost", f"at most {dollars(run.charge.most)}"))
     return [(value, label, remark or NOTHING) for value, label, remark in tiles]
 
 

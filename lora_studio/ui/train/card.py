@@ -44,6 +44,8 @@ def numbers_markup(planned: Plan | None) -> str:
         ("Effective batch", f"{planned.effective_batch:,} {planned.unit}", ""),
         ("Training rows", EMPTY if planned.rows is None else f"{planned.rows:,}", ""),
     ]
+    if planned.offer:
+        facts.insert(2, ("Cost", *planned.offer))
     if planned.memory:
         trained = planned.memory.estimate
         share = f"{100 * trained.share:.2f} % of {short(trained.parameters)}"

@@ -52,7 +52,8 @@ class Plan:
     `speed_from` says what the time is computed from: the speed of an earlier run (`MEASURED`) or floating-point
     operations (`ESTIMATED`); that of a target beside this machine is not known (`ELSEWHERE`). `lengths` are the tokens
     of a row. `reading` says how the data is read, what is assumed and what the first row trains or answers. `unit` is
-    what a batch counts: rows, or pairs for DPO. `advice` is what would likely train a better adapter.
+    what a batch counts: rows, or pairs for DPO. `advice` is what would likely train a better adapter. `offer` is what a
+    rented machine costs.
     """
 
     effective_batch: int
@@ -66,6 +67,7 @@ class Plan:
     unit: str = "rows"
     lengths: "RowLengths | None" = None
     advice: tuple[Advice, ...] = ()
+    offer: tuple[str, str] | None = None
 
 
 MEASURED, ESTIMATED, ELSEWHERE = "measured", "estimated", "elsewhere"
@@ -120,7 +122,9 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
         advice=_advice(config, look, rows, steps, memory),
     )
     if elsewhere is not None:
-        return replace(planned, speed_from=ELSEWHERE)
+        target = Targets(workspace).find(config.compute.target)
+        offer = target.offer if target else None
+        return replace(planned, speed_from=ELSEWHERE, offer=offer.brief if offer else None)
     start = start_seconds(workspace, model=config.model.name, device=device.kind)
     return _timed(planned, config, earlier, device, START_SECONDS if start is None else start)
 
