@@ -158,23 +158,23 @@ def client_prefix(address: str) -> str:
     """The part of an address that a single person cannot vary: a whole IPv4 address, the first 64 bits of an IPv6
     address."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((int(found), _NETWORK_OF_ONE), strict=False))
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((int(parsed), _NETWORK_OF_ONE), strict=False))
 
 
 def is_among(address: str, networks: Sequence[str]) -> bool:
     """Whether an address equals one of these, or lies in one of these networks."""
     try:
-        found = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return any(found in ipaddress.ip_network(network) for network in networks)
+    return any(parsed in ipaddress.ip_network(network) for network in networks)
 
 
 def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
@@ -268,6 +268,35 @@ class Sessions:
     @staticmethod
     def _lives(login: _Login, now: float) -> bool:
         return now - login.seen < IDLE_SECONDS and now - login.begun < MAX_SECONDS
+
+
+class JobsTokens:
+    """The Hub tokens of visitors who let the studio run jobs on their own accounts: in memory, and nowhere else."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens: dict[str, tuple[str, float]] = {}
+
+    def remember(self, user: str, token: str, expires: float) -> None:
+        """Keeps a user's token until it expires."""
+        with self._lock:
+            if user not in self._tokens and len(self._tokens) >= MAX_REMEMBERED:
+                del self._tokens[min(self._tokens, key=lambda name: self._tokens[name][1])]
+            self._tokens[user] = token, expires
+
+    def token(self, user: str) -> str:
+        """The user's token; "" where there is none, or where it has expired."""
+        with self._lock:
+            token, expires = self._tokens.get(user, ("", 0.0))
+            if token and expires <= self._clock():
+                del self._tokens[user]
+                return ""
+            return token
+
+    def forget(self, user: str) -> None:
+        with self._lock:
+            self._tokens.pop(user, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from lora_studio.config.settings import effective_batch
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.kinds import made_by
+from lora_studio.models.hub import VISITORS
 from lora_studio.models.memory import learned_bytes, sequences_at_once
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import DEMO_MODEL, ConfigT, Workspace, shipped_data
@@ -29,7 +30,7 @@ from lora_studio.workspace import DEMO_MODEL, ConfigT, Workspace, shipped_data
 ELSEWHERE = "To do this with your own models and data, install LoRA Studio or duplicate the Space."
 HOUR, SHRINK_SECONDS = 3600.0, 60.0
 SMALL_FILES = 1_000_000  # bytes of a checkpoint of the built-in model beside what it learned
-_OF_HUB, _OF_PLACE = "hub-", "guest-"
+_OF_HUB, _OF_PLACE = VISITORS
 _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
@@ -220,6 +221,8 @@ class GuestPolicy(UserPolicy):
             raise StudioError(f"Guests cannot {action} here.", ELSEWHERE)
 
     def check_request(self, params: Mapping[str, Any]) -> None:
+        if self._pays_for(str(params.get("target"))) and super()._is_hub_name(str(params.get("model"))):
+            params = {**params, "model": ""}  # read only where the guest pays for it
         super().check_request(params)
         if self.is_admin:
             return
@@ -237,7 +240,8 @@ class GuestPolicy(UserPolicy):
         if self.is_admin:
             return config
         assert isinstance(config, Config)
-        if beyond := _beyond(config):
+        rented = self._pays_for(config.compute.target)
+        if not rented and (beyond := _beyond(config)):
             raise StudioError("\n".join(["This run exceeds the limits for guests.", *beyond]), ELSEWHERE)
         if any(self.can_read(run) for run in self._guests.workspace.runs()):
             raise StudioError("Guests can have one run, and yours already exists.", "Delete it to start another run.")
@@ -248,6 +252,8 @@ class GuestPolicy(UserPolicy):
                 f"Checkpoints and adapter would need {needed / 1e6:,.0f} MB; guests have {quota / 1e6:,.0f} MB.",
                 "Lower the rank (lora.r), save no modules in full, or keep fewer checkpoints.",
             )
+        if rented:
+            return config
         data = config.data.model_copy(
             update={
                 "max_samples": min(config.data.max_samples or LIMITS.rows, LIMITS.rows),
@@ -255,6 +261,10 @@ class GuestPolicy(UserPolicy):
             }
         )
         return config.model_copy(update={"data": data})
+
+    def _pays_for(self, target: str) -> bool:
+        """Whether jobs on that target use the guest's own account, and nothing of this machine."""
+        return target.startswith("hf-jobs:") and bool(self.jobs_token(self.owner_id))
 
     def test_rows(self, requested: int | None) -> int | None:
         return requested if self.is_admin else min(requested or LIMITS.test_rows, LIMITS.test_rows)

@@ -9,9 +9,11 @@ import asyncio
 import hashlib
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -24,7 +26,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from lora_studio.access import guests
-from lora_studio.access.accounts import API_KEY, Attempts, Sessions, client_prefix, is_loopback, same_secret
+from lora_studio.access.accounts import (
+    API_KEY,
+    Attempts,
+    JobsTokens,
+    Sessions,
+    client_prefix,
+    is_loopback,
+    same_secret,
+)
 from lora_studio.access.requests import Pages
 from lora_studio.access.serving import Serving
 from lora_studio.errors import ApiError, StudioError
@@ -44,6 +54,10 @@ WITH_FILES = "/gradio_api/upload"
 OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
 LOGIN_MINUTES = 10  # for a login at the Hub
+LOGIN_SCOPE = "openid profile"
+JOBS_SCOPE = "jobs contribute-repos"
+"""Rights of the Hub to run jobs, and to create repositories and change these alone: a bucket is one."""
+SHORT_LIVED = 3600.0  # seconds that a token is taken to live where the Hub does not say
 LOGIN_PAGE = Template((Path(__file__).parent / "login.html").read_text(encoding="utf-8"))
 PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
 """The visitor on whose behalf the current request of a program is made."""
@@ -81,7 +95,7 @@ class HubLogin:
             "hub",
             client_id=app.client_id,
             client_secret=app.client_secret,
-            client_kwargs={"scope": "openid profile", "code_challenge_method": "S256"},
+            client_kwargs={"scope": LOGIN_SCOPE, "code_challenge_method": "S256"},
             server_metadata_url=f"{app.provider}/.well-known/openid-configuration",
         )
 
@@ -102,13 +116,15 @@ class HubLogin:
             https_only=https,
         )
 
-    async def away(self, request: Request) -> Response:
-        """Redirects to the Hub, which authenticates the user and sends them back."""
-        answer: RedirectResponse = await self._oauth.hub.authorize_redirect(request, self._app.callback)
+    async def away(self, request: Request, *, jobs: bool = False) -> Response:
+        """Redirects to the Hub, which authenticates the user and sends them back. With `jobs` it asks them whether the
+        studio may run jobs on their account, and store the files of these there."""
+        scope = f"{LOGIN_SCOPE} {JOBS_SCOPE}" if jobs else LOGIN_SCOPE
+        answer: RedirectResponse = await self._oauth.hub.authorize_redirect(request, self._app.callback, scope=scope)
         return answer
 
-    async def back(self, request: Request) -> str:
-        """The account name from the Hub's callback. Raises `StudioError` if the Hub does not confirm the login."""
+    async def back(self, request: Request) -> "HubAccount":
+        """The account from the Hub's callback. Raises `StudioError` if the Hub does not confirm the login."""
         from authlib.integrations.starlette_client import OAuthError
 
         try:
@@ -117,7 +133,19 @@ class HubLogin:
             raise StudioError(f"Hugging Face login failed: {error.description or error.error}", "Try again.") from None
         finally:
             request.session.clear()
-        return str(token["userinfo"]["preferred_username"])
+        name, scope = str(token["userinfo"]["preferred_username"]), str(token.get("scope", "")).split()
+        may_run = set(JOBS_SCOPE.split()) <= set(scope)
+        expires = float(token.get("expires_at") or time.time() + SHORT_LIVED)
+        return HubAccount(name, str(token["access_token"]) if may_run else "", expires)
+
+
+@dataclass(frozen=True, slots=True)
+class HubAccount:
+    """Who logged in with the Hub; with the token for their jobs, where they allowed these, and when it expires."""
+
+    name: str
+    jobs_token: str = field(default="", repr=False)
+    expires: float = 0.0
 
 
 class AuthMiddleware:
@@ -131,8 +159,10 @@ class AuthMiddleware:
         attempts: Attempts,
         hub: HubLogin | None = None,
         pages: Pages | None = None,
+        jobs_tokens: JobsTokens | None = None,
     ) -> None:
         self._app, self._serving, self._hub = app, serving, hub
+        self._jobs_tokens = jobs_tokens or JobsTokens()
         self._sessions, self._attempts = sessions, attempts
         self._large = LargeRequests()
         self._any_name = serving.accounts is not None and serving.accounts.one
@@ -258,8 +288,8 @@ class AuthMiddleware:
         token = request.cookies.get(self._cookie, "")
         if path == "/logout":
             return self._logout(request, token)
-        if self._hub is not None and path == "/login/hub":
-            return await self._hub.away(request)
+        if self._hub is not None and path in ("/login/hub", "/login/hub/jobs"):
+            return await self._hub.away(request, jobs=path.endswith("/jobs"))
         if self._hub is not None and path == "/login/callback":
             return await self._from_hub(self._hub, request)
         user = self._sessions.user(token)
@@ -272,12 +302,15 @@ class AuthMiddleware:
     async def _from_hub(self, hub: HubLogin, request: Request) -> Response:
         """Starts a session for the user that the Hub confirms: the owner, or a named guest."""
         try:
-            name = await hub.back(request)
+            account = await hub.back(request)
         except StudioError as error:
             return HTMLResponse(login_page(str(error)), 403)
-        owner = name.casefold() == hub.owner.casefold()
+        owner = account.name.casefold() == hub.owner.casefold()
+        user = self._serving.owner if owner else guests.named(account.name)
+        if account.jobs_token and not owner:
+            self._jobs_tokens.remember(user, account.jobs_token, account.expires)
         answer = RedirectResponse("/", 303)
-        answer.headers["set-cookie"] = self._cookie_for(request, self._serving.owner if owner else guests.named(name))
+        answer.headers["set-cookie"] = self._cookie_for(request, user)
         return answer
 
     def _by_address(self, request: Request) -> str:
@@ -320,6 +353,7 @@ class AuthMiddleware:
         """Ends a session, but not for a plain link, which a page of another site could make users follow."""
         gone = RedirectResponse("./", 303)
         if request.method == "POST":
+            self._jobs_tokens.forget(self._sessions.user(token) or "")
             self._sessions.end(token)
             gone.delete_cookie(self._cookie)
         return gone

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_studio.access.accounts import JobsTokens
 from lora_studio.config.fields import read_yaml
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
@@ -119,6 +120,7 @@ class Users:
         self._empty = tempfile.TemporaryDirectory(prefix="lora-studio-nobody-")
         self._owner_ids: dict[Path, str] = {}
         self.growth: dict[str, tuple[int, float]] = {}
+        self.jobs_tokens = JobsTokens()
 
     def policy(self, user_id: str) -> "UserPolicy":
         """The policy of that user; a caller without a name ("") sees nothing."""
@@ -174,6 +176,9 @@ class UserPolicy(Policy):
 
     def tokens(self, owner_id: str) -> Mapping[str, str]:
         return {} if owner_id in ("", self._users.owner) else NO_TOKEN
+
+    def jobs_token(self, owner_id: str) -> str | None:
+        return None if owner_id in ("", self._users.owner) else self._users.jobs_tokens.token(owner_id)
 
     def uploads_of_others(self, root: Path) -> list[Path]:
         paths = (root / USERS).glob("*/uploads/*") if self.is_admin else ()

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from lora_studio.access.guests import ABOUT, hub_name
 from lora_studio.access.requests import CLEAR_EVERY, CLEARED_SECONDS
 from lora_studio.api import endpoints
+from lora_studio.errors import StudioError
 from lora_studio.ui import docs, gradio_patches, theme
 from lora_studio.ui.chat import tab as chat_tab
 from lora_studio.ui.components import Shared, Wish
@@ -31,9 +32,18 @@ def build_banner(studio: Studio) -> None:
     def refresh() -> str:
         workspace = studio.workspace
         name = hub_name(workspace.policy.owner_id)
-        return theme.guest_banner(ABOUT, owned=workspace.policy.is_admin, login=login, name=name)
+        rents = login and workspace.policy.jobs_token(workspace.policy.owner_id) == "" and _offers_jobs(studio)
+        return theme.guest_banner(ABOUT, owned=workspace.policy.is_admin, login=login, name=name, rents=rents)
 
     gr.on(None, refresh, None, banner, show_progress="hidden", api_visibility="private")
+
+
+def _offers_jobs(studio: Studio) -> bool:
+    """Whether the visitor may run jobs on an account of their own."""
+    try:
+        return any(target.trains_only for target in studio.supervisor.targets.all().values())
+    except StudioError:  # the file is wrong, which the owner is told
+        return False
 
 
 TABS = (

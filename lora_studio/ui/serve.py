@@ -111,8 +111,8 @@ def _middleware(serving: Serving, users: Users | None, demo: gr.Blocks) -> list[
         pages = Pages()
     if serving.hub_app is None:
         return [Middleware(AuthMiddleware, serving, Sessions(), Attempts(), pages=pages)]
-    hub = HubLogin(serving.hub_app)
-    return [hub.middleware(), Middleware(AuthMiddleware, serving, Sessions(), Attempts(), hub, pages)]
+    hub, tokens = HubLogin(serving.hub_app), users.jobs_tokens if users is not None else None
+    return [hub.middleware(), Middleware(AuthMiddleware, serving, Sessions(), Attempts(), hub, pages, tokens)]
 
 
 def _files(users: Users) -> VisitorFiles:

@@ -20,6 +20,7 @@ from lora_studio.units import GIB
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if you own it.'
+JOBS_LOGIN = ' <a href="login/hub/jobs" target="_blank">Train larger models on your own Hugging Face account</a>.'
 LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
 # Gradio's seven steps, on the design's four type sizes, one radius, and distances of multiples of four.
 TEXT = Size("12px", "12px", "12px", "14px", "14px", "16px", "20px", name="studio_text")
@@ -157,11 +158,14 @@ def free_of(device: Device) -> str:
     return f"{device.memory_free / GIB:.1f} of {device.memory_total / GIB:.1f} GiB free"
 
 
-def guest_banner(about: str, *, owned: bool, login: bool, name: str = "") -> str:
-    """The banner of a public demonstration. `name` is that of a Hub account that does not own the studio."""
+def guest_banner(about: str, *, owned: bool, login: bool, name: str = "", rents: bool = False) -> str:
+    """The banner of a public demonstration. `name` is that of a Hub account that does not own the studio; `rents` says
+    that visitors may run jobs on their own accounts there, and this one has not allowed it yet."""
     link = LOGIN if login else ""
     if owned or name:
         link = f" {LOG_OUT}"
+    if rents and login and not owned:
+        link = JOBS_LOGIN + link
     if owned:
         about = "You are the owner: no limits apply to you."
     elif name:

@@ -15,7 +15,7 @@ from lora_studio.access.guests import ELSEWHERE, LIMITS, Guests
 from lora_studio.access.requests import VisitorFiles
 from lora_studio.chat.choices import from_hub
 from lora_studio.config.parsing import nest, parse, read_yaml, resolve, to_yaml
-from lora_studio.config.sections import Config
+from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as benchmarks
 from lora_studio.evaluate import job as evaluating
@@ -25,6 +25,8 @@ from lora_studio.jobs.kinds import remove
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.queue import QueueEntry, check_room
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.targets import tokens
+from lora_studio.models.hub import JOBS_TOKEN, NO_TOKEN
 from lora_studio.workspace import RunFolder, Workspace
 from tests.chat.test_chat_choices import make_run
 from tests.jobs.conftest import fake_command
@@ -53,6 +55,42 @@ def visit(tmp_path: Path) -> Visit:
 
 def demo(**settings: Any) -> Config:
     return resolve("demo", settings)
+
+
+def admitted(visit: Visit, config: Config) -> Config:
+    visit.workspace.policy.check_request(files_of(config))
+    return visit.workspace.policy.admit(config)
+
+
+def test_a_guest_with_an_account_of_their_own_is_limited_only_on_this_machine(visit: Visit) -> None:
+    visit.now = "hub-ann"
+    large = demo(**{"training.num_train_epochs": 500.0, "compute.target": "hf-jobs:t4"})
+    other = demo(**{"model.name": "some/base", "compute.target": "hf-jobs:t4"})
+    for config in (large, other):
+        with pytest.raises(StudioError):
+            admitted(visit, config)
+    visit.guests.jobs_tokens.remember("hub-ann", "hf_ann", time.time() + 60)
+    for config in (large, other):
+        assert admitted(visit, config) == config
+    for refused in (
+        demo(**{"model.name": "some/base"}),
+        demo(**{"training.num_train_epochs": 500.0}),
+        demo(**{"model.name": "/etc", "compute.target": "hf-jobs:t4"}),
+        demo(**{"data.train_file": "/etc/passwd", "compute.target": "hf-jobs:t4"}),
+    ):
+        with pytest.raises(StudioError):
+            admitted(visit, refused)
+
+
+def test_jobs_of_a_visitor_get_their_own_token_and_never_the_owners(visit: Visit) -> None:
+    run = visit.run("hub-ann")
+    assert tokens(visit.workspace, run) == NO_TOKEN
+    visit.guests.jobs_tokens.remember("hub-ann", "hf_ann", time.time() + 60)
+    assert tokens(visit.workspace, run) == {**NO_TOKEN, JOBS_TOKEN: "hf_ann"}
+    visit.now = "hub-bert"
+    assert tokens(visit.workspace, None) == NO_TOKEN
+    visit.now = OWNER
+    assert tokens(visit.workspace, None) == {}
 
 
 def test_a_guest_trains_the_demo_once_on_few_rows(visit: Visit) -> None:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from lora_studio.access.accounts import Attempts, Sessions
+from lora_studio.access.accounts import Attempts, JobsTokens, Sessions
 from lora_studio.access.guests import origin
 from lora_studio.access.middleware import USER, AuthMiddleware, HubLogin
 from lora_studio.access.serving import Serving
@@ -114,6 +114,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.name = "Anna"
         self.asked: dict[str, str] = {}
+        self.granted = ""  # "" for all that was asked for
         self.key = RSAKey.generate_key(2048, {"kid": "one"})
         routes = [
             Route("/.well-known/openid-configuration", self.about),
@@ -147,7 +148,8 @@ class FakeHub:
         claims = {"iss": self.url, "aud": "app", "sub": "1", "exp": int(time.time()) + 60, "iat": int(time.time())}
         claims |= {"nonce": self.asked["nonce"], "preferred_username": self.name}
         signed = jwt.encode({"alg": "RS256", "kid": "one"}, claims, self.key)
-        return JSONResponse({"access_token": "hf_secret", "token_type": "bearer", "id_token": signed})
+        answer = {"access_token": "hf_secret", "token_type": "bearer", "id_token": signed, "expires_in": 600}
+        return JSONResponse({**answer, "scope": self.granted or self.asked["scope"]})
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +160,15 @@ def hub() -> Iterator[FakeHub]:
     found.thread.join(20)
 
 
-def visitor(hub: FakeHub) -> TestClient:
+def visitor(hub: FakeHub, tokens: JobsTokens | None = None) -> TestClient:
     login = HubLogin(HubApp("app", "s" * 32, hub.url, "http://studio:7860", "anna"))
     app = Starlette(middleware=[login.middleware()])
-    app.mount("/", AuthMiddleware(APP, Serving(guests=True), Sessions(), Attempts(), login))
+    app.mount("/", AuthMiddleware(APP, Serving(guests=True), Sessions(), Attempts(), login, jobs_tokens=tokens))
     return TestClient(app, "http://studio:7860", follow_redirects=False)
 
 
-def log_in(browser: TestClient, hub: FakeHub) -> Any:
-    away = browser.get("/login/hub")
+def log_in(browser: TestClient, hub: FakeHub, address: str = "/login/hub") -> Any:
+    away = browser.get(address)
     assert away.status_code == 302
     back = httpx.get(away.headers["location"]).headers["location"]
     return browser.get(back.removeprefix("http://studio:7860"))
@@ -188,6 +190,39 @@ def test_somebody_else_stays_a_guest_though_with_a_name(hub: FakeHub) -> None:
     browser, hub.name = visitor(hub), "owner"
     log_in(browser, hub)
     assert browser.get("/").json() == {"user": "hub-owner"}
+
+
+def test_a_visitor_may_let_the_studio_run_jobs_on_their_account_until_they_log_out(hub: FakeHub) -> None:
+    tokens = JobsTokens()
+    browser, hub.name = visitor(hub, tokens), "bert"
+    log_in(browser, hub)
+    assert tokens.token("hub-bert") == ""  # nobody asked for it
+    log_in(browser, hub, "/login/hub/jobs")
+    assert hub.asked["scope"] == "openid profile jobs contribute-repos"
+    assert tokens.token("hub-bert") == "hf_secret"
+    assert "hf_secret" not in str(dict(browser.cookies))
+    browser.post("/logout")
+    assert tokens.token("hub-bert") == ""
+
+
+def test_rights_that_were_not_granted_and_the_owners_login_give_no_token(hub: FakeHub) -> None:
+    tokens = JobsTokens()
+    browser, hub.name, hub.granted = visitor(hub, tokens), "bert", "openid profile jobs"
+    log_in(browser, hub, "/login/hub/jobs")
+    assert tokens.token("hub-bert") == ""
+    browser, hub.name, hub.granted = visitor(hub, tokens), "anna", ""
+    log_in(browser, hub, "/login/hub/jobs")
+    assert not tokens.token("owner")
+    assert not tokens.token("hub-anna")
+
+
+def test_a_token_is_forgotten_when_it_expires() -> None:
+    now = [100.0]
+    tokens = JobsTokens(lambda: now[0])
+    tokens.remember("hub-bert", "hf_secret", 110.0)
+    assert tokens.token("hub-bert") == "hf_secret"
+    now[0] = 110.0
+    assert tokens.token("hub-bert") == ""
 
 
 def test_a_login_that_nobody_began_is_refused(hub: FakeHub) -> None:
