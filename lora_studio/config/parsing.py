@@ -129,7 +129,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
 
 
 def _processes(config: Config) -> Iterator[Problem]:
-    for path, message in compute_contradictions(config.compute, config.model.quantization):
+    for path, message in compute_contradictions(config.compute):
         yield Problem(path, message)
 
 
