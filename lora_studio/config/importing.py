@@ -47,6 +47,7 @@ TITLES: Mapping[Kind, str] = {
 }
 """What can become of a key, as a heading."""
 DATASET_INFO = "dataset_info.json"
+MAX_KEYS = 1000
 TRAIN, VALIDATION, MAPPING = "data.train_file", "data.validation_file", "data.mapping"
 _SECRET = re.compile(r"(hub|hf|ms|om|wandb|swanlab|auth|access)_?\w*token$|api_?key|secret|password|webhook|^env$")
 
@@ -132,6 +133,8 @@ def convert(source: Source) -> Imported:
     """The settings of values that were read. Raises `StudioError` for a method that the studio does not have."""
     tool = source.tool
     flat = {key: _plain(value) for key, value in keys_of(tool, source.values).items()}
+    if len(flat) > MAX_KEYS:
+        raise StudioError(f"The file has {len(flat):,} keys; the limit is {MAX_KEYS:,}.", "Open a config file.")
     source = Source(tool, flat, source.folders, source.datasets, source.dataset_folder, source.files)
     _refuse(source)
     results: SettingValues = {}
@@ -143,7 +146,7 @@ def convert(source: Source) -> Imported:
             answer = without(f"another key has set {', '.join(clash)}")
         results |= answer.settings
         text = "(hidden)" if _SECRET.search(key) and value else shown(value)
-        lines.append(Line(key, text, answer.kind, answer.settings, answer.note))
+        lines.append(Line(shown(key), text, answer.kind, answer.settings, answer.note))
     if tool.adapter_key and not flat.get(tool.adapter_key):
         warning = "; LoRA wants about ten times the learning rate of training all weights"
         rate = warning if "training.learning_rate" in results else "; the learning rate is the default for LoRA here"

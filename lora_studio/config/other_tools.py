@@ -187,8 +187,8 @@ def _choice(names: Mapping[str, str], near: Mapping[str, str] | None = None) -> 
         if name in setting.choices:
             return taken(path, name)
         if near and name in near:
-            return taken(path, near[name], f"{name} is not available; {near[name]} comes nearest")
-        return without(f"{shown(value)} is not available; {setting.default} is used")
+            return taken(path, near[name], f"not available: {name}; {near[name]} comes nearest")
+        return without(f"not available: {shown(value)}; {setting.default} is used")
 
     return choose
 
@@ -216,9 +216,9 @@ def _trackers(path: str, value: Any) -> Answer:
     other = [name for name in names if name not in ("wandb", "trackio", "tensorboard", "none", "all")]
     if available:
         more = len(available) > 1 or other
-        return taken(path, available[0], f"{available[0]} alone, besides TensorBoard files" if more else "")
+        return taken(path, available[0], f"only {available[0]}, besides TensorBoard files" if more else "")
     if other:
-        return without(f"{', '.join(other)} is not available; TensorBoard files are always written")
+        return without(f"not available: {', '.join(other)}; TensorBoard files are always written")
     return Answer("same", {}, "TensorBoard files are always written, and nothing is sent anywhere")
 
 
@@ -264,7 +264,7 @@ def _attention(path: str, value: Any) -> Answer:
     """FlashAttention is taken where it is installed: the run starts on other machines as well."""
     answer = _choice(_ATTENTION)(path, value)
     if answer.settings.get(path) == "flash_attention_2":
-        return taken(path, "auto", "auto uses FlashAttention 2 if it is installed")
+        return taken(path, "auto", "FlashAttention 2 is used if it is installed")
     return answer
 
 
@@ -297,6 +297,7 @@ CONVERT: Mapping[str, Callable[[str, Any], Answer]] = {
     "lora.modules_to_save": modules,
     "lora.init_lora_weights": _initialization,
     "tracking.report_to": _trackers,
+    "compute.processes": lambda path, value: taken(path, str(value)),
 }
 """How values of other trainers become those of a setting; of the others only numbers are made plain."""
 
@@ -350,7 +351,7 @@ def _loss(value: Any, source: Source) -> Answer | None:
     if name in ("nll", "chunked_nll"):
         return Answer("same", {}, "the cross-entropy of the trained tokens")
     if name in SFT_LOSSES:
-        return without(f"{name} is not available; the cross-entropy is trained")
+        return without(f"not available: {name}; the cross-entropy is trained")
     return Answer("taken", {"preference.loss_type": name, "training.method": "dpo"})
 
 
@@ -526,7 +527,7 @@ def _top_k(value: Any, _: Source) -> Answer | None:
 
 def _bits_by(value: Any, _: Source) -> Answer | None:
     bnb = str(value).lower() in ("bnb", "bitsandbytes")
-    return None if bnb else without(f"{value} is not available; bitsandbytes quantizes")
+    return None if bnb else without(f"not available: {value}; models are quantized by bitsandbytes")
 
 
 SPECIAL: Mapping[str, Callable[[Any, Source], Answer | None]] = {

@@ -158,6 +158,7 @@ OTHER_NAMES: dict[str, str] = {
     "gpu_ids": "compute.device",
     "cuda_visible_devices": "compute.device",
     "nproc_per_node": "compute.processes",
+    "num_processes": "compute.processes",
     "num_gpus": "compute.processes",
     "distributed_type": "compute.strategy",
     # the base

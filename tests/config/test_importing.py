@@ -355,7 +355,7 @@ def test_a_method_that_is_not_available_is_refused_by_its_name(text: str, words:
         ("llama-factory", {"packing": True}, "training.packing", True, "see each other there"),
         ("llama-factory", {"packing": True, "neat_packing": True}, "training.packing", True, ""),
         ("llama-factory", {"quantization_bit": 8}, "model.quantization", "8bit", ""),
-        ("llama-factory", {"quantization_bit": 3}, None, None, "3 is not available"),
+        ("llama-factory", {"quantization_bit": 3}, None, None, "not available: 3"),
         ("llama-factory", {"pissa_init": True, "pissa_iter": -1}, "lora.init_lora_weights", "pissa", ""),
         ("llama-factory", {"stage": "pt"}, "data.train_on", "all", "every token is trained"),
         ("llama-factory", {"flash_attn": "fa2"}, "model.attn_implementation", "auto", "if it is installed"),
@@ -370,7 +370,7 @@ def test_a_method_that_is_not_available_is_refused_by_its_name(text: str, words:
         ("llama-factory", {"warmup_steps": 0.1}, "training.warmup_ratio", 0.1, ""),
         ("llama-factory", {"eval_steps": 0.25}, "evaluation.eval_strategy", "epoch", "a fraction of all steps"),
         ("llama-factory", {"report_to": "wandb"}, "tracking.report_to", "wandb", ""),
-        ("llama-factory", {"report_to": "swanlab"}, None, None, "swanlab is not available"),
+        ("llama-factory", {"report_to": "swanlab"}, None, None, "not available: swanlab"),
         ("llama-factory", {"dpo_label_smoothing": 0.1}, None, None, "needs the loss robust"),
         (
             "axolotl",
@@ -379,9 +379,9 @@ def test_a_method_that_is_not_available_is_refused_by_its_name(text: str, words:
             4,
             "all devices",
         ),
-        ("axolotl", {"optimizer": "muon"}, None, None, "muon is not available; adamw_torch is used"),
+        ("axolotl", {"optimizer": "muon"}, None, None, "not available: muon; adamw_torch is used"),
         ("axolotl", {"optimizer": "adamw_torch_4bit"}, "training.optim", "adamw_8bit", "comes nearest"),
-        ("axolotl", {"lr_scheduler": "rex"}, None, None, "rex is not available; cosine is used"),
+        ("axolotl", {"lr_scheduler": "rex"}, None, None, "not available: rex; cosine is used"),
         ("axolotl", {"cosine_min_lr_ratio": 0.2}, "training.lr_scheduler_type", "cosine_with_min_lr", ""),
         ("axolotl", {"excess_length_strategy": "truncate"}, "data.truncation", "keep_start", ""),
         ("axolotl", {"rl": "ipo"}, "preference.loss_type", "ipo", ""),
@@ -393,6 +393,8 @@ def test_a_method_that_is_not_available_is_refused_by_its_name(text: str, words:
         ("trl", {"packing_strategy": "wrapped"}, None, None, "packed whole"),
         ("trl", {"dataset_text_field": "story"}, "data.mapping", {"text": "story"}, ""),
         ("trl", {"lr_scheduler_kwargs": {"min_lr_rate": 0.3, "x": 1}}, "training.min_lr_rate", 0.3, "without x"),
+        ("trl", {"num_processes": 2}, "compute.processes", "2", ""),
+        ("trl", {"use_cpu": True}, "compute.device", "cpu", ""),
         ("ms-swift", {"loss_scale": "react"}, None, None, "single tokens"),
         ("ms-swift", {"lorap_lr_ratio": 16}, "lora.loraplus_lr_ratio", 16, ""),
         ("ms-swift", {"quant_method": "gptq"}, None, None, "bitsandbytes"),
@@ -423,6 +425,11 @@ def test_full_training_by_omission_is_told_and_its_rate_is_not_taken_for_one_of_
     assert any("trains all weights" in line.words and "default for LoRA" in line.words for line in result.lines)
     with_rate = convert(Source(tools()["axolotl"], {"base_model": "a", "learning_rate": 2e-5}))
     assert any("ten times" in line.words for line in with_rate.lines)
+
+
+def test_a_file_of_very_many_keys_is_refused_before_each_is_looked_up() -> None:
+    with pytest.raises(StudioError, match="100,001 keys"):
+        convert(Source(tools()["trl"], {"max_steps": 1, **{f"key{number}": 1 for number in range(100_000)}}))
 
 
 def test_secrets_are_not_repeated() -> None:

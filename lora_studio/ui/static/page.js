@@ -132,8 +132,9 @@ studio.showAnalysis = () => {
 // On a phone, the notice is below what is in sight first.
 studio.showChanges = () =>
   setTimeout(() => {
-    const notice = document.querySelector('#form-changes');
-    if (!notice?.offsetParent) return;
+    const notices = [...document.querySelectorAll('#open-file-problem .ls-notice, #form-changes')];
+    const notice = notices.find((item) => item.offsetParent);
+    if (!notice) return;
     const {top, bottom} = notice.getBoundingClientRect();
     if (top < 0 || bottom > innerHeight) notice.scrollIntoView({block: 'center'});
   }, 150);
