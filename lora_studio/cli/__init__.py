@@ -17,9 +17,8 @@ from types import TracebackType
 from lora_studio import __version__
 from lora_studio.access.serving import add_flags as add_serving_flags
 from lora_studio.cli.output import plain_output
-from lora_studio.config.compute import LOCAL
 from lora_studio.errors import EngineError, StudioError
-from lora_studio.models.accelerators import DEVICE_KINDS
+from lora_studio.models.accelerators import DEVICE_KINDS, LOCAL
 from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from lora_studio.config.fields import Section, setting
-from lora_studio.models.accelerators import AUTO, CPU
+from lora_studio.models.accelerators import AUTO, CPU, LOCAL
 
-LOCAL, THIS_MACHINE = "local", "This machine"
-"""The target that is this machine, and what a person calls it."""
+THIS_MACHINE = "This machine"
+"""What a person calls the target that is this machine."""
 MAX_GPUS = 64
 DDP, BALANCED = "ddp", "balanced"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 MIB = 1024**2
 CUDA, ROCM, XPU, MPS, CPU = "cuda", "rocm", "xpu", "mps", "cpu"
-AUTO = "auto"
-"""The choice of a device that leaves it to the studio."""
+AUTO, LOCAL = "auto", "local"
+"""The choice of a device that leaves it to the studio, and the target that is this machine."""
 
 FOUR_BIT, EIGHT_BIT, FLOAT16 = "4bit", "8bit", "float16"
 OPTIMIZER_8BIT, PAGED = "8-bit optimizer", "paged optimizer"
