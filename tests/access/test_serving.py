@@ -124,6 +124,16 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     for wrong in ("many", "-1", "0", "nan"):
         with pytest.raises(StudioError, match=serving.MAX_UPLOAD):
             flags(**{serving.MAX_UPLOAD: wrong})
+    for wrong in ("0", "-1"):
+        with pytest.raises(StudioError, match=r"--devices-per-visitor is .* not a number of devices"):
+            flags("--devices-per-visitor", wrong)
+    with pytest.raises(StudioError, match=f"{serving.SHARE} is 'all'"):
+        flags(**{serving.SHARE: "all"})
+
+
+def test_visitors_use_one_device_at_a_time_unless_the_owner_says_more() -> None:
+    assert (flags().device_share, flags(**{serving.SHARE: "2"}).device_share) == (1, 2)
+    assert flags("--devices-per-visitor", "3", **{serving.SHARE: "2"}).device_share == 3
 
 
 SPACE = {"SPACE_ID": "anna/studio", "SPACE_HOST": "anna-studio.hf.space", "SPACE_AUTHOR_NAME": "anna"}
