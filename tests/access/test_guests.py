@@ -58,7 +58,7 @@ def demo(**settings: Any) -> Config:
 
 
 def admitted(visit: Visit, config: Config) -> Config:
-    visit.workspace.policy.check_request(files_of(config))
+    visit.workspace.policy.check_request({**files_of(config), "target": config.compute.target})
     return visit.workspace.policy.admit(config)
 
 
