@@ -159,6 +159,14 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     device.click()
     visit.page.get_by_role("option", name="CPU").click()
     expect(device).to_have_value(re.compile(r"^CPU · [0-9.]+ GiB free$"), timeout=PATIENCE)
+    # Processes share a step, so that the effective batch counts them.
+    processes, batch = (
+        visit.page.locator(f"#set-{path}") for path in ("compute-processes", "training-per_device_train_batch_size")
+    )
+    processes.locator("input, textarea").fill("2")
+    expect(batch).to_contain_text("× 2 = ", timeout=PATIENCE)
+    processes.locator("input, textarea").fill("auto")
+    expect(batch).not_to_contain_text("× 2 = ", timeout=PATIENCE)
     # A file of another trainer fills the form too, and says what became of its keys.
     with visit.page.expect_file_chooser() as chooser:
         visit.page.locator("#form-yaml-open").click()

@@ -4,6 +4,7 @@ A name that LLaMA-Factory, axolotl, Unsloth, trl or a typo has for a setting is 
 """
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -122,21 +123,23 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     )
 
 
-def effective_batch(config: Config) -> int:
-    """Rows (or pairs) of a step, of all processes."""
+def batch_factors(config: Config, processes: int | None = None) -> list[int]:
+    """Batch size per device, accumulation and processes, which make the effective batch. The number of processes is
+    that of the config, or one that is known better: a target has its own."""
     training = config.training
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * config.compute.world_size
+    size = config.compute.world_size if processes is None else processes
+    return [training.per_device_train_batch_size, training.gradient_accumulation_steps, size]
 
 
-def batch_words(config: Config) -> str:
-    """The factors of the effective batch: size per device, accumulation, and processes where there are several."""
-    training, size = config.training, config.compute.world_size
-    factors = [
-        training.per_device_train_batch_size,
-        training.gradient_accumulation_steps,
-        *([size] if size > 1 else []),
-    ]
-    return " × ".join(f"{factor:,}" for factor in factors)
+def effective_batch(config: Config, processes: int | None = None) -> int:
+    """Rows (or pairs) of a step, of all processes."""
+    return math.prod(batch_factors(config, processes))
+
+
+def batch_words(config: Config, processes: int | None = None) -> str:
+    """The factors of the effective batch; processes where there are several."""
+    rows, accumulation, size = batch_factors(config, processes)
+    return f"{rows:,} × {accumulation:,}" + (f" × {size:,}" if size > 1 else "")
 
 
 def flatten(config: Config) -> SettingValues:

@@ -226,12 +226,12 @@ def _settings(source: _Known) -> list[str]:
         ("quantization and compute dtype", _precision(source)),
     ]
     if config is not None:
-        training = config.training
+        training, processes = config.training, source.state.first_processes
         rows += [
             ("method", plain(training.method)),
             ("dropout", config.lora.lora_dropout),
             ("learning rate, LR scheduler", plain(f"{training.learning_rate:g}, {training.lr_scheduler_type}")),
-            ("effective batch size", f"{effective_batch(config)} rows ({batch_words(config)})"),
+            ("effective batch size", f"{effective_batch(config, processes)} rows ({batch_words(config, processes)})"),
             ("epochs", f"{source.state.epoch:.2f}" if source.state.epoch else f"{training.num_train_epochs:g}"),
             ("steps", f"{source.step if source.step is not None else source.state.step:,}"),
             ("max length", f"{config.data.max_length:,} tokens"),

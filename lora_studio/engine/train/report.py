@@ -90,7 +90,7 @@ def write_report(
         *_model(config, state, result),
         *_data(config, prepared),
         *_tokenizer(config, prepared, tokenizer),
-        *_training(config),
+        *_training(config, result["processes"]),
         *_results(state, result),
         *_health(state, config, result),
         *_advice(config, prepared, state, result),
@@ -171,10 +171,10 @@ def _tokenizer(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenize
     return ["## Template and tokens", "", prose(prepared.template.origin), "", *table(("", ""), rows), ""]
 
 
-def _training(config: Config) -> list[str]:
+def _training(config: Config, processes: int) -> list[str]:
     flat = flatten(config)
     rows: list[tuple[str, Any]] = [
-        ("Effective batch size", f"{effective_batch(config)} rows ({batch_words(config)})"),
+        ("Effective batch size", f"{effective_batch(config, processes)} rows ({batch_words(config, processes)})"),
     ]
     values = [(_title(path), flat[path]) for path in HYPERPARAMETERS if flat.get(path) is not None]
     rows += [
