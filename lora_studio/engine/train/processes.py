@@ -104,7 +104,7 @@ def ending_of_other(
     if code < 0:
         how = f"was killed: {signal.strsignal(-code) or 'unknown signal'} (signal {-code})"
     reason = Reason.MEMORY_KILL if out_of_memory else Reason.KILLED if code == -signal.SIGKILL else Reason.CRASHED
-    why = "; the system killed it, because memory ran out" if out_of_memory else ""
+    why = "; the system killed it: out of memory" if out_of_memory else ""
     message = f"{name} {how}{why}. The {'other' if count == 2 else 'others'} could not go on without it."
     return Ending(FAILED, "failed", reason, message, hint), {}
 
