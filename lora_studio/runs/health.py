@@ -511,7 +511,9 @@ def verdict(run: RunState, diagnoses: Sequence[Diagnosis], comparison: Mapping[s
         requested = run.reason in (None, Reason.STOPPED)
         return Verdict("stopped", "warning", _stopped(run) if requested else _ending(run) or _stopped(run), resume=True)
     if run.state != "done":
-        return Verdict("training", "running", _fall(run))
+        trouble = run.charge.trouble if run.charge else ""
+        unseen = f"{trouble} The run continues on {run.target}."
+        return Verdict("training", "warning", unseen) if trouble else Verdict("training", "running", _fall(run))
     if comparison:
         return Verdict("learned", "good", measured_words(comparison))
     first, last = _ends(run)

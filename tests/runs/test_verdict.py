@@ -1,6 +1,7 @@
 """The verdict on a run, and the winner of several."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from lora_studio.config.parsing import parse
 from lora_studio.config.sections import Config
 from lora_studio.jobs.events import DataPrepared, Evaluated, Reason, RunState, StepLogged
+from lora_studio.models.hub import Charge
 from lora_studio.runs.health import Diagnosis, diagnose, verdict, winner
 from lora_studio.runs.summary import Overview, Tags
 
@@ -82,3 +84,10 @@ def test_the_same_tokens_are_the_same_rows_whatever_the_files_are_called() -> No
     data = DataPrepared(0.0, 90, 10, 0, 0, 900, 400, "f", "chat", rows_digest="abc")
     runs = [(overview(name, loss), run_of("done", data=data)) for name, loss in (("a", 1.0), ("b", 2.0))]
     assert winner(runs, [CONFIG, parse({"data": {"train_file": "copy.jsonl"}})]).place == 0
+
+
+def test_a_run_that_cannot_be_followed_says_so_and_that_it_goes_on() -> None:
+    away = Charge("Nvidia T4 - small", 0.4, 7200.0, running=True, trouble="No connection to the Hub.")
+    run = RunState(state="running", target="hf-jobs:t4", charge=away)
+    assert verdict(run, []).sentence == "No connection to the Hub. The run continues on hf-jobs:t4."
+    assert verdict(replace(run, charge=replace(away, trouble="")), []).tone == "running"

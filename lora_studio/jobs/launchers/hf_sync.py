@@ -96,7 +96,7 @@ class Courier:
             if not self.place.job:
                 self._submit()
             elif not self._patiently(self._is_account):
-                self._note(trouble=f"log in as {self.place.account} to follow the job")
+                self._note(trouble=f"Log in as {self.place.account} to follow the job.")
                 return 1
             return self._follow()
         except StudioError as error:
@@ -220,7 +220,7 @@ class Courier:
 
     def _stumble(self, error: Exception) -> None:
         status = _status(error)
-        words = refusal(status, "", self.place.namespace).message if status else "no connection to the Hub"
+        words = refusal(status, "", self.place.namespace).message if status else "No connection to the Hub."
         words = error.message if isinstance(error, StudioError) else words
         self._tell(f"{words}: {type(error).__name__}: {error}")
         if self.place.trouble != words:

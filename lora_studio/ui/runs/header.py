@@ -209,8 +209,7 @@ def headline(view: RunView) -> str:
     remaining_seconds = run.seconds_left if run.state == "running" else None
     eta = f"ETA {clock(remaining_seconds)}" if remaining_seconds is not None else ""
     state = words.STATES.get(run.state, run.state) + words.place_of(run)
-    trouble = run.charge.trouble if run.charge and not run.final else ""
-    facts = (state, position, eta, words.restarts_of(run), trouble)
+    facts = (state, position, eta, words.restarts_of(run))
     return render("runs.headline", tone, share, words.name_of(run), run.id, facts, summary_text(view))
 
 
