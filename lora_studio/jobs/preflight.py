@@ -366,7 +366,7 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
     `busy` says that jobs of ours hold the device until this run begins.
     """
     workspace.policy.check_request({**files_of(config), "target": config.compute.target})
-    config = continued(workspace.policy.admit(config), workspace)
+    config = Targets(workspace).placed(continued(workspace.policy.admit(config), workspace))
     elsewhere, told = Targets(workspace).device(config.compute.target), ""
     if elsewhere is not None:
         told = TargetLauncher(workspace).check(config.compute.target, local_files(config))

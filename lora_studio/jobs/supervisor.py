@@ -269,7 +269,8 @@ class Supervisor:
         It waits until its device has so much `memory` free, in bytes, where that is given. Raises `ConfigError` for
         settings that its target can't do.
         """
-        offered, elsewhere = self.devices(), self.targets.find(config.compute.target)
+        config = self.targets.placed(config)
+        offered, elsewhere = self.devices(), config.compute.target != LOCAL
         if problems := self.targets.problems(config, offered):
             raise ConfigError(problems)
         self.workspace.policy.check_request({**files_of(config), "target": config.compute.target})

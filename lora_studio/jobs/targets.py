@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_studio.config.compute import LOCAL, THIS_MACHINE
+from lora_studio.config.compute import AUTO, BALANCED, LOCAL, THIS_MACHINE
 from lora_studio.config.fields import plain_words, read_yaml
-from lora_studio.config.parsing import Problem, machine_conflicts
+from lora_studio.config.parsing import ConfigError, Problem, machine_conflicts
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import problems_here
@@ -66,6 +66,26 @@ class Targets:
         machine. Raises `StudioError` as `find`."""
         target = self.find(name)
         return None if target is None else Device(name, target.device_kind, 0, 0)
+
+    def placed(self, config: Config) -> Config:
+        """The config of a run as its target trains it: in a process for each device of the target. Raises `StudioError`
+        as `find`, and `ConfigError` for processes that the target does not have."""
+        name, compute = config.compute.target, config.compute
+        target = self.find(name)
+        if target is None:
+            return config
+        problems = []
+        if compute.processes not in (AUTO, str(target.ranks)):
+            words = f"{name} trains in {target.ranks}, one for each of its devices; use auto"
+            problems.append(Problem("compute.processes", words, compute.processes))
+        if compute.strategy == BALANCED:
+            problems.append(
+                Problem("compute.strategy", f"balanced works on this machine alone, not on {name}; use ddp")
+            )
+        if problems:
+            raise ConfigError(problems)
+        placed = compute.model_copy(update={"device": AUTO, "processes": str(target.ranks)})
+        return config.model_copy(update={"compute": placed})
 
     def problems(self, config: Config, offered: Sequence[Device]) -> list[Problem]:
         """What the target of a run can't do of its config; `offered` are the devices of this machine."""

@@ -98,6 +98,17 @@ def test_this_machine_may_be_called_by_its_title(workspace: Workspace) -> None:
     assert parse({"compute": {"target": "slurm:two "}}).compute.target == "slurm:two"
 
 
+def test_a_run_is_written_with_the_processes_of_its_target(workspace: Workspace) -> None:
+    targets = described(workspace, TWO)
+    assert targets.placed(parse({"compute": {"target": "slurm:two", "device": "3"}})).compute.world_size == 2
+    assert targets.placed(parse({"compute": {"processes": 3}})).compute.world_size == 3
+    with pytest.raises(StudioError) as caught:
+        targets.placed(parse({"compute": {"target": "slurm:two", "processes": 4}}))
+    assert "compute.processes: slurm:two trains in 2, one for each of its devices; use auto (found '4')" in str(
+        caught.value
+    )
+
+
 # -- the script
 
 

@@ -31,6 +31,7 @@ SAVE_SECONDS = 120
 """Time before the end of its time limit at which a worker is asked to save."""
 EARLY_SECONDS = 70
 """Slurm may ask so much earlier than that: it looks at the limits once a minute."""
+PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 NOT_THERE = 78
 """The exit code of a job whose folder the node does not have."""
 SCRIPT = "job.slurm"
@@ -255,8 +256,7 @@ def _python_lines(target: SlurmTarget) -> list[str]:
     """What makes python find the package: the target's own command, else this installation."""
     if target.environment:
         return [target.environment]
-    parent = shlex.quote(str(Path(__file__).resolve().parents[3]))
-    return [f"export PYTHONPATH={parent}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    return [f"export PYTHONPATH={shlex.quote(str(PACKAGE_PARENT))}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
 def _resume_lines(resumes: bool, *, resume: bool, checkpoints: bool) -> list[str]:
@@ -382,7 +382,9 @@ def updated(worker: SlurmWorker, job: ClusterJob, now: float) -> SlurmWorker:
             code=None if job.state in _ALIVE else job.code,
             at_limit=at_limit and job.state not in _ALIVE,
         )
-    reason = job.state.capitalize() if job.reason in ("", "None", "(null)") else job.reason
+    reason = job.reason
+    if reason in ("", "None", "(null)"):
+        reason = "BeginTime" if job.restarts else job.state.capitalize()
     since = worker.since if worker.wait else job.submitted or now
     return replace(
         worker, state=job.state, wait=reason, since=since, expected=job.start, restarts=job.restarts, nodes=""
@@ -561,14 +563,16 @@ _MOVE = "Put it on a file system that the nodes share, and name that folder in t
 
 
 def _check_shared(name: str, target: SlurmTarget, paths: Iterable[Path]) -> None:
-    """Raises `StudioError` for a file outside the folder that the nodes see."""
+    """Raises `StudioError` for a file outside the folder that the nodes see. This installation they see as well, where
+    no other one is named."""
     if not target.shared_folder:
         return
     shared = Path(target.shared_folder).resolve()
     if not shared.is_dir():
         raise StudioError(f"{name}: its shared folder {shared} does not exist on this machine.", _MOVE)
+    folders = (shared,) if target.environment else (shared, PACKAGE_PARENT)
     for path in paths:
-        if shared != path and shared not in path.resolve().parents:
+        if not any(path.resolve().is_relative_to(folder) for folder in folders):
             raise StudioError(
                 f"{name}: {path} is outside the shared folder {shared}, so the nodes cannot see it.", _MOVE
             )

@@ -35,7 +35,10 @@ from lora_studio.ui.data.choice import is_there
 from lora_studio.ui.train.presets import Lists
 from lora_studio.workspace import DEMO_MODEL, Workspace
 
-OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
+OWN_CHOICES = (
+    *("model.name", "model.revision", "data.train_file", "data.validation_file"),
+    *("compute.target", "compute.device", "compute.processes"),
+)
 """What a preset leaves as it is unless it names it."""
 RATE = "training.learning_rate"
 

@@ -315,7 +315,8 @@ def model_facts(config: Config, planned: Plan) -> str:
             "train.source", ["Not on this machine: downloaded at the start"], ("warn", "size unknown"), ""
         )
     fit = VERDICTS[memory.verdict]
-    words = f"{fit[1].lower()}: {html.gib(memory.estimate.total)} of {html.gib(memory.available)}"
+    words = f"{fit[1].lower()}: {html.gib(memory.estimate.total)}"
+    words += f" of {html.gib(memory.available)}" if memory.available else ""
     return html.render("train.source", [fact for fact in facts if fact], (fit[0], words), "")
 
 

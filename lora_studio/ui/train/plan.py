@@ -96,11 +96,11 @@ class Seen:
 def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, busy: bool = False) -> Plan:
     """The run that a config describes. `look` is what the data tab found last; `busy` says that a run of ours holds the
     device until this one begins."""
+    elsewhere, config = _elsewhere(config, workspace)
     training = config.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * config.compute.world_size
     measured, rows = seen_data(config, look), training_rows(config, look)
     steps = total_steps(config, rows, measured)
-    elsewhere = _elsewhere(config, workspace)
     device = elsewhere or device_for(config.compute.device, recent_devices())
     earlier = speed(
         workspace,
@@ -129,12 +129,14 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     return _timed(planned, config, earlier, device, START_SECONDS if start is None else start)
 
 
-def _elsewhere(config: Config, workspace: Workspace) -> Device | None:
-    """The device of a run on a target beside this machine; a target that does not exist is told by the checks."""
+def _elsewhere(config: Config, workspace: Workspace) -> tuple[Device | None, Config]:
+    """The device of a run on a target beside this machine, and the config as the target trains it; what is wrong with
+    both is told by the checks."""
+    targets = Targets(workspace)
     try:
-        return Targets(workspace).device(config.compute.target)
+        return targets.device(config.compute.target), targets.placed(config)
     except StudioError:
-        return None
+        return None, config
 
 
 def _advice(
