@@ -158,7 +158,7 @@ def status_line(
     activity = phase_words(active) if active.state == "running" else "stopping"
     seconds_left = active.seconds_left if active.state == "running" else None
     parts = [
-        f"{name_of(active)} is {activity}{place_of(active)}",
+        f"{name_of(active)}{place_of(active)} is {activity}",
         f"{clock(seconds_left)} left" if seconds_left is not None else "",
         f"{count(len(working) - 1, 'more run')} active" if working[1:] else "",
         queue,
