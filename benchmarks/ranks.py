@@ -64,6 +64,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "qlora": {"model.quantization": "4bit"},
     "labels": {"data.train_file": "recommender", "evaluation.labels": "Yes, No"},
     "smoothed": {"training.label_smoothing_factor": 0.1},
+    "fsdp": {"compute.strategy": "fsdp", "evaluation.gen_eval_samples": 0},
 }
 
 
@@ -96,6 +97,8 @@ class Bench:
         values = {**COMMON, **settings, **self.extra, "training.max_steps": self.steps}
         accumulation = values["training.gradient_accumulation_steps"] * (1 if processes > 1 else self.processes)
         values |= {"training.gradient_accumulation_steps": accumulation, "compute.processes": processes}
+        if processes == 1:
+            values.pop("compute.strategy", None)
         facts = {"model": "demo", "data": values["data.train_file"], "seed": 0}
         return self.workspace.create_run(f"{processes}", to_yaml(parse(merge({}, nest(values)))), facts)
 

@@ -13,7 +13,7 @@ from lora_studio.models.accelerators import AUTO, CPU, LOCAL
 THIS_MACHINE = "This machine"
 """What a person calls the target that is this machine."""
 MAX_GPUS = 64
-DDP, BALANCED = "ddp", "balanced"
+DDP, FSDP, BALANCED = "ddp", "fsdp", "balanced"
 
 
 class Compute(Section):
@@ -44,12 +44,12 @@ class Compute(Section):
         " on a machine without one they share the cores of the CPU.",
         max_length=10,
     )
-    strategy: Literal["ddp", "balanced"] = setting(
+    strategy: Literal["ddp", "fsdp", "balanced"] = setting(
         DDP,
         "Strategy",
         "How a run uses several GPUs.",
-        details="ddp: each process has the whole base on its GPU. balanced: one process spreads the layers over the"
-        " GPUs, for a base that no single one can hold; 4-bit works there. FSDP is not supported.",
+        details="ddp: each process has the whole base. fsdp: each holds a share of a 16-bit base. balanced: one process"
+        " spreads the layers over the GPUs, for a base that no single one can hold; 4-bit works there.",
     )
 
     @property
@@ -110,7 +110,7 @@ class Compute(Section):
         return ",".join(map(str, numbers))
 
 
-def compute_contradictions(compute: Compute) -> Iterator[tuple[str, str]]:
+def compute_contradictions(compute: Compute, quantization: str) -> Iterator[tuple[str, str]]:
     """Strategies, processes and devices that do not go together: the path of a setting and what is wrong with it."""
     wanted = None if compute.processes == AUTO else int(compute.processes)
     if compute.strategy == BALANCED:
@@ -121,6 +121,16 @@ def compute_contradictions(compute: Compute) -> Iterator[tuple[str, str]]:
         return
     if wanted is not None and compute.gpus and wanted != compute.gpus:
         yield "compute.processes", f"must be auto or {compute.gpus}: one for each GPU of compute.device"
+    if compute.strategy != FSDP:
+        return
+    if compute.world_size < 2:
+        yield "compute.strategy", "fsdp shares the base out among processes: set compute.processes to 2 or more"
+    if quantization != "none":
+        yield (
+            "compute.strategy",
+            f"fsdp can't share out a base in {quantization}: its packed weights have no parts that compute alone; use "
+            "ddp or balanced, or set model.quantization to none",
+        )
 
 
 def beyond_machine(compute: Compute, gpus: int) -> str:

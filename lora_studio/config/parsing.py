@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_studio.config.compute import LOCAL, compute_contradictions
+from lora_studio.config.compute import FSDP, LOCAL, compute_contradictions
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import meant, plain_value, settings
@@ -129,8 +129,18 @@ def contradictions(config: Config) -> Iterator[Problem]:
 
 
 def _processes(config: Config) -> Iterator[Problem]:
-    for path, message in compute_contradictions(config.compute):
+    for path, message in compute_contradictions(config.compute, config.model.quantization):
         yield Problem(path, message)
+    if config.compute.strategy != FSDP:
+        return
+    if config.evaluation.gen_eval_samples:
+        yield Problem(
+            "evaluation.gen_eval_samples", "must be 0 if compute.strategy is fsdp: no process has the whole base"
+        )
+    if config.lora.init_lora_weights == "eva":
+        yield Problem(
+            "lora.init_lora_weights", "eva reads the data with the whole base, which no process has with fsdp"
+        )
 
 
 def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:

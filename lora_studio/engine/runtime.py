@@ -44,7 +44,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = self.heard = self.cut_short = False
-        self._shared = self._overdue = False
+        self._shared = self._overdue = self._only_together = False
         self._asked_at = 0.0
         self._at_once = True
 
@@ -70,9 +70,13 @@ class StopSignal:
             self.cut_short = True
             raise Stopped
 
+    def only_together(self) -> None:
+        """From now on a stop that this process heard counts once all have agreed on it."""
+        self._only_together = True
+
     def check(self) -> None:
         """Raises `Stopped` if a stop was requested."""
-        if self.heard or self.asked:
+        if self.asked or (self.heard and not self._only_together):
             raise Stopped
 
     @property
@@ -97,7 +101,7 @@ class StopSignal:
 
     def end_at_once(self) -> None:
         """Training is over: a signal raises again."""
-        self._at_once = True
+        self._at_once, self._only_together = True, False
         self.check()
 
 

@@ -232,7 +232,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
     }
     copies = 1 if kind.is_gpu else config.compute.world_size
     return Estimate(
-        parts={name: copies * octets for name, octets in _on_each(parts, config, trained).items()},
+        parts={name: copies * octets for name, octets in _on_each(parts, config, model, trained).items()},
         parameters=model.parameters + trained.added,
         trainable=trained.trainable,
         gradient_checkpointing=checkpointing,
@@ -244,15 +244,21 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
     )
 
 
-def _on_each(parts: Mapping[str, int], config: Config, trained: Adapter) -> dict[str, int]:
-    """The parts on each of several devices. DDP gathers the gradients in buckets of their size (torch's Reducer);
-    `balanced` gives each device its layers."""
+def _on_each(parts: Mapping[str, int], config: Config, model: Architecture, trained: Adapter) -> dict[str, int]:
+    """The parts on each of several devices. DDP gathers the gradients in buckets of their size (torch's Reducer). FSDP
+    keeps a share of the base and the whole output layer, and two layers whole while it computes; `balanced` gives each
+    device its layers."""
     compute = config.compute
     if compute.strategy == "balanced":
         split = ("weights", "adapter", "gradients", "optimizer", "activations")
         return {name: octets // max(1, compute.gpus) if name in split else octets for name, octets in parts.items()}
     if compute.world_size == 1:
         return dict(parts)
+    if compute.strategy == "fsdp":
+        whole = parts["weights"]
+        output = whole * model.embeddings // model.parameters
+        shared = whole - (0 if model.tied else output)
+        return {**parts, "weights": shared // compute.world_size + 2 * whole // max(1, model.layers) + output}
     return {**parts, "gradients": parts["gradients"] + trained.trainable * 4}
 
 

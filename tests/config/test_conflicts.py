@@ -145,7 +145,9 @@ def test_a_comparison_needs_the_bases_own_biases() -> None:
     ("compute", "quantization", "words"),
     [
         ({"processes": 3, "device": "0,1"}, "none", "compute.processes: must be auto or 2"),
-        ({"strategy": "fsdp"}, "none", "compute.strategy: must be 'ddp' or 'balanced'"),
+        ({"strategy": "fsdp"}, "none", "compute.strategy: fsdp shares the base out among processes"),
+        ({"strategy": "fsdp", "processes": 2}, "4bit", "compute.strategy: fsdp can't share out a base in 4bit"),
+        ({"strategy": "fsdp", "device": "0,1"}, "8bit", "compute.strategy: fsdp can't share out a base in 8bit"),
         ({"strategy": "balanced"}, "none", "name them in compute.device"),
         ({"strategy": "balanced", "device": "cpu"}, "none", "name them in compute.device"),
         ({"strategy": "balanced", "device": "0,1", "processes": 2}, "none", "compute.processes: must be auto or 1"),

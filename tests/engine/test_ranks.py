@@ -12,13 +12,20 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from lora_studio.config.compute import Compute
+from lora_studio.config.sections import Config
 from lora_studio.engine import ranks
+from lora_studio.engine.models.adapter import add_adapter
+from lora_studio.engine.models.load import load_model, shard_base
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.engine.train import processes, worker
 from lora_studio.engine.train.trainers import RankBatches, blank, is_blank, tokens_of
 from lora_studio.engine.train_script import EpochOrder
+from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Reason, RunStarted, Warned, fold, read_state
 from lora_studio.jobs.launchers.local import child_environment, worker_command
 from lora_studio.runs.checkpoints import damage
@@ -225,6 +232,66 @@ def test_two_processes_go_on_with_the_run_of_one_and_learn_what_it_would_have_le
     last = shared.checkpoint_folders()[-1]
     assert not damage(last)
     assert {path.name for path in last.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+@pytest.mark.slow
+def test_processes_that_share_out_the_base_learn_what_one_process_learns(make_run: MakeRun, train: Train) -> None:
+    settings = SETTINGS | {
+        "training__max_steps": 6,
+        "training__save_steps": 3,
+        "evaluation__eval_steps": 3,
+        "evaluation__gen_eval_samples": 0,
+    }
+    alone = make_run(**settings, training__gradient_accumulation_steps=2)
+    assert train(alone) == 0
+    shared = make_run(
+        **settings, training__gradient_accumulation_steps=1, compute__processes=2, compute__strategy="fsdp"
+    )
+    assert start(shared).wait(120) == 0, shared.log.read_text(encoding="utf-8")[-3000:]
+    one, two = read_state(alone.events), read_state(shared.events)
+    assert [point.loss for point in two.steps] == pytest.approx([point.loss for point in one.steps], abs=1e-4)
+    losses = [[item.loss for item in state.evaluations] for state in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert any("no process has the whole base" in words for words in two.warnings)
+    first, second = (load_file(run.adapter / "adapter_model.safetensors") for run in (alone, shared))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(second[name], value, atol=1e-5) for name, value in first.items())
+
+
+def test_the_frozen_weights_are_shared_out_and_the_adapter_is_not(tmp_path: Path) -> None:
+    model = adapted()
+    ids = torch.arange(20, 60).reshape(2, 20)
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        shard_base(model, "demo")
+        answer = model(input_ids=ids, labels=ids)
+        answer.loss.backward()
+        shared = {name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)}
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        whole = {name for name, _ in model.named_parameters()} - shared - trained
+        assert whole == {"base_model.model.lm_head.weight"}
+        assert not shared & trained
+        assert set(model._ddp_params_and_buffers_to_ignore) >= shared | whole
+        assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+        assert torch.equal(answer.logits, before)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_base_whose_layers_are_unknown_is_not_shared_out() -> None:
+    model = adapted()
+    model.get_base_model()._no_split_modules = []
+    with pytest.raises(StudioError, match="cannot be trained with FSDP"):
+        shard_base(model, "demo")
+
+
+def adapted() -> PeftModel:
+    """The built-in model with an adapter."""
+    lora = Config().lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"})
+    base = load_model("demo", dtype="float32", on_cpu=True)
+    return add_adapter(base, base="demo", revision=None, target="all-linear", seed=0, **lora)
 
 
 @pytest.mark.slow

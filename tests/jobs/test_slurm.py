@@ -51,7 +51,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     yield folder
     subprocess.run(["scancel", "--signal=KILL", "--full", "--me"], check=False)
-    wait_until(lambda: not subprocess.run(["squeue", "--me", "--noheader"], capture_output=True).stdout.strip())
     subprocess.run([CLUSTER, "stop", folder], check=True)
     os.environ.pop("SLURM_CONF") if before is None else os.environ.update(SLURM_CONF=before)
 

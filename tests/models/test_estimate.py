@@ -256,6 +256,10 @@ def test_several_devices_share_what_their_strategy_shares() -> None:
     several = config(model__quantization="none", compute__device="0,1")
     ddp = estimate(several, model(), "cuda").parts
     assert ddp == {**alone, "gradients": 2 * alone["gradients"]}, "the buckets that are sent"
+    fsdp = estimate(
+        config(model__quantization="none", compute__device="0,1", compute__strategy="fsdp"), model(), "cuda"
+    )
+    assert 0.5 < fsdp.parts["weights"] / alone["weights"] < 0.6
     spread = config(compute__device="0,1,2,3", compute__strategy="balanced")
     balanced, single = estimate(spread, model(), "cuda").parts, estimate(config(), model(), "cuda").parts
     assert balanced["weights"] == single["weights"] // 4

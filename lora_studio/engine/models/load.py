@@ -1,4 +1,4 @@
-"""Loads base models and tokenizers with understandable errors, and downloads them with progress.
+"""Loads base models and tokenizers with understandable errors, downloads with progress, and shares out frozen weights.
 
 Remote code runs only if the model was named for it at the start, and nothing else is downloaded.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -85,12 +87,13 @@ def load_model(
     four_bit: Mapping[str, Any] | None = None,
     tqdm_class: type | None = None,
     spread: bool = False,
+    on_cpu: bool = False,
 ) -> PreTrainedModel:
     """The base model on this machine's device, in eval mode. Raises `StudioError` if it cannot be loaded.
 
     A PyTorch `dtype` is used as it is, even if it is slow here. `four_bit` holds the settings of 4-bit weights by their
     names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download. With `spread` the layers are
-    spread over all GPUs that this process may use.
+    spread over all GPUs that this process may use; with `on_cpu` all of it is in the machine's memory.
     """
     source = checked_source(name)
     config = read_config(name, revision)
@@ -114,7 +117,7 @@ def load_model(
             config=config,
             revision=revision,
             dtype=torch_dtype,
-            device_map="balanced" if spread else {"": device()},
+            device_map="balanced" if spread else {"": "cpu" if on_cpu else device()},
             quantization_config=None
             if stored != "none"
             else _quantization(quantization, torch_dtype, **(four_bit or {})),
@@ -466,3 +469,30 @@ def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return " ".join(text.split())[:300]
+
+
+def shard_base(model: PeftModel, name: str) -> None:
+    """Gives each process a share of the frozen weights, which are whole only while their layer computes (FSDP2).
+
+    What is trained stays whole in every process, where DDP averages its gradients: an adapter is small, and is saved
+    and resumed as with DDP. An output layer that is not part of the decoder stays whole, too. Raises `StudioError` for
+    a model whose layers are unknown, or whose weights the adapter changes in their place.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    base: Any = model.get_base_model()
+    decoder = base.get_decoder()
+    kinds = set(base._no_split_modules or ())
+    layers = [module for module in decoder.modules() if type(module).__name__ in kinds]
+    if not layers or decoder is base or any(isinstance(module, ParamWrapper) for module in model.modules()):
+        raise StudioError(
+            f"{name} cannot be trained with FSDP: its layers are unknown, or adapted in their place.",
+            "Set compute.strategy to ddp or balanced.",
+        )
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    mesh = init_device_mesh(device().type, (torch.distributed.get_world_size(),))
+    for part in (*layers, decoder):
+        fully_shard(part, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    vars(model)["_ddp_params_and_buffers_to_ignore"] = [*frozen, *(name for name, _ in model.named_buffers())]

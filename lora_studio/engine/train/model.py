@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from lora_studio.config.compute import BALANCED
+from lora_studio.config.compute import BALANCED, FSDP
 from lora_studio.config.parsing import NEED_FULL_WEIGHTS
 from lora_studio.config.sections import Config
 from lora_studio.data.examples import largest_id
@@ -29,7 +29,7 @@ from lora_studio.engine.models.adapter import (
     other_text,
     take_layout,
 )
-from lora_studio.engine.models.load import Download, attention_words, dtype_name, load_model, memory_bytes
+from lora_studio.engine.models.load import Download, attention_words, dtype_name, load_model, memory_bytes, shard_base
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
 from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
@@ -64,7 +64,8 @@ class TrainedModel:
     """A base with the adapter that is trained. Inside `bare()` it is the base alone.
 
     `initial_state` are initial weights taken out of the base, see `lora_init.initial_lora_state`;
-    `loaded` is the same model with tokenizer and template, to generate with.
+    `loaded` is the same model with tokenizer and template, to generate with. `sharded`: the base's weights are shared
+    out among the processes, which have to compute together.
     """
 
     model: PeftModel
@@ -76,6 +77,7 @@ class TrainedModel:
     quantization: str
     checkpointing: bool
     foreseen: MemoryEstimated | None
+    sharded: bool = False
 
 
 def build_model(
@@ -84,6 +86,7 @@ def build_model(
     """Loads the base and puts the adapter on it. A checkpoint to resume from has an adapter of the same shape."""
     log.phase("model")
     set_seed(config.training.seed)
+    sharded = config.compute.strategy == FSDP
     base = load_model(
         config.model.name,
         revision=config.model.revision,
@@ -93,6 +96,7 @@ def build_model(
         four_bit=four_bit(config),
         tqdm_class=Download(log).bar_class(),
         spread=config.compute.strategy == BALANCED,
+        on_cpu=sharded,
     )
     stored = stored_quantization(base.config.to_dict())
     for message in check_base(config, base, rows, stored):
@@ -114,6 +118,8 @@ def build_model(
     checkpointing, foreseen = foresee(config, numbers, rows.prepared.train.longest)
     if foreseen:
         log.emit(foreseen)
+    if sharded:
+        shard_base(model, config.model.name)
     template: dict[str | None, str] = {None: rows.prepared.template.source}
     return TrainedModel(
         model=model,
@@ -125,6 +131,7 @@ def build_model(
         quantization=config.model.quantization if stored == "none" else stored,
         checkpointing=checkpointing,
         foreseen=foreseen,
+        sharded=sharded,
     )
 
 

@@ -156,7 +156,10 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
         stop=context.stop,
         initial_state=model.initial_state,
         loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
+        sharded=model.sharded,
     )
+    if model.sharded:
+        context.stop.only_together()
     put_trackers_last(trainer)
     for parameter in model.model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
@@ -206,15 +209,18 @@ def finish(context: Context, rows: TrainingRows, model: TrainedModel, training: 
     result = train_result(context, rows, model, training, evaluation)
     if not world.is_first:
         return result
-    with trainer.accelerator.autocast():
-        result["difference"] = against_base(
-            trainer.model,
-            prepared.train.answers,
-            prepared.validation.answers,
-            base=model.bare,
-            log=log,
-            check=stop.check,
-        )
+    if model.sharded:
+        context.warn(["Base and adapter are not compared: with FSDP no process has the whole base."])
+    else:
+        with trainer.accelerator.autocast():
+            result["difference"] = against_base(
+                trainer.model,
+                prepared.train.answers,
+                prepared.validation.answers,
+                base=model.bare,
+                log=log,
+                check=stop.check,
+            )
     write_report(run, context.config, prepared, rows.tokenizer, log.state(), result)
     return result
 

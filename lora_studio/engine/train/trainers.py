@@ -164,9 +164,11 @@ class TrainerMixin(WithoutRouterLoss):
         stop: StopSignal | None = None,
         initial_state: Mapping[str, torch.Tensor] | None = None,
         loraplus_lr_ratio: float | None = None,
+        sharded: bool = False,
         **kwargs: Any,
     ) -> None:
         self.card = card
+        self.sharded = sharded
         self.stop = stop or StopSignal()
         self.world = ranks.world()
         self.initial_state = initial_state
@@ -250,6 +252,8 @@ class TrainerMixin(WithoutRouterLoss):
     def prediction_step(
         self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        if self.sharded:  # none may leave the others in the middle of a layer: all stop after the same batch
+            self.stop.agree(asked=ranks.total([self.stop.heard])[0] > 0, overdue=False)
         if not (self.world.is_shared and is_blank(inputs)):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         before = {name: list(values) for name, values in self._metrics["eval"].items()}
