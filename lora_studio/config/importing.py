@@ -49,7 +49,9 @@ TITLES: Mapping[Kind, str] = {
 DATASET_INFO = "dataset_info.json"
 MAX_KEYS = 1000
 TRAIN, VALIDATION, MAPPING = "data.train_file", "data.validation_file", "data.mapping"
-_SECRET = re.compile(r"(hub|hf|ms|om|wandb|swanlab|auth|access)_?\w*token$|api_?key|secret|password|webhook|^env$")
+_SECRET = re.compile(r"api_?key|secret|password|webhook|^env$")
+_SERVICE = re.compile(r"hub|hf|ms|om|wandb|swanlab|auth|access")
+"""Whose token a key that ends so holds: others, such as pad_token, are text of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def convert(source: Source) -> Imported:
         if clash:
             answer = without(f"another key has set {', '.join(clash)}")
         results |= answer.settings
-        text = "(hidden)" if _SECRET.search(key) and value else shown(value)
+        text = "(hidden)" if is_secret(key) and value else shown(value)
         lines.append(Line(shown(key), text, answer.kind, answer.settings, answer.note))
     if tool.adapter_key and not flat.get(tool.adapter_key):
         warning = "; LoRA wants about ten times the learning rate of training all weights"
@@ -154,6 +156,11 @@ def convert(source: Source) -> Imported:
     defaults = _defaults(source, results)
     unchanged = {path: words for path, words in tool.unchanged.items() if path not in results}
     return Imported(tool, {**results, **defaults}, tuple(lines), defaults, unchanged)
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key holds a password, or the token of a service."""
+    return bool(_SECRET.search(key)) or (key.endswith("token") and bool(_SERVICE.search(key.removesuffix("token"))))
 
 
 def _plain(value: Any) -> Any:
