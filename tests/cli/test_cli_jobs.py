@@ -82,7 +82,9 @@ def test_one_that_waits_is_moved_and_stopped_and_one_that_works_resumed(
     request = evaluations.make_request(workspace, [adapter], "pirate")
     first = evaluating.start(supervisor, request)
     run, second = supervisor.launch(Config()), evaluating.start(supervisor, request)
-    assert json.loads(say("jobs", "queue", "--json")[1]) == {"running": first, "queue": [run, second]}
+    queue = json.loads(say("jobs", "queue", "--json")[1])
+    assert (queue["running"], queue["queue"]) == (first, [run, second])
+    assert "in use by the evaluation" in queue["waiting"][second]
     assert json.loads(say("jobs", "up", second, "--json")[1])["queue"] == [second, run]
     assert "evaluation" in say("jobs", "queue")[1]
     assert json.loads(say("jobs", "stop", second, "--json")[1])["reason"] == "dequeued"
