@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from playwright.sync_api import Browser, expect
 
 from lora_studio.config.parsing import parse
 from lora_studio.config.sections import Config
@@ -23,6 +24,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.targets import TargetLauncher
 from lora_studio.workspace import RunFolder, Workspace
 from tests.jobs.conftest import fake_command, wait_until
+from tests.serving import PATIENCE, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 CLUSTER = Path(__file__).parent.parent / "slurm_two_nodes.sh"
@@ -168,6 +170,29 @@ def test_a_run_whose_node_goes_down_begins_again(studio: Studio) -> None:
     state = ended(supervisor, run)
     assert (state.state, state.step, state.restarts) == ("done", 400, 1), ending_words(state)
     assert state.resumed is not None
+
+
+def test_the_page_starts_a_run_on_the_cluster_and_stops_it(place: Workspace, browser: Browser) -> None:
+    before = {run.id for run in place.runs()}
+    server = Server(place.root)
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{server.url}/#train")
+        page.locator("#settings-search input").fill("slurm")
+        target = page.locator("#set-compute-target input")
+        expect(target).to_be_in_viewport(timeout=PATIENCE)
+        target.click()
+        page.get_by_role("option", name="slurm:one").click()
+        page.locator("#start").click()
+        expect(page.locator("#run-headline")).to_contain_text("slurm:one", timeout=PATIENCE)
+        expect(page.locator("#run-stop")).to_be_visible(timeout=PATIENCE)
+        (run,) = [run for run in place.runs() if run.id not in before]
+        assert "srun" in (run.path / "job.slurm").read_text(encoding="utf-8")
+        page.locator("#run-stop").click()
+        expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=2 * PATIENCE)
+    finally:
+        server.end()
 
 
 def test_a_stop_saves_and_a_resume_goes_on(studio: Studio) -> None:

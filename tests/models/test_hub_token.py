@@ -57,7 +57,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 def export_to(target: str, workspace: Workspace, tmp_path: Path) -> dict[str, str]:
     folder = adapters.write(tmp_path / "adapter", adapters.files())
     given = argparse.Namespace(
-        adapter=str(folder), to=target, out=None, no_trial=True, at_once=False, json=False, unknown=[]
+        adapter=str(folder),
+        to=target,
+        out=None,
+        no_trial=True,
+        at_once=False,
+        compute_target="local",
+        json=False,
+        unknown=[],
     )
     with pytest.raises(StartedError) as caught:
         export_command.export(workspace, given)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.lora import ParamWrapper
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,

@@ -545,7 +545,7 @@ class SlurmLauncher:
             if "immediate" in error.message.lower() or "unable to allocate" in error.message.lower():
                 return f"{name} takes jobs. No node was free to look at the folder and the environment."
             raise
-        nodes = re.findall(r"^node=(\S+) folder=(yes|no) version=(.*)$", answer, re.MULTILINE)
+        nodes = sorted(re.findall(r"^node=(\S+) folder=(yes|no) version=(.*)$", answer, re.MULTILINE))
         if blind := [node for node, visible, _ in nodes if visible == "no"]:
             raise StudioError(f"{name}: {folder} does not exist on {', '.join(blind)}.", _MOVE)
         if lacking := [(node, version) for node, _, version in nodes if version != __version__]:
