@@ -72,16 +72,18 @@ def wait_for_no_code() -> None:
 
 @contextmanager
 def without_app() -> Iterator[None]:
-    """Keeps Gradio from building its web app. It does so when a page begins and ends, when its queue is set and when it
-    is served, and only the last one serves: the others take a seventh of the CPU time of the page's start.
+    """Keeps Gradio from building its web app, and the description of the page that it sends to browsers.
+
+    It does so when a page begins and ends, when its queue is set and when it is served, and only the last one serves:
+    the others take a seventh of the CPU time of the page's start.
     """
-    routes = sys.modules["gradio.routes"].App
-    create = routes.create_app
-    routes.create_app = staticmethod(lambda *_args, **_options: None)
+    app, blocks = sys.modules["gradio.routes"].App, sys.modules["gradio.blocks"].Blocks
+    create, describe = app.create_app, blocks.get_config_file
+    app.create_app, blocks.get_config_file = staticmethod(lambda *_args, **_options: None), lambda _blocks: {}
     try:
         yield
     finally:
-        routes.create_app = create
+        app.create_app, blocks.get_config_file = create, describe
 
 
 def look_less_often(demo: "Blocks") -> None:

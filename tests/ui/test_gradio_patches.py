@@ -28,7 +28,9 @@ def test_a_page_builds_its_web_app_once_when_it_is_served(monkeypatch: pytest.Mo
     with gradio_patches.without_app():
         demo.queue()
     assert len(built) == 3
+    assert demo.config == {}
     assert App.create_app(demo)
+    assert [part["type"] for part in demo.config["components"]] == ["button"]
 
 
 def test_the_patches_are_looked_through_for_the_installed_version() -> None:
