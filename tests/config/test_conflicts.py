@@ -163,6 +163,13 @@ def test_processes_strategies_and_devices_that_do_not_go_together(
         parse({"compute": compute, "model": {"quantization": quantization}})
 
 
+def test_what_needs_the_whole_base_in_one_process_does_not_go_with_fsdp() -> None:
+    shared = {"compute__strategy": "fsdp", "compute__processes": 2}
+    assert wrong(**shared) == set()
+    assert wrong(**shared, evaluation__gen_eval_samples=2) == {"evaluation.gen_eval_samples"}
+    assert wrong(**shared, lora__init_lora_weights="eva") == {"lora.init_lora_weights"}
+
+
 def test_a_machine_trains_in_as_many_processes_as_it_has_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     three, two = Compute(processes="3"), Compute(processes="2")

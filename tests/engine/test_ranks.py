@@ -126,6 +126,16 @@ def test_a_stop_that_one_process_hears_waits_for_the_others() -> None:
         signal.signal(signal.SIGTERM, terminate)
 
 
+def test_where_the_base_is_shared_out_a_stop_counts_once_all_have_agreed() -> None:
+    stop = StopSignal()
+    stop.only_together()
+    stop.heard = True
+    stop.check()
+    stop.agree(asked=True, overdue=False)
+    with pytest.raises(Stopped):
+        stop.check()
+
+
 def test_another_process_folds_the_events_and_writes_none(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     EventLog(path).emit(Warned(1.0, "first"))
