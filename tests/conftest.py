@@ -31,6 +31,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("real")]
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Takes back what a program that a test runs in this process sets: a worker narrows the GPUs that it may see."""
+    before = dict(os.environ)
+    yield
+    now = dict(os.environ)
+    for name in now.keys() | before.keys():
+        if name == "PYTEST_CURRENT_TEST" or now.get(name) == before.get(name):
+            continue
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "workspace")

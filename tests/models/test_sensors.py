@@ -134,7 +134,9 @@ def test_a_device_is_chosen_by_its_number_among_those_that_the_studio_may_use(
         choose("0", all_devices())
 
 
-def test_a_card_without_a_uuid_is_known_by_its_serial_number_or_its_place() -> None:
+def test_a_card_without_a_uuid_is_known_by_its_serial_number_or_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     cards = [
         Card("A", 1, 1, serial="s1"),
         Card("B", 1, 1),
