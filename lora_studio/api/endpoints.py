@@ -72,7 +72,7 @@ class Programs:
         if preset and preset not in (known := presets(workspace)):
             raise StudioError(f"There is no preset {preset!r}.", f"Presets are: {', '.join(sorted(known))}.")
         config = resolve(preset or None, settings or {}, workspace)
-        busy = bool(supervisor.busy(config.compute.device))
+        busy = bool(supervisor.busy(config))
         report = check_before_start(config, workspace, self._services.inspector, busy=busy)
         if report.state == FAILED or (report.state == ASK and not insist):
             raise StudioError(f"The run was not started. {report.words}", _found(report))

@@ -46,7 +46,7 @@ def train(workspace: Workspace, args: argparse.Namespace) -> int:
         config = resolved(args.config, args, workspace)
         memory = None
         if not args.skip_preflight:
-            report = check_first(config, workspace, busy=bool(supervisor.busy(config.compute.device)))
+            report = check_first(config, workspace, busy=bool(supervisor.busy(config)))
             agree(report)
             memory = report.memory if report.state == OK else None
         run_id = supervisor.launch(config, memory=memory)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio import units
-from lora_studio.config.compute import beyond_machine
+from lora_studio.config.compute import Compute, beyond_machine
 from lora_studio.config.parsing import ConfigError, Problem, load_config, machine_conflicts, merge, parse, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
@@ -64,7 +64,7 @@ def request_facts(
     config: Config, offered: Sequence[Device], *, memory: int | None = None, share: int | None = None
 ) -> JsonObject:
     """What a run's request notes of its demand. Raises `StudioError` for a device that is not offered."""
-    choice, count = config.compute.device, device_count(config, offered)
+    choice, count = config.compute.device, device_count(config.compute, offered)
     named = () if choice == AUTO else choose(choice, offered)
     if share is not None and max(count, len(named)) > share:
         raise StudioError(
@@ -93,10 +93,10 @@ def problems_here(config: Config, offered: Sequence[Device]) -> list[Problem]:
     return problems
 
 
-def device_count(config: Config, offered: Sequence[Device]) -> int:
+def device_count(compute: Compute, offered: Sequence[Device]) -> int:
     """How many of the devices that `auto` may take a run needs: a GPU for each process; the CPU is one device."""
-    on_gpu = config.compute.device == AUTO and default_devices(offered)[0].is_gpu
-    return config.compute.world_size if on_gpu else 1
+    on_gpu = compute.device == AUTO and default_devices(offered)[0].is_gpu
+    return compute.world_size if on_gpu else 1
 
 
 def change_processes(run: RunFolder, processes: str, offered: Sequence[Device]) -> None:
@@ -105,7 +105,7 @@ def change_processes(run: RunFolder, processes: str, offered: Sequence[Device]) 
     config = parse(merge(before.model_dump(), {"compute": {"processes": processes}}))
     if problems := problems_here(config, offered):
         raise ConfigError(problems)
-    facts = {**run.read_facts(), "device_count": device_count(config, offered)}
+    facts = {**run.read_facts(), "device_count": device_count(config.compute, offered)}
     write_atomically(run.config, to_yaml(config))
     write_atomically(run.facts, json.dumps(facts, indent=2))
 
@@ -234,15 +234,16 @@ class Allocation:
             key=lambda device: (device.id in taken, device.id != now, -self.room(device)),
         )
 
-    def blocker(self, choice: str) -> str | None:
-        """Id of a job for which another with that `compute.device` has to wait; None where a device is free, and where
-        there is none of that name."""
+    def blocker(self, compute: Compute) -> str | None:
+        """Id of a job for which a run with these settings has to wait; None where enough devices are free, and where
+        it names one that is not there."""
         try:
-            candidates = {device.id for device in choose(choice, self.offered)}
+            candidates = {device.id for device in choose(compute.device, self.offered)}
         except StudioError:
             return None
         taken = {key for holder in self._jobs() for key in holder.ids} & candidates
-        if not taken or (choice == AUTO and taken != candidates):
+        free = len(candidates - taken)
+        if not taken or (compute.device == AUTO and free >= device_count(compute, self.offered)):
             return None
         return next(holder.job for holder in self._jobs() if taken & set(holder.ids))
 

@@ -38,7 +38,7 @@ from lora_studio.jobs.queue import (
 )
 from lora_studio.jobs.targets import LOCAL, TargetLauncher, Targets, local_files
 from lora_studio.jobs.watcher import BEFORE_WORK, Follower
-from lora_studio.models.accelerators import AUTO, CPU
+from lora_studio.models.accelerators import CPU
 from lora_studio.models.adapters import continued
 from lora_studio.models.hardware import Device, all_devices, default_devices, environment_of
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
@@ -217,11 +217,12 @@ class Supervisor:
             alive = [each for each in self._followers.values() if each.alive and kind in (None, each.kind)]
             return [each.in_short for each in sorted(alive, key=lambda each: not each.on_device)]
 
-    def busy(self, choice: str = AUTO) -> str | None:
-        """Id of a job for which another with that `compute.device` has to wait; None where a device is free for it."""
+    def busy(self, config: Config | None = None) -> str | None:
+        """Id of a job for which a run with that config, else a job on any device, has to wait here; None for none."""
+        compute = (config or Config()).compute
         with self._lock:
             self._refresh_all()
-            return self._allocation(RECENT_SECONDS).blocker(choice)
+            return self._allocation(RECENT_SECONDS).blocker(compute) if compute.target == LOCAL else None
 
     def devices(self, seconds: float = RECENT_SECONDS) -> Sequence[Device]:
         """The devices that jobs may have, as of the last look at them within so many seconds."""

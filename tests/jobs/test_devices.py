@@ -100,7 +100,9 @@ def test_a_run_waits_for_the_device_that_it_names_and_holds_up_no_other(make: Ma
     waits, goes = supervisor.launch(on(1)), supervisor.launch(Config())
     assert placed(supervisor, [first, second, waits, goes]) == ["GPU 1", "CPU", "", "GPU 0"]
     assert supervisor.state(waits).waiting == "GPU 1 is in use by the run demo-pirate-1."
-    assert (supervisor.busy(), supervisor.busy("1"), supervisor.busy("2")) == (None, first, None)
+    assert [supervisor.busy(on(name)) for name in ("auto", "1", "2", "cpu", "7")] == [
+        *(None, first, None, second, None)
+    ]
     worker = find(workspace.run(second))
     assert worker is not None
     assert (worker.environ()["CUDA_VISIBLE_DEVICES"], worker.environ()["LORA_STUDIO_DEVICE"]) == ("", "cpu")
@@ -312,6 +314,10 @@ def test_a_run_in_several_processes_holds_a_gpu_for_each(make: Make) -> None:
     two = supervisor.launch(Config(compute=Compute(processes="2")))
     named = supervisor.launch(on("0,2"))
     assert supervisor.state(two).devices == ["GPU 0 (Card 0)", "GPU 1 (Card 1)"]
+    assert [supervisor.busy(Config(compute=Compute(processes=str(count)))) for count in (1, 2, 3)] == [None, two, two]
+    assert supervisor.busy(Config(compute=Compute(processes="2", target="slurm:two"))) is None, (
+        "that has a queue of its own"
+    )
     assert "GPU 0 is in use" in supervisor.state(named).waiting
     end(supervisor, two)
     assert len(supervisor.state(named).devices) == 2

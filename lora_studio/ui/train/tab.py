@@ -70,7 +70,7 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
         try:
             if isinstance(form, ConfigError):
                 raise form
-            busy = bool(studio.supervisor.busy(form.compute.device))
+            busy = bool(studio.supervisor.busy(form))
             report = check_before_start(form, studio.workspace, studio.inspector, busy=busy)
         except StudioError as error:
             yield refused(error, reported, form, state)

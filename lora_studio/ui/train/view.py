@@ -155,8 +155,8 @@ def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | 
 def planned_of(studio: Studio, config: Config | ConfigError) -> Plan | None:
     """What the form comes to, with what the Data tab found."""
     seen = studio.looks.last(studio.workspace)
-    device = config.compute.device if isinstance(config, Config) else forms.AUTO
-    return form_plan(config, studio.workspace, seen, busy=bool(studio.supervisor.busy(device)))
+    busy = studio.supervisor.busy(config) if isinstance(config, Config) else None
+    return form_plan(config, studio.workspace, seen, busy=bool(busy))
 
 
 def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> picker.Situation:
