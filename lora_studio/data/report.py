@@ -307,12 +307,13 @@ _LISTED_BAD_ROWS = 200
 
 @dataclass(frozen=True)
 class Look:
-    """Options of a report; none of them changes the data."""
+    """Options of a report; none of them changes the data. `processes` share the batches of a step."""
 
     show_examples: int = 2
     percentiles: Sequence[float] = PERCENTILES
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 4
+    processes: int = 1
 
 
 class LengthReport(TypedDict):
@@ -478,13 +479,14 @@ def _counts(prepared: Prepared, look: Look, report: Progress) -> LengthReport:
 
 def _steps(prepared: Prepared, look: Look) -> dict[str, int]:
     """Optimizer steps in an epoch, unpacked and packed."""
-    batch, accumulation = look.per_device_train_batch_size, look.gradient_accumulation_steps
+    batch, batches = look.per_device_train_batch_size, look.gradient_accumulation_steps * look.processes
     packs = forecast(prepared.train.length, prepared.settings.max_length)["packs"]
     return {
         "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": accumulation,
-        "per_epoch": steps(len(prepared.train), batch, accumulation),
-        "per_epoch_packed": steps(packs, batch, accumulation),
+        "gradient_accumulation_steps": look.gradient_accumulation_steps,
+        "processes": look.processes,
+        "per_epoch": steps(len(prepared.train), batch, batches),
+        "per_epoch_packed": steps(packs, batch, batches),
     }
 
 

@@ -285,12 +285,14 @@ class Inspect(DataRequest[Inspected]):
     percentiles: list[float] | None = None
     per_device_train_batch_size: int | None = None
     gradient_accumulation_steps: int | None = None
+    processes: int | None = None
 
     _VIEW: ClassVar = {
         "show_examples",
         "percentiles",
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
+        "processes",
     }
 
     def settings(self) -> JsonObject:

@@ -60,6 +60,8 @@ def test_what_packing_and_an_epoch_would_be_is_told(file, tokenizer):
     assert 1 <= found["packing"]["packs"] < 36
     assert found["steps"]["per_epoch"] == 6
     assert found["steps"]["per_epoch_packed"] <= 6
+    in_two = Look(per_device_train_batch_size=2, gradient_accumulation_steps=3, processes=2)
+    assert inspect(file, tokenizer, look=in_two)["steps"]["per_epoch"] == 3
     assert found["suggested"]["max_length"] == found["tokens"]["max"]
     assert found["sampled"] is None
 

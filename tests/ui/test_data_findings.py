@@ -32,6 +32,7 @@ def result() -> dict[str, Any]:
         "steps": {
             "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 2,
+            "processes": 1,
             "per_epoch": 32,
             "per_epoch_packed": 1,
         },
@@ -84,6 +85,8 @@ def test_packing_steps_and_windows_are_told_in_words(result: dict[str, Any]) -> 
     said = report.forecast(result)
     assert "Packing: 250 rows in 8 packs of 1,024 tokens, 3.1 % padding; without packing about 40 %." in said
     assert "Epoch: 32 steps of 8 rows (4 × 2); 1 packed." in said
+    result["steps"] |= {"processes": 3, "per_epoch": 11}
+    assert "Epoch: 11 steps of 24 rows (4 × 2 × 3); 1 packed." in report.forecast(result)
     assert "3 long texts are split into windows of at most 1,024 tokens" in said
     assert "1,262 examples in all" in said
     assert "Windows" not in report.forecast({**result, "split_rows": 0})

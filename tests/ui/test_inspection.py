@@ -10,6 +10,7 @@ import pytest
 from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.targets import Targets
 from lora_studio.ui.components import Wish
 from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
@@ -52,6 +53,7 @@ RESULT: dict[str, Any] = {
     "steps": {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 4,
+        "processes": 1,
         "per_epoch": 1,
         "per_epoch_packed": 1,
     },
@@ -423,6 +425,29 @@ def test_a_second_file_is_kept_to_measure_on(act: AnalysisHandlers, tmp_path: Pa
     list(act.look(*chosen(**{"data.validation_file": kept})))
     assert act.studio.inspector.asked[0][1]["validation_file"] == kept
     assert act.repaint()[act.controls.validation].value == kept
+
+
+@pytest.mark.parametrize(
+    ("compute", "processes"),
+    [
+        ({}, 1),
+        ({"processes": 2}, 2),
+        ({"device": "0,1,3"}, 3),
+        ({"device": "0,1", "strategy": "balanced"}, 1),
+        ({"target": "slurm:two"}, 6),
+        ({"target": "slurm:two", "processes": "4"}, 1),
+        ({"target": "slurm:gone"}, 1),
+        ({"processes": "many"}, 1),
+    ],
+)
+def test_the_reader_is_told_how_many_processes_share_a_step(
+    act: AnalysisHandlers, compute: dict[str, Any], processes: int
+) -> None:
+    workspace = act.studio.workspace
+    Targets(workspace).save("slurm:two", {"nodes": 2, "gpus_per_node": 3})
+    workspace.write_draft("form", {"values": {f"compute.{name}": value for name, value in compute.items()}})
+    list(act.look(*chosen()))
+    assert act.studio.inspector.asked[0][1]["processes"] == processes
 
 
 def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(act: AnalysisHandlers) -> None:

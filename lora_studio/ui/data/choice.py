@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_studio.config.compute import Compute
 from lora_studio.config.fields import SettingValues
+from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
+from lora_studio.jobs.targets import Targets
 from lora_studio.models.advice import label_counts, trained_tokens
 from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
@@ -243,13 +246,23 @@ def request_of(values: SettingValues, workspace: Workspace) -> Inspect:
 
 
 def _rows_a_step(workspace: Workspace) -> dict[str, int]:
-    """Batch size and accumulation as the train tab's form has them; the schema's where it says nothing usable."""
+    """Batch size, accumulation and processes as the train tab's form has them; the schema's where it says nothing
+    usable."""
     typed = forms.values(read_draft(workspace)[1])
     sizes = {}
     for name in STEP:
         value = typed[f"training.{name}"]
         sizes[name] = value if type(value) is int and value > 0 else DEFAULTS[f"training.{name}"]
-    return sizes
+    return {**sizes, "processes": _processes(typed, workspace)}
+
+
+def _processes(typed: SettingValues, workspace: Workspace) -> int:
+    """In how many processes the form's run would train; 1 where the form does not say it rightly yet."""
+    try:
+        compute = Compute.model_validate({name: typed[f"compute.{name}"] for name in Compute.model_fields})
+        return Targets(workspace).placed(Config(compute=compute)).compute.world_size
+    except (ValueError, StudioError):
+        return 1
 
 
 def handed_over(values: SettingValues, shape: str) -> SettingValues:

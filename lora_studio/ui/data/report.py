@@ -4,6 +4,7 @@ Functions from the session's report to HTML, and the pager of conversations.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -419,10 +420,11 @@ def forecast(result: Result) -> str:
             f"{html.count(pack['max_length'], 'token')}, {_share(pack['padding_packed'])} padding; "
             f"without packing about {_share(pack['padding_alone'])}."
         )
-    batch, accumulation = steps["per_device_train_batch_size"], steps["gradient_accumulation_steps"]
-    rows = html.count(batch * accumulation, "row")
+    factors = [steps["per_device_train_batch_size"], steps["gradient_accumulation_steps"]]
+    factors += [steps["processes"]] * (steps["processes"] > 1)
+    rows = html.count(math.prod(factors), "row")
     lines.append(
-        f"Epoch: {html.count(steps['per_epoch'], 'step')} of {rows} ({batch} × {accumulation})"
+        f"Epoch: {html.count(steps['per_epoch'], 'step')} of {rows} ({' × '.join(map(str, factors))})"
         + ("; pairs are not packed." if compared else f"; {html.number(steps['per_epoch_packed'])} packed.")
     )
     if result["split_rows"]:
