@@ -88,6 +88,10 @@ def problems_here(config: Config, offered: Sequence[Device]) -> list[Problem]:
         return [Problem("compute.device", f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}", choice)]
     device, gpus = device_for(choice, offered), sum(device.is_gpu for device in offered)
     problems = list(machine_conflicts(config, device.kind))
+    together = max(device_count(config.compute, offered), config.compute.gpus)
+    if together > 1 and any(each.is_slice for each in choose(choice, offered)):
+        words = "a process sees one MIG slice alone, and slices do not train together: choose one, or whole GPUs"
+        problems.append(Problem("compute.device", words, choice))
     if why := beyond_machine(config.compute, gpus if device.is_gpu else 0):
         problems.append(Problem("compute.processes", why, config.compute.world_size))
     return problems

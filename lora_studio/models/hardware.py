@@ -70,6 +70,12 @@ class Device:
         return self.facts.is_gpu
 
     @property
+    def is_slice(self) -> bool:
+        """Whether it is a MIG slice of a GPU. A process of CUDA sees one slice only, however many are named to it (MIG
+        User Guide, "CUDA Device Enumeration")."""
+        return self.uuid.startswith(MIG)
+
+    @property
     def id(self) -> str:
         """The device's name in files, the same in every process of the machine."""
         return self.key or self.uuid or (f"{self.kind}:{self.index}" if self.is_gpu else CPU)
@@ -304,18 +310,37 @@ def _entries(choice: str, kind: str) -> list[str]:
 
 
 def _nvidia() -> list[Card]:
-    """The GPUs of the driver, and after them the MIG slices that the environment names."""
+    """The GPUs of the driver, one that is divided into MIG slices by its first, for its number means that one to CUDA;
+    then the other slices, and those that the environment names by another name than the driver."""
     if not _load_driver():
         return []
     handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, at) for at in range(_ask(pynvml.nvmlDeviceGetCount) or 0)]
-    slices = [
-        name for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if (name := part.strip())[:4] == MIG
-    ]
-    cards = [_nvidia_card(handle) for handle in handles]
-    return cards + [_nvidia_card(_ask(pynvml.nvmlDeviceGetHandleByUUID, name), name) for name in slices]
+    parts = [_slices(handle) for handle in handles]
+    cards = [_nvidia_card(part[0] if part else None) for part in parts]
+    cards += [_nvidia_card(handle) for part in parts for handle in part[1:]]
+    listed = {card.uuid for card in cards}
+    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = [name for word in words if (name := word.strip()).startswith(MIG) and name not in listed]
+    return cards + [_nvidia_card(_ask(pynvml.nvmlDeviceGetHandleByUUID, name), name) for name in named]
 
 
 MIG = "MIG-"
+
+
+def _slices(handle: Any) -> list[Any]:
+    """The MIG slices of a GPU; the GPU itself where it is not divided. One that is to be divided and has no slice yet
+    computes nothing."""
+    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        return [handle]
+    most = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
+    places = [_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, at) for at in range(most)]
+    return [place for place in places if place is not None]
+
+
+def _whole(handle: Any) -> Any:
+    """The GPU of a MIG slice, which alone reports some values; else the handle itself."""
+    return _ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) or handle
 
 
 def _nvidia_card(handle: Any, uuid: str = "") -> Card:
@@ -324,7 +349,7 @@ def _nvidia_card(handle: Any, uuid: str = "") -> Card:
     if not name or not memory:
         return Card("NVIDIA GPU", 0, 0)
     uuid = uuid or _ask(pynvml.nvmlDeviceGetUUID, handle) or ""
-    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, _whole(handle))
     reading = _nvidia_reading(handle)
     return Card(
         name,
@@ -440,5 +465,5 @@ def gpu_reading(uuid: str) -> SensorReading:
 
 def _nvidia_reading(handle: Any) -> SensorReading:
     load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
-    celsius = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    celsius = _ask(pynvml.nvmlDeviceGetTemperature, _whole(handle), pynvml.NVML_TEMPERATURE_GPU)
     return SensorReading(None if load is None else float(load.gpu), None if celsius is None else float(celsius))

@@ -9,7 +9,10 @@ from typing import Any
 import pynvml
 import pytest
 
+from lora_studio.config.compute import Compute
+from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import problems_here
 from lora_studio.models import hardware
 from lora_studio.models.hardware import (
     Device,
@@ -150,6 +153,47 @@ def test_a_slice_of_a_card_is_known_by_its_own_name(driver: None, monkeypatch: p
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: {"MIG-7-1": "GPU-2"}[uuid])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7-1")
     assert [(device.uuid, device.memory_free) for device in devices()] == [("MIG-7-1", 3 * GIB)]
+
+
+def test_a_divided_card_is_listed_slice_by_slice(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a driver of R470 and later describes it: a slice has a name, a UUID and memory of its own, its card alone has
+    a temperature and a compute capability, and neither has a load."""
+    slices = ["MIG-a", "MIG-b"]
+
+    def place(card: str, at: int) -> str:
+        return _card(*slices[at : at + 1], *slices) if at < len(slices) else _card("", "none is there")
+
+    def memory(card: str) -> Any:
+        return SimpleNamespace(total=5 * GIB, free=GIB, used=4 * GIB) if card in slices else _memory(card)
+
+    answers: dict[str, Callable[..., Any]] = {
+        "nvmlDeviceGetMigMode": lambda card: [int(_card(card, "GPU-1", "GPU-2") == "GPU-1"), 0],
+        "nvmlDeviceGetMaxMigDeviceCount": lambda card: 7,
+        "nvmlDeviceGetMigDeviceHandleByIndex": place,
+        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda card: "GPU-1" if _card(card, *slices) else "",
+        "nvmlDeviceGetUUID": lambda card: card,
+        "nvmlDeviceGetMemoryInfo": memory,
+    }
+    for name, function in answers.items():
+        monkeypatch.setattr(pynvml, name, function)
+    whole = Device("Card 2", "cuda", 8 * GIB, 3 * GIB, index=1, uuid="GPU-2", bf16=False, celsius=61.0)
+    first, second = (
+        Device(f"Card {name}", "cuda", 5 * GIB, GIB, index=at, uuid=f"MIG-{name}", celsius=61.0)
+        for name, at in (("a", 0), ("b", 3))
+    )
+    assert devices() == [first, whole, second]
+    assert gpu_reading("GPU-1").celsius == 61.0
+    assert environment_of([second], {}) == {"CUDA_VISIBLE_DEVICES": "MIG-b"}
+    for choice, uuid in (("0", "MIG-a"), ("1", "GPU-2"), ("MIG-b", "MIG-b"), ("GPU-2,0", "GPU-2")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+        assert devices()[0].uuid == uuid, "a number is that of a card"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for compute in ({"device": "0,3"}, {"processes": "2"}):
+        (problem,) = problems_here(Config(compute=Compute.model_validate(compute)), all_devices())
+        assert "slices do not train together" in problem.message
+    assert problems_here(Config(compute=Compute(device="3")), all_devices()) == []
+    slices.clear()
+    assert [device.uuid for device in devices()] == ["GPU-2"], "no slice was made yet"
 
 
 def test_a_torch_without_cuda_and_a_variable_of_ours_leave_the_cpu(
