@@ -370,7 +370,7 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
     elsewhere, told = Targets(workspace).device(config.compute.target), ""
     if elsewhere is not None:
         told = TargetLauncher(workspace).check(config.compute.target, local_files(config))
-        machine = Machine(elsewhere, None, shutil.disk_usage(workspace.root).free)
+        machine = Machine(elsewhere, elsewhere.memory_total or None, shutil.disk_usage(workspace.root).free)
         if workspace.policy.jobs_token(workspace.policy.owner_id) is not None and config.model.name != DEMO_MODEL:
             return Report((Check("Model", NOTE, NOT_READ), Check("Target", OK, told)))
     else:

@@ -62,10 +62,13 @@ class Targets:
         return targets[name]
 
     def device(self, name: str) -> Device | None:
-        """The devices of a target beside this machine, of which no more than their kind is known; None for this
+        """A device of a target beside this machine: its kind, and its memory, 0 where that is not known; None for this
         machine. Raises `StudioError` as `find`."""
         target = self.find(name)
-        return None if target is None else Device(name, target.device_kind, 0, 0)
+        if target is None:
+            return None
+        memory = target.device_memory or 0
+        return Device(name, target.device_kind, memory, memory)
 
     def placed(self, config: Config) -> Config:
         """The config of a run as its target trains it: in a process for each device of the target. Raises `StudioError`

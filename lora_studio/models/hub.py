@@ -199,13 +199,15 @@ _PER_HOUR = {"second": 3600.0, "minute": 60.0, "hour": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a job would run on and cost: dollars an hour, and at most until its time limit."""
+    """What a job would run on and cost: dollars an hour, and at most until its time limit. `memory` are the bytes of
+    one of its GPUs, of a machine without any its own; None where the Hub does not tell."""
 
     account: str
     namespace: str
     hardware: str
     dollars_per_hour: float
     seconds: int
+    memory: int | None = None
 
     @property
     def most(self) -> float:
@@ -272,7 +274,7 @@ def jobs_offer(
             f"Add one: {BILLING_PAGE}. If it has prepaid credits, set prepaid in the target.",
         )
     machine = _flavor(hardware, flavor)
-    return Offer(name, namespace, hardware_words(machine), dollars_per_hour(machine), seconds)
+    return Offer(name, namespace, hardware_words(machine), dollars_per_hour(machine), seconds, device_memory(machine))
 
 
 def _payer(account: Mapping[str, object], namespace: str) -> Mapping[str, object]:
@@ -306,6 +308,19 @@ def hardware_words(machine: "JobHardwareInfo") -> str:
     gpu = machine.accelerator
     inside = f"{gpu.quantity} x {gpu.model} with {gpu.vram}" if gpu else f"{machine.cpu} with {machine.ram}"
     return f"{machine.pretty_name}, {inside}"
+
+
+_SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def device_memory(machine: "JobHardwareInfo") -> int | None:
+    """Bytes of one GPU of a machine, else of the machine; None where the Hub names no size. It tells the memory of all
+    GPUs together (`JobAccelerator.vram`), in the GB of data sheets. They are taken for 10⁹ bytes, for a part of the GiB
+    that a sheet may mean is not to be had: of the 24 of an A10G a program sees 22.5 GiB."""
+    gpu = machine.accelerator
+    size = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(MB|GB|TB)", (gpu.vram if gpu else machine.ram).strip())
+    count = int(gpu.quantity) if gpu and gpu.quantity.isdecimal() else 1
+    return round(float(size[1]) * _SIZES[size[2]] / count) if size and count else None
 
 
 def dollars_per_hour(machine: "JobHardwareInfo") -> float:
@@ -385,7 +400,7 @@ def usual_offer(flavor: str, seconds: int) -> Offer | None:
     try:
         with hub_words():
             machine = _flavor(future.result(PATIENCE_SECONDS), flavor)
-            return Offer("", "", hardware_words(machine), dollars_per_hour(machine), seconds)
+            return Offer("", "", hardware_words(machine), dollars_per_hour(machine), seconds, device_memory(machine))
     except StudioError:
         return None
 

@@ -31,12 +31,17 @@ from lora_studio.jobs.launchers.hf_jobs import (
 )
 from lora_studio.jobs.launchers.hf_sync import Courier
 from lora_studio.jobs.launchers.local import LocalWorker, kill, read_worker, write_worker
+from lora_studio.jobs.preflight import check_before_start
+from lora_studio.jobs.protocol import FirstRows, LookAtFirst, ModelFacts
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.targets import Targets
 from lora_studio.models.hub import JOBS_TOKEN, NO_TOKEN, Offer, jobs_offer, token_in, without_tokens
+from lora_studio.models.shape import read_config
 from lora_studio.workspace import RunFolder, Workspace
 
 from ..fake_hub import ANN, READER, STRANGER, TOKEN, FakeHub, fake_hub
 from .conftest import wait_until
+from .test_preflight import FIRST
 
 STAND_INS = Path(__file__).parents[1] / "stand_ins"
 
@@ -113,6 +118,46 @@ def test_near_hardware_is_named_and_credits_pay_too(hub: FakeHub) -> None:
     assert refused.value.hint.startswith("Did you mean a10g-small? There are: cpu-basic, ")
     hub.jobs.pays["me"] = False
     assert offer(HubTarget(prepaid=True), TOKEN).namespace == "me"
+
+
+class KnownRows:
+    """A session that has read ten short rows and a model of which nothing is wrong."""
+
+    busy = False
+
+    def call(self, request: object) -> FirstRows | ModelFacts:
+        return FIRST if isinstance(request, LookAtFirst) else ModelFacts(embeddings=10**6, parameters=1)
+
+
+def test_a_run_is_weighed_against_one_gpu_of_the_hardware_and_trains_on_all(
+    hub: FakeHub, workspace: Workspace, tmp_path: Path
+) -> None:
+    targets = Targets(workspace)
+    for name, flavor in (("two", "a10g-largex2"), ("cpu", "cpu-basic"), ("gone", "a100-huge")):
+        targets.save(f"hf-jobs:{name}", {"flavor": flavor})
+    devices = {name: targets.device(f"hf-jobs:{name}") for name in ("two", "cpu", "gone")}
+    assert {name: (device.kind, device.memory_total) for name, device in devices.items() if device} == {
+        "two": ("cuda", 24 * 10**9),
+        "cpu": ("cpu", 16 * 10**9),
+        "gone": ("cuda", 0),
+    }
+    shape = {"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 17408, "vocab_size": 151936}
+    heads = {"num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128}
+    numbers = {**(read_config("demo") or {}), **shape, **heads}  # 14 billion parameters: 28 GB in 16 bits
+    (tmp_path / "config.json").write_text(json.dumps(numbers), encoding="utf-8")
+
+    def memory(target: str, quantization: str) -> tuple[str, str, str]:
+        settings = {"model.name": str(tmp_path), "model.quantization": quantization, "compute.target": target}
+        config = resolve(None, settings)
+        assert targets.placed(config).compute.world_size == (2 if target == "hf-jobs:two" else 1)
+        report = check_before_start(config, workspace, KnownRows(), busy=False)  # type: ignore[arg-type]
+        check = next(check for check in report.checks if check.title == "Memory")
+        return check.state, check.found, check.advice
+
+    state, found, advice = memory("hf-jobs:two", "none")
+    assert (state, "of 22.4 GiB free on hf-jobs:two." in found) == ("ask", True)
+    assert "4-bit" in advice
+    assert memory("hf-jobs:two", "4bit")[0] == "ok"
 
 
 def test_a_hub_that_is_away_is_told_as_that(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

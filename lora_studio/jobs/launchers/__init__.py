@@ -89,6 +89,12 @@ class Target(Section):
         return None
 
     @property
+    def device_memory(self) -> int | None:
+        """Bytes of each device, where that is known beforehand."""
+        offer = self.offer
+        return offer.memory if offer else None
+
+    @property
     def device_kind(self) -> str:
         """What the devices are, one of `accelerators.DEVICE_KINDS`."""
         return "cpu"

@@ -11,6 +11,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -119,6 +120,12 @@ class HubTarget(Target):
     @property
     def trains_only(self) -> bool:
         return True
+
+    @property
+    def ranks(self) -> int:
+        """One for each GPU, whose number ends the name of a flavor with several: a10g-largex4."""
+        several = re.search(r"x([1-9][0-9]?)$", self.flavor)
+        return int(several[1]) if several else 1
 
     @property
     def device_kind(self) -> str:
