@@ -41,6 +41,15 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
 
 
+def float_text(value: float) -> str:
+    """As people write it: 2e-4, 0.05, 3, 1e-5."""
+    short = f"{value:.10g}"
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return short
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{float(mantissa):.10g}e{int(exponent)}"
+
+
 def percent(part: float, whole: float) -> str:
     """A share that says 0 % and 100 % only where it is exactly that."""
     if whole <= 0 or part <= 0:

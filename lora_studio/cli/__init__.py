@@ -23,7 +23,7 @@ from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 COMMANDS = {
-    "train": ("train", "train"),
+    "train": ("groups", "train"),
     "estimate": ("config", "estimate"),
     "inspect": ("data", "inspect"),
     "cache": ("data", "cache"),
@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate"),
     "export": ("export", "export"),
     "runs": ("jobs", "runs"),
+    "groups": ("groups", "groups"),
     "jobs": ("jobs", "jobs"),
     "devices": ("jobs", "devices"),
     "presets": ("config", "list_or_show"),
@@ -56,6 +57,7 @@ RUN_ACTIONS = (
     "compare",
     "csv",
 )
+GROUP_ACTIONS = ("list", "show", "follow", "rename", "stop", "delete")
 JOB_ACTIONS = ("list", "show", "follow", "stop", "cancel", "resume", "delete", "queue", "up", "down", "start")
 ABOUT_JOBS = (
     "follow shows progress until the job ends; stop saves and ends it; cancel ends it at once; resume continues a "
@@ -104,6 +106,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
     other = "with --resume: continue although the data files have changed"
     train.add_argument("--other-rows", action="store_true", help=other)
+    _add_try_flags(train)
     inspect = add("inspect", "show how a data file is parsed, tokenized and masked", output)
     _add_inspect_flags(inspect)
     cache = add("cache", "show or clear the cache of prepared data", output)
@@ -120,6 +123,9 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_export_flags(export)
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     _add_runs_flags(runs)
+    _add_groups_flags(
+        add("groups", "list, show, rename, stop or delete groups of runs that try several values", output)
+    )
     jobs = add("jobs", "list, show, stop, resume or delete jobs of all kinds, and move them in the queue", output)
     _add_jobs_flags(jobs)
     add("devices", "list the devices with memory, load and who uses them", output)
@@ -132,11 +138,22 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
         "--preflight", action="store_true", help="also check data, model, memory and disk, as before a start"
     )
     imported = _add_import_flags(add("import", "read a config file of another trainer", output))
-    ui = add("ui", "start the web page")
-    add_serving_flags(ui)
-    ui.add_argument("--open", action="store_true", help="open the page in the browser")
+    _add_ui_flags(add("ui", "start the web page"))
     _add_settings((train, check, imported, estimate, inspect, chat, evaluate, export), arguments)
     return parser
+
+
+def _add_try_flags(train: argparse.ArgumentParser) -> None:
+    several = "train a group of runs: one for each combination of values, of up to three settings; repeat for each"
+    train.add_argument("--try", dest="tries", action="append", metavar="SETTING=A,B", default=[], help=several)
+    train.add_argument("--group-name", metavar="NAME", default="", help="with --try: the name of the group")
+    weak = "with --try: stop runs early that are in the weaker half of the group (successive halving)"
+    train.add_argument("--stop-weak", action="store_true", help=weak)
+
+
+def _add_ui_flags(ui: argparse.ArgumentParser) -> None:
+    add_serving_flags(ui)
+    ui.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
 def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
@@ -188,6 +205,14 @@ def _add_runs_flags(runs: argparse.ArgumentParser) -> None:
     runs.add_argument("run", nargs="?", metavar="RUN", help='id, start of an id, name, or "last"')
     runs.add_argument("more", nargs="*", metavar="MORE", help="other runs to compare, the tags, or the note")
     runs.add_argument("--yes", action="store_true", help="delete without asking")
+
+
+def _add_groups_flags(groups: argparse.ArgumentParser) -> None:
+    groups.add_argument("action", nargs="?", choices=GROUP_ACTIONS, default="list")
+    groups.add_argument("group", nargs="?", metavar="GROUP", help='id, start of an id, name, or "last"')
+    groups.add_argument("name", nargs="*", metavar="NAME", help="with rename: the new name")
+    groups.add_argument("--metric", default="", metavar="NAME", help="metric to sort by (default: validation loss)")
+    groups.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _add_jobs_flags(jobs: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from lora_studio.models.hub import Charge
 
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
 START_PHASES = ("start", "data", "model")
-"""What comes before the first step, without what is only done once: downloads."""
+"""What comes before the first step, without downloads."""
 FINAL_STATES = ("done", "stopped", "failed")
 
 
@@ -37,6 +37,7 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
     # written by whoever starts workers
     DEQUEUED = "dequeued"
+    PRUNED = "pruned"  # in the weaker half of its group
     # worked out from outside, for a worker that wrote no `Finished`
     NEVER_STARTED = "never_started"
     RECORD_DAMAGED = "record_damaged"
@@ -230,10 +231,8 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class QuestionsAsked:
-    """The questions answered after each evaluation, what the rows answer, and what the base does.
-
-    `right` says where that is the same answer.
-    """
+    """The questions answered after each evaluation, what the rows answer, and what the base does; `right` says where
+    that is the same answer."""
 
     time: float
     questions: list[str]

@@ -4,6 +4,7 @@ Every kind has the same life: request, events, worker, log and result in one fol
 """
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from lora_studio import __version__
 from lora_studio.config.compute import LOCAL
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -149,6 +151,15 @@ class JobFolders(Generic[Folder]):
         if match is None:
             raise StudioError(f"There is no {self.noun} {name!r}.", "It may have been deleted. Choose another one.")
         return match
+
+
+RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a job is made with, by package."""
+    recorded = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
+    return {"lora_studio": __version__, **recorded}
 
 
 def remove(folder: JobFolder) -> None:
@@ -404,6 +415,8 @@ def _of_reason(state: RunState, reason: Reason, kind: KindWords) -> tuple[str, s
             return "Stopped on request.", kind.stopped
         case Reason.DEQUEUED:
             return "Removed from the queue.", ""
+        case Reason.PRUNED:
+            return "Stopped early: in the weaker half of its group.", early
         case Reason.NEVER_STARTED:
             return f"The {noun} was never started.", kind.begin
         case Reason.RECORD_DAMAGED:

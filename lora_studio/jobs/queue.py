@@ -129,14 +129,17 @@ def is_shown(workspace: Workspace, entry: QueueEntry) -> bool:
     return workspace.policy.can_read(KINDS[entry.kind].folder_of(workspace, entry.job))
 
 
-def check_room(workspace: Workspace, entries: list[QueueEntry]) -> None:
-    """Raises `StudioError` where a visitor has as many jobs waiting as one may; the owner may have any number."""
+def check_room(workspace: Workspace, entries: list[QueueEntry], new: int = 1) -> None:
+    """Raises `StudioError` where a visitor would have more jobs waiting than one may with so many `new` ones; the owner
+    may have any number."""
     most = workspace.policy.max_queued
     if most is None:
         return
     folders = (KINDS[entry.kind].folder_of(workspace, entry.job) for entry in entries)
     own = sum(workspace.policy.shares_queue_with(folder.owner_id) for folder in folders if folder.facts.is_file())
-    if own >= most:
+    if new > most:
+        raise StudioError(f"{new} jobs at once are too many.", f"You can have at most {most} jobs in the queue.")
+    if own + new > most:
         raise StudioError(
             f"{own} of your jobs are already queued.", "Wait until one starts, or remove one from the queue."
         )

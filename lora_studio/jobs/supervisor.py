@@ -6,23 +6,21 @@ one workspace at once and a new one finds everything again. Ending a supervisor 
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lora_studio import __version__
 from lora_studio.config.parsing import ConfigError, default_title, to_yaml, with_absolute_paths
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, demand_of, request_facts, write_held
 from lora_studio.jobs.events import Extended, Finished, OtherRowsAccepted, Reason, RunState
-from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, append_event, at_work, remove
+from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, append_event, remove, versions
 from lora_studio.jobs.launchers import Launcher
+from lora_studio.jobs.limits import WeakRuns, end_the_deaf, end_the_overdrawn
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     QueueEntry,
@@ -37,14 +35,13 @@ from lora_studio.jobs.queue import (
     write_queue,
 )
 from lora_studio.jobs.targets import LOCAL, TargetLauncher, Targets, local_files
-from lora_studio.jobs.watcher import BEFORE_WORK, Follower
+from lora_studio.jobs.watcher import Follower
 from lora_studio.models.accelerators import CPU
 from lora_studio.models.adapters import continued
 from lora_studio.models.hardware import Device, all_devices, default_devices, environment_of
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
-_RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 MAX_OFF_DEVICE = 4
 """Jobs that need no device and work at once; more of them wait."""
 RECENT_SECONDS = 2.0
@@ -81,6 +78,7 @@ class Supervisor:
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
         self._index = JobIndex(workspace)
+        self._weak = WeakRuns(self._launcher)
         self._followers: dict[str, Follower] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}  # until the worker has them
         self._had_secrets: set[str] = set()
@@ -151,8 +149,9 @@ class Supervisor:
         with self._lock:
             self._launcher.collect()
             self._refresh_all()
-            self._end_the_deaf()
-            self._end_the_overdrawn()
+            end_the_deaf(self._followers.values(), self._launcher, self._stop_seconds, self._save_seconds)
+            end_the_overdrawn(self.workspace, self._launcher)
+            self._weak.stop(list(self._followers.values()))
             if read_queue(self.workspace):
                 with lock(self.workspace):
                     self._start_next()
@@ -264,11 +263,11 @@ class Supervisor:
 
     # -- acting
 
-    def launch(self, config: Config, *, memory: int | None = None) -> str:
+    def launch(self, config: Config, *, memory: int | None = None, group: Mapping[str, object] | None = None) -> str:
         """Makes a run's folder and starts its worker, or queues it while other jobs hold the devices that it may have.
 
-        It waits until its device has so much `memory` free, in bytes, where that is given. Raises `ConfigError` for
-        settings that its target can't do.
+        It waits until its device has so much `memory` free, in bytes, where that is given. `group` are the facts of
+        the group that it belongs to (see `jobs.groups`). Raises `ConfigError` for settings that its target can't do.
         """
         config = self.targets.placed(config)
         offered, elsewhere = self.devices(), config.compute.target != LOCAL
@@ -284,11 +283,9 @@ class Supervisor:
             "data": config.data.train_file,
             "seed": config.training.seed,
             "compute_target": config.compute.target,
+            **({"group": group} if group else {}),
             **({} if elsewhere else request_facts(config, offered, memory=memory, share=share)),
-            "versions": {
-                "lora_studio": __version__,
-                **{name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
-            },
+            "versions": versions(),
         }
 
         def make() -> JobFolder:
@@ -528,32 +525,6 @@ class Supervisor:
         except StudioError as error:  # refused by its target
             ended = Finished(time.time(), "failed", 0, error.message, error.hint, Reason.REFUSED)
             append_event(folder, ended)
-
-    def _end_the_deaf(self) -> None:
-        """Ends workers that were asked to stop long ago."""
-        for follower in self._followers.values():
-            asked = follower.worker.stop_asked if follower.worker else None
-            if follower.alive and asked is not None:
-                saving = follower.kind.save_seconds if self._save_seconds is None else self._save_seconds
-                patience = self._stop_seconds if follower.state.phase in BEFORE_WORK else saving
-                if time.time() - asked > patience:
-                    with contextlib.suppress(StudioError):  # a cluster that does not answer now
-                        self._launcher.kill(follower.folder)
-
-    def _end_the_overdrawn(self) -> None:
-        """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
-        save would take more of what there is none left of. The checkpoints saved last go where they are too much."""
-        if not self.workspace.policy.has_quota:
-            return
-        for maker, folder in at_work(self.workspace.unrestricted):
-            if self._launcher.is_alive(folder) and (reason := self.workspace.policy.over_quota(maker)):
-                _log.warning("%s: %s", folder.id, reason)
-                self._launcher.kill(folder, reason=reason)
-                folder.remove_unfinished()
-                for checkpoint in reversed(folder.checkpoint_folders()):
-                    if not self.workspace.policy.over_quota(maker):
-                        break
-                    shutil.rmtree(checkpoint, ignore_errors=True)  # a writer that dies may still hold it
 
     def _follow(self, job_id: str) -> Follower:
         """The up-to-date follower of a job, by id; a run's also by unique beginning or "last"."""

@@ -16,6 +16,7 @@ from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
+from lora_studio.jobs.groups import Membership, membership
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -232,6 +233,7 @@ class Overview:
     maker: str = ""
     damaged: tuple[str, ...] = ()
     result: JsonObject = field(default_factory=dict)
+    group: Membership | None = None
 
     def row(self) -> JsonObject:
         """As one JSON object, by the names that a script reads."""
@@ -254,6 +256,7 @@ class Overview:
             "difference": self.result.get("difference"),
             "message": self.result.get("message", ""),
             "damaged": list(self.damaged),
+            "group": self.group.as_facts() if self.group else None,
         }
 
 
@@ -279,6 +282,7 @@ def overview(run: RunFolder, state: RunState) -> Overview:
         maker=str(facts.get("maker", "")),
         damaged=tuple(run.damaged()) if state.final or facts.get("damaged") else (),
         result=run.read_result() if state.final else {},
+        group=membership(facts),
     )
 
 
@@ -300,7 +304,10 @@ def matching(runs: Sequence[Overview], query: str) -> list[Overview]:
 
 def _text(run: Overview) -> str:
     return "\n".join(
-        (run.title, run.id, run.state, run.model, run.data, run.maker, *run.labels.tags, run.labels.note)
+        (
+            *(run.title, run.id, run.state, run.model, run.data, run.maker, *run.labels.tags, run.labels.note),
+            run.group.name if run.group else "",
+        )
     ).casefold()
 
 

@@ -19,7 +19,7 @@ from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
 from lora_studio.models.accelerators import AUTO, CPU
 from lora_studio.models.hardware import Device
-from lora_studio.units import gib
+from lora_studio.units import float_text, gib
 from lora_studio.workspace import Workspace
 
 SWITCH = {True: "on", False: "off"}
@@ -105,15 +105,6 @@ def to_widget(setting: Setting, value: Any) -> Any:
     if setting.kind == "str":
         return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
     return value
-
-
-def float_text(value: float) -> str:
-    """As people write it: 2e-4, 0.05, 3, 1e-5."""
-    short = f"{value:.10g}"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return short
-    mantissa, _, exponent = f"{value:e}".partition("e")
-    return f"{float(mantissa):.10g}e{int(exponent)}"
 
 
 def from_widget(setting: Setting, raw: Any) -> Any:

@@ -5,11 +5,13 @@ fake_worker.py deaf RUN_FOLDER                    never obeys a stop, while it t
 fake_worker.py deaf-early RUN_FOLDER              never obeys a stop, while it prepares data
 fake_worker.py phase=data RUN_FOLDER              stays in that phase until it is stopped
 fake_worker.py greedy RUN_FOLDER                  fills the disk with a checkpoint after another, the last one torn
+fake_worker.py evaluates=40 RUN_FOLDER            evaluates each step, the better the nearer its rate is to 1e-3
 fake_worker.py crash RUN_FOLDER                   ends without a last word
 fake_worker.py wrong RUN_FOLDER                   reports wrong input and ends with exit code 2
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,8 +19,10 @@ import sys
 import time
 from pathlib import Path
 
+from lora_studio.config.parsing import load_config
 from lora_studio.jobs.events import (
     CheckpointSaved,
+    Evaluated,
     Event,
     Finished,
     PhaseStarted,
@@ -76,6 +80,9 @@ class FakeWorker:
             step += 1
             time.sleep(0.02)
             self.emit(StepLogged(time.time(), step, total, step / total, 1.0 / step, 1e-3, tokens=step * 10))
+            if self.mode.startswith("evaluates"):
+                rate = load_config(self.run.config).training.learning_rate
+                self.emit(Evaluated(time.time(), step, step / total, 1 / step + abs(3 + math.log10(rate))))
             if self.mode == "crash" and step == 3:
                 print("something terrible", file=sys.stderr, flush=True)
                 os._exit(7)

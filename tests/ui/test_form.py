@@ -9,6 +9,7 @@ from lora_studio.config.parsing import ConfigError, Problem, parse
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.ui import form
+from lora_studio.units import float_text
 
 BY_PATH = {setting.path: setting for setting in settings()}
 
@@ -49,7 +50,7 @@ def test_a_learning_rate_may_be_written_in_any_usual_way(text: str) -> None:
     ("value", "text"), [(2e-4, "2e-4"), (1e-5, "1e-5"), (0.05, "0.05"), (3.0, "3"), (0.0, "0"), (2.5e-4, "2.5e-4")]
 )
 def test_a_number_is_shown_as_people_write_it(value: float, text: str) -> None:
-    assert form.float_text(value) == text
+    assert float_text(value) == text
     assert float(text) == value
 
 
