@@ -129,9 +129,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     jobs = add("jobs", "list, show, stop, resume or delete jobs of all kinds, and move them in the queue", output)
     _add_jobs_flags(jobs)
     add("devices", "list the devices with memory, load and who uses them", output)
-    presets = add("presets", "list presets or show one", output)
-    presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
-    presets.add_argument("preset", nargs="?", metavar="PRESET")
+    _add_presets_flags(add("presets", "list presets or show one", output))
     check = add("check", "print the complete config, or all errors in it", output)
     check.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
     check.add_argument(
@@ -149,6 +147,11 @@ def _add_try_flags(train: argparse.ArgumentParser) -> None:
     train.add_argument("--group-name", metavar="NAME", default="", help="with --try: the name of the group")
     weak = "with --try: stop runs early that are in the weaker half of the group (successive halving)"
     train.add_argument("--stop-weak", action="store_true", help=weak)
+
+
+def _add_presets_flags(presets: argparse.ArgumentParser) -> None:
+    presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    presets.add_argument("preset", nargs="?", metavar="PRESET")
 
 
 def _add_ui_flags(ui: argparse.ArgumentParser) -> None:

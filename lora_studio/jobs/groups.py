@@ -21,8 +21,8 @@ from lora_studio.config.parsing import CONDITIONS, ConfigError, Problem, default
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, meant, settings
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Evaluated, RunState
+from lora_studio.jobs.kinds import Membership, membership
 from lora_studio.jobs.queue import QueueEntry, check_room
 from lora_studio.units import float_text
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
@@ -37,37 +37,6 @@ RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin", "token_accuracy"
 Facts = Mapping[str, object]
 Tries = Mapping[str, Sequence[str]]
 """The values to try as they were typed, by the path of their setting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """The group of a run: its id and name, the run's own values by path, and whether weak runs are stopped early, by
-    which metric."""
-
-    id: str
-    name: str
-    values: SettingValues
-    stop_weak: bool = False
-    metric: str = "loss"
-
-    def as_facts(self) -> JsonObject:
-        """As the run's folder holds it."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "values": self.values,
-            "stop_weak": self.stop_weak,
-            "metric": self.metric,
-        }
-
-
-def membership(facts: Mapping[str, object]) -> Membership | None:
-    """The group that a run's facts name; None for a run of its own, and for what can't be read."""
-    group = facts.get("group")
-    if not isinstance(group, dict) or not isinstance(group.get("values"), dict) or not group.get("id"):
-        return None
-    name, metric = str(group.get("name") or group["id"]), str(group.get("metric", "loss"))
-    return Membership(str(group["id"]), name, group["values"], bool(group.get("stop_weak")), metric)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from lora_studio import __version__
 from lora_studio.config.compute import LOCAL
+from lora_studio.config.fields import SettingValues
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Event, Reason, RunState, to_line
@@ -102,6 +103,37 @@ class BenchmarkFolder(JobFolder):
     def results(self) -> Path:
         """Where lm-evaluation-harness puts its numbers."""
         return self.path / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The group of a run: its id and name, the run's own values by path, and whether weak runs are stopped early, by
+    which metric."""
+
+    id: str
+    name: str
+    values: SettingValues
+    stop_weak: bool = False
+    metric: str = "loss"
+
+    def as_facts(self) -> JsonObject:
+        """As the run's folder holds it."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "values": self.values,
+            "stop_weak": self.stop_weak,
+            "metric": self.metric,
+        }
+
+
+def membership(facts: Mapping[str, object]) -> Membership | None:
+    """The group that a run's facts name; None for a run of its own, and for what can't be read."""
+    group = facts.get("group")
+    if not isinstance(group, dict) or not isinstance(group.get("values"), dict) or not group.get("id"):
+        return None
+    name, metric = str(group.get("name") or group["id"]), str(group.get("metric", "loss"))
+    return Membership(str(group["id"]), name, group["values"], bool(group.get("stop_weak")), metric)
 
 
 def damaged_request(folder: JobFolder) -> StudioError:

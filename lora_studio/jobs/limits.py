@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Evaluated, Finished, Reason
-from lora_studio.jobs.groups import Membership, membership, weak_runs
-from lora_studio.jobs.kinds import TRAIN, append_event, at_work
+from lora_studio.jobs.groups import weak_runs
+from lora_studio.jobs.kinds import TRAIN, Membership, append_event, at_work, membership
 from lora_studio.jobs.launchers import Launcher
 from lora_studio.jobs.watcher import BEFORE_WORK, Follower
 from lora_studio.workspace import Workspace

@@ -16,7 +16,7 @@ from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
-from lora_studio.jobs.groups import Membership, membership
+from lora_studio.jobs.kinds import Membership, membership
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -8,7 +8,7 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
@@ -130,7 +130,7 @@ def short(value: float) -> float | None:
 
 MOST_POINTS = 2000  # in one drawing, shared by all its lines: about 18 bytes each stays under 50 kB
 FEWEST_A_LINE = 12
-RUNS_KEPT = 12
+RUNS_KEPT = 24
 LOSS = "Loss"
 AXES = ("step", "epoch", "time")
 SCALES = ("auto", "linear", "log")
@@ -270,7 +270,7 @@ _LOGARITHMIC = {title for title, logarithmic, _, _ in _OF_A_STEP if logarithmic}
 _AUTO = (LOSS, "Gradient norm")
 _FOLDED = {title for title, _, first, _ in _OF_A_STEP if not first}
 _UNITS = {ENTROPY: "nats/token", SPEED: "tokens/s", MEMORY: "GiB", ACCURACY: "%", "Gradient norm": "L2"}
-_EACH_POINT = ", raw"
+_EACH_POINT, VALIDATION = ", raw", ", validation"
 _SMOOTHED_LENGTH = 128  # points for which the weight of the moving average is what the control says
 _UNSMOOTHED = (RATE, MEMORY)
 _OF_A_METRIC = {"token_accuracy": ACCURACY, "entropy": ENTROPY, "f1": "F1"}
@@ -389,8 +389,11 @@ class Curves:
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, _RunCurves] = OrderedDict()
 
-    def draw(self, runs: Mapping[str, RunState], style: Style | None = None) -> Drawing:
-        """A drawing of one run, or of several over each other, each under the name that it is given here."""
+    def draw(
+        self, runs: Mapping[str, RunState], style: Style | None = None, *, evaluations_only: bool = False
+    ) -> Drawing:
+        """A drawing of one run, or of several over each other, each under the name that it is given here. Of many
+        runs the evaluations alone are told apart."""
         style = style or Style()
         with self._lock:
             followed = {name: self._follow(run) for name, run in runs.items()}
@@ -401,6 +404,7 @@ class Curves:
                 draft
                 for number, (name, curves) in enumerate(followed.items(), start=1)
                 for draft in _drafts(curves, "" if alone else name, (1, 2) if alone else (number, number), style)
+                if not evaluations_only or draft.points is curves.evaluations
             ]
             point = MOST_POINTS / max(1, sum(draft.share for draft in drafts))
             most = {
@@ -408,8 +412,11 @@ class Curves:
             }
             lines: dict[str, list[Line]] = {LOSS: []}
             for draft in drafts:
-                lines.setdefault(draft.panel, []).append(draft.line(most[draft.share], style.axis, divisor))
-            for number, (name, run) in enumerate(runs.items(), start=1):
+                line = draft.line(most[draft.share], style.axis, divisor)
+                if evaluations_only:
+                    line = replace(line, name=line.name.removesuffix(VALIDATION))
+                lines.setdefault(draft.panel, []).append(line)
+            for number, (name, run) in enumerate(() if evaluations_only else runs.items(), start=1):
                 lines[LOSS] += _best(run, "" if alone else name, 2 if alone else number, style.axis, divisor)
         pairs = any("reward_margin" in run.steps[-1].metrics for run in runs.values() if run.steps)
         units = {**_UNITS, LOSS: "per pair" if pairs else "nats/token"}
@@ -444,7 +451,7 @@ def _drafts(curves: _RunCurves, name: str, color_indices: tuple[int, int], style
                 curve = of_steps.smoothed(style.smoothing)
                 yield _Draft(title, label, curves.steps, of_steps, curve, color_indices[0], "line", weight)
         if measured is not None and measured.present:
-            label = f"{name}, validation" if name else "validation"
+            label = f"{name}{VALIDATION}" if name else "validation"
             yield _Draft(title, label, curves.evaluations, measured, measured.curve, color_indices[1], "marks", weight)
 
 

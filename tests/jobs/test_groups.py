@@ -9,7 +9,6 @@ from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Evaluated, Reason
 from lora_studio.jobs.groups import (
-    membership,
     read_tries,
     rename,
     runs_of,
@@ -17,7 +16,7 @@ from lora_studio.jobs.groups import (
     variants,
     weak_runs,
 )
-from lora_studio.jobs.kinds import ending_words
+from lora_studio.jobs.kinds import ending_words, membership
 from lora_studio.runs.groups import groups_of, meant_group, result_of
 from lora_studio.runs.summary import overview
 from lora_studio.workspace import Policy, Workspace

@@ -104,7 +104,7 @@ def test_runs_that_are_still_to_be_read_are_counted_and_the_one_looked_at_is_who
 def test_an_empty_workspace_says_how_the_list_is_filled(studio: Studio) -> None:
     shown = look(studio, "")
     assert "No run yet" in shown.listed["list"]
-    assert shown.places == (False, False, False, True), "the button that trains the demo"
+    assert shown.places == (False, False, False, False, True), "the button that trains the demo"
     assert not shown.detail
     finished(studio.workspace, "first")
     assert not look(studio, "").empty
@@ -268,11 +268,11 @@ def test_a_link_opens_its_run_and_one_to_a_run_that_is_gone_says_so(studio: Stud
 
 def test_the_table_of_all_runs_takes_the_place_of_the_list_and_the_run(studio: Studio) -> None:
     run = finished(studio.workspace, "one")
-    assert look(studio, run.id).places == (True, True, False, False)
+    assert look(studio, run.id).places == (True, True, False, False, False)
     whole = look(studio, run.id, choice=TableChoice(whole=True))
     assert whole.places[0] is False
     assert "<table" in whole.listed["list"]
-    assert look(studio, "", choice=TableChoice()).places == (False, False, False, False)
+    assert look(studio, "", choice=TableChoice()).places == (False, False, False, False, False)
 
 
 def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: Studio) -> None:

@@ -6,6 +6,7 @@ A timer looks for news once a second; what did not change is not sent.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -14,7 +15,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.components import QUIET, Shared
-from lora_studio.ui.runs import charts, details, header, queue, results, table
+from lora_studio.ui.runs import charts, details, groups, header, queue, results, table
 from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import PageSection, RunView, Studio, ViewState, ViewValues, refresh_view, updates
 
@@ -77,13 +78,15 @@ class Shown:
     listed: ViewValues = field(default_factory=dict)
     detail: ViewState = field(default_factory=dict)
     compare: ViewState = field(default_factory=dict)
+    group: ViewState = field(default_factory=dict)
     whole: bool = False
     empty: bool = False
 
     @property
-    def places(self) -> tuple[bool, bool, bool, bool]:
-        """Whether the page beside the list is in sight, on it one run, on it several, and the way to a first run."""
-        return bool(self.run or self.compare) and not self.whole, bool(self.run), bool(self.compare), self.empty
+    def places(self) -> tuple[bool, ...]:
+        """Whether the page beside the list is in sight, on it a run, several or a group, and the way to a first run."""
+        looked_at = (bool(self.run), bool(self.compare), bool(self.group))
+        return any(looked_at) and not self.whole, *looked_at, self.empty
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -97,17 +100,20 @@ def build(studio: Studio, shared: Shared) -> None:
             gr.HTML(html.render("runs.back"), js_on_load=theme.on_load("runBack"), elem_id="runs-back")
             with gr.Column(visible=False, elem_classes="runs-compared") as several:
                 compared = charts.build_compare(studio, shared, choice)
+            with gr.Column(visible=False, elem_classes="runs-compared run-group") as together:
+                grouped = groups.build_group(studio, shared, choice)
             with gr.Column(visible=False, elem_classes="run-looked-at") as single:
                 parts = build_sections(studio, shared)
-    linked = gr.Textbox(visible=False)
-    state = gr.State(Shown())
+    linked, state = gr.Textbox(visible=False), gr.State(Shown())
     outputs = [
         *listed.values(),
         *parts.values(),
         *compared.values(),
+        *grouped.values(),
         page,
         single,
         several,
+        together,
         first,
         shared.status,
         state,
@@ -119,33 +125,34 @@ def build(studio: Studio, shared: Shared) -> None:
             return [gr.skip()] * len(outputs)
         top = updates([("list", name) for name in listed], {"list": (0, now.listed)}, {"list": (0, before.listed)})
         comparison = updates([("compare", name) for name in compared], now.compare, before.compare)
+        group = updates([("group", name) for name in grouped], now.group, before.group)
         pairs = zip(now.places, before.places, strict=True)
         places = [gr.update(visible=place) if place != visible else gr.skip() for place, visible in pairs]
         detail = before.detail if before.run == now.run else {}  # another run: what was typed for this one goes, too
         status = now.status if now.status != before.status else gr.skip()
-        return [*top, *updates(list(parts), now.detail, detail), *comparison, *places, status, now]
-
-    def begin(address: str) -> tuple[str, TableChoice]:
-        return table.opening_run(studio, address), table.opening_choice(studio)
+        return [*top, *updates(list(parts), now.detail, detail), *comparison, *group, *places, status, now]
 
     def open_run(run_id: str, choice: TableChoice, before: Shown) -> list[Any]:
         """Another run is selected, and shown at once; in the place of one that is gone, the newest."""
         other = run_id or table.opening_run(studio)
-        if run_id and run_id != before.run and (choice.comparing or choice.whole):
-            choice = replace(choice, comparing=False, whole=False)
+        if run_id and run_id != before.run and (choice.comparing or choice.whole or choice.group):
+            choice = replace(choice, comparing=False, whole=False, group="")
         return [gr.skip() if other == run_id else other, choice, *paint(other, choice, before)]
 
-    def repaint(run_id: str, choice: TableChoice) -> list[Any]:
-        return paint(run_id, choice, Shown())
-
     anew = [shared.run, choice]
-    gr.on(None, begin, linked, anew, js="() => studio.askedRun", **QUIET).then(repaint, anew, outputs, **QUIET)
+    first_look = gr.on(None, partial(_opening, studio), linked, anew, js="() => studio.askedRun", **QUIET)
+    first_look.then(lambda run_id, choice: paint(run_id, choice, Shown()), anew, outputs, **QUIET)
     shared.run.change(None, js=theme.call("hideRun"), api_visibility="private")
     opened = shared.run.change(open_run, [*anew, state], [*anew, *outputs], **QUIET)
     opened.then(None, js=theme.call("showRun"), api_visibility="private")
     choice.change(paint, [*anew, state], outputs, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
     gr.Timer(1).tick(paint, [*anew, state], outputs, trigger_mode="once", **QUIET)
+
+
+def _opening(studio: Studio, address: str) -> tuple[str, TableChoice]:
+    """The run and the choice that the page opens with; `address` names a run that a link led to."""
+    return table.opening_run(studio, address), table.opening_choice(studio)
 
 
 def _first_run(shared: Shared) -> gr.Button:
@@ -160,6 +167,7 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
     now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
     several = charts.chosen(runs, choice.ticked) if choice.comparing else []
+    group = groups.members(board.rows(runs), choice.group) if choice.group and not choice.comparing else []
     owner = studio.audience.owner if studio.workspace.policy.is_admin else ""
     listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner) | queue.view_queue(studio)
     if unread := studio.supervisor.unread:
@@ -167,6 +175,8 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
         listed["list"] = f"{listed['list']}{reading}" if runs else reading
     empty = not runs and not studio.supervisor.unread
     result = Shown("", status, listed, whole=choice.whole, empty=empty)
+    if group:
+        return replace(result, group=groups.view_group(studio, group, choice, before.group))
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]

@@ -1,9 +1,10 @@
 """The list of runs at the left of the Runs tab and the table of all runs: search, order, selection, deletion."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -23,6 +24,7 @@ from lora_studio.ui.studio import Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace
 
 ROWS = 25
+Entry = TypeVar("Entry")
 NEWEST = "created"
 
 
@@ -30,7 +32,8 @@ NEWEST = "created"
 class TableChoice:
     """What a person chose in the list; `ticked` are ids of runs, `comparing` shows them beside each other.
 
-    `whole` shows the table of all runs, with every column, in the place of the list and the run beside it.
+    `whole` shows the table of all runs, with every column, in the place of the list and the run beside it. `group` is
+    the id of the group whose page is shown in the place of a run, `metric` that by which its runs are sorted.
     """
 
     query: str = ""
@@ -40,6 +43,8 @@ class TableChoice:
     ticked: tuple[str, ...] = ()
     comparing: bool = False
     whole: bool = False
+    group: str = ""
+    metric: str = ""
 
     def act(self, action: str, value: str, listed: Sequence[str]) -> "TableChoice":
         """The choice after a click: open a run, sort, page, tick, or all (of the rows in sight).
@@ -48,7 +53,9 @@ class TableChoice:
         """
         match action:
             case "open":
-                return replace(self, comparing=False, whole=False)
+                return replace(self, comparing=False, whole=False, group="")
+            case "group":
+                return replace(self, comparing=False, whole=False, group=value)
             case "sort":
                 return replace(self, sort=value, down=not self.down if value == self.sort else value in DOWN, page=0)
             case "page":
@@ -135,10 +142,48 @@ def _sortable(value: Any) -> bool:
     return value is not None and value == value
 
 
-def page_of(rows: Sequence[Row], choice: TableChoice) -> tuple[list[Row], int]:
-    """The rows of the page asked for, and its number; the last page where there are not so many."""
-    page = min(choice.page, max(0, (len(rows) - 1) // ROWS))
-    return list(rows[page * ROWS : (page + 1) * ROWS]), page
+@dataclass(frozen=True)
+class GroupItem:
+    """A group in the list, with those of its runs that match."""
+
+    id: str
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def state(self) -> str:
+        """The state of a group: that of the run that is farthest from its end."""
+        states = {row.run.state for row in self.rows}
+        order = ("running", "stopping", "queued", "failed", "stopped")
+        return next((state for state in order[:3] if state in states), "done" if "done" in states else order[-1])
+
+
+Item = Row | GroupItem
+"""An item of the list."""
+
+
+def items_of(rows: Sequence[Row], choice: TableChoice) -> list[Item]:
+    """The rows as items of the list: a group is one, at the place of its first row. The table has every row."""
+    if choice.whole:
+        return list(rows)
+    by_group: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.run.group is not None:
+            by_group.setdefault(row.run.group.id, []).append(row)
+    items: list[Item] = []
+    for row in rows:
+        group = row.run.group
+        if group is None:
+            items.append(row)
+        elif members := by_group.pop(group.id, None):
+            items.append(GroupItem(group.id, group.name, tuple(members)))
+    return items
+
+
+def page_of(items: Sequence[Entry], choice: TableChoice) -> tuple[list[Entry], int]:
+    """The items of the page asked for, and its number; the last page where there are not so many."""
+    page = min(choice.page, max(0, (len(items) - 1) // ROWS))
+    return list(items[page * ROWS : (page + 1) * ROWS]), page
 
 
 def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: str, now: float) -> Html:
@@ -149,16 +194,47 @@ def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: s
     elif not matches:
         content = empty("No match", f"None of {count(total, 'run')} matches. Empty the search to see them.")
     else:
-        rows, _ = page_of(matches, choice)
-        listed = table(rows, choice, selected, now) if choice.whole else rail(rows, choice, selected, now)
-        content = Html(listed + pager(len(matches), total, page_of(matches, choice)[1], ROWS, "run"))
+        items = items_of(matches, choice)
+        in_sight, page = page_of(items, choice)
+        if choice.whole:
+            listed = table([item for item in in_sight if isinstance(item, Row)], choice, selected, now)
+        else:
+            listed = rail(in_sight, choice, selected, now)
+        noun = "run" if len(items) == len(matches) else "item"
+        content = Html(listed + pager(len(items), total - len(matches) + len(items), page, ROWS, noun))
     return render("runs.list", selected, content)
 
 
-def rail(rows: Sequence[Row], choice: TableChoice, selected: str, now: float) -> Html:
-    """Runs as items of two lines: state and name, then learning rate, loss and how long ago."""
-    items = [(row, row.run.id == selected, row.run.id in choice.ticked, *_second_line(row, now)) for row in rows]
-    return render("runs.rail", [(ICONS[row.run.state], _state_words(row), row.run, *values) for row, *values in items])
+def rail(items: Sequence[Item], choice: TableChoice, selected: str, now: float) -> Html:
+    """Runs as items of two lines: state and name, then learning rate, loss and how long ago. A group is an item with
+    its runs under it while it is open."""
+
+    def line(row: Row) -> tuple[Any, ...]:
+        current = row.run.id == selected and not choice.group
+        return (
+            *(ICONS[row.run.state], _state_words(row), row.run, current, row.run.id in choice.ticked),
+            *_second_line(row, now),
+        )
+
+    shown: list[tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]] = []
+    for item in items:
+        if isinstance(item, Row):
+            shown.append((None, [line(item)]))
+            continue
+        current = item.id == choice.group
+        opened = current or any(row.run.id == selected for row in item.rows)
+        about = f"{count(len(item.rows), 'run')} · {_counts(item.rows)}"
+        created = run_words.ago(min(row.run.created for row in item.rows), now)
+        head = (item.id, item.name, ICONS[item.state], item.state, current, opened, about, created)
+        shown.append((head, [line(row) for row in item.rows] if opened else []))
+    return render("runs.rail", shown)
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    """How many runs are done, and how many work: 3 of 8 finished, 1 running."""
+    states = Counter(row.run.state for row in rows)
+    working = states["running"] + states["stopping"]
+    return f"{sum(row.state.final for row in rows)} ended" + (f", {working} running" if working else "")
 
 
 ICONS = {"queued": "◷", "running": "▶", "stopping": "▶", "done": "✓", "stopped": "■", "failed": "✕"}
@@ -442,7 +518,8 @@ def view(
             by=_whose(row.run.maker, owner),
             rate=board.rate(row.state),
         )
-        for row in page_of(matches, choice)[0]
+        for item in page_of(items_of(matches, choice), choice)[0]
+        for row in (item.rows if isinstance(item, GroupItem) else (item,))
     }
     ticked = len(set(choice.ticked) & {run.id for run in runs})
     return {

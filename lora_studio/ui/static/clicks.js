@@ -78,9 +78,10 @@ studio.runList = ({element, trigger, watch}) => {
     },
   });
   element.addEventListener('click', ({target}) => {
-    const row = target.closest('[data-open]');
+    const row = target.closest('[data-open], [data-group]');
     if (!row || target.closest('[data-act], .tick')) return;
-    trigger('click', {act: 'open', value: row.dataset.open, listed: listed()});
+    const {open, group} = row.dataset;
+    trigger('click', {act: open ? 'open' : 'group', value: open ?? group, listed: listed()});
   });
   const note = () => studio.runShown(element.querySelector('[data-shown]')?.dataset.shown ?? '');
   watch('value', () => {
@@ -93,7 +94,8 @@ studio.runList = ({element, trigger, watch}) => {
   studio.openListed = (run) => trigger('click', {act: 'open', value: run, listed: listed()});
   if (studio.linkedRun) setTimeout(() => studio.openListed(studio.linkedRun));
   element.addEventListener('click', ({target}) => {
-    if (target.closest('[data-open]') && !target.closest('.tick, [data-act="tick"]')) studio.listRuns(false);
+    const row = target.closest('[data-open], [data-group]');
+    if (row && !target.closest('.tick, [data-act="tick"]')) studio.listRuns(false);
   });
 };
 

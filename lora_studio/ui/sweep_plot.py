@@ -1,0 +1,127 @@
+"""A measured value against a setting, as a picture in inline SVG: the runs of a group, and the sweep of a rate finder.
+
+No gradio, no script: what is drawn is text, light or dark as the page is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lora_studio.ui.curves import decades, spans_decades, ticks
+from lora_studio.ui.html import Html, render
+from lora_studio.units import figure, float_text
+
+WIDTH, HEIGHT = 720, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
+Place = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A point with what its tooltip says; `color_index` numbers the colour from 1, `best` draws a star."""
+
+    x: float
+    y: float
+    words: str
+    color_index: int = 1
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points that a line joins, in the order of their x; `pale` for what is behind another line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color_index: int = 1
+    pale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What stands under or beside the picture. `names` are the values of an axis without numbers: x counts them."""
+
+    title: str
+    logarithmic: bool = False
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A vertical line at a value of x, with its label."""
+
+    x: float
+    label: str
+
+
+def picture(
+    across: Axis, up: Axis, *, dots: Sequence[Dot] = (), lines: Sequence[Series] = (), marks: Sequence[Mark] = ()
+) -> Html:
+    """The picture; points that are not finite, or not positive on a logarithmic axis, are left out."""
+    points = [(dot.x, dot.y) for dot in dots] + [point for line in lines for point in line.points]
+    points = [point for point in points if _fits(point, across, up)]
+    if not points:
+        return render("runs.no_plot")
+    xs = [*(x for x, _ in points), *(mark.x for mark in marks)]
+    low_x, high_x = (-0.5, len(across.names) - 0.5) if across.names else _padded(min(xs), max(xs), across.logarithmic)
+    ys = [y for _, y in points]
+    low_y, high_y = _padded(min(ys), max(ys), up.logarithmic)
+    place_x = _scale(low_x, high_x, LEFT, WIDTH - RIGHT, logarithmic=across.logarithmic)
+    place_y = _scale(low_y, high_y, HEIGHT - BOTTOM, TOP, logarithmic=up.logarithmic)
+    names = [(place_x(float(number)), name) for number, name in enumerate(across.names)]
+    return render(
+        "runs.plot",
+        f"{up.title} against {across.title}",
+        [(place_y(value), label) for value, label in _labels(low_y, high_y, up.logarithmic)],
+        names or [(place_x(value), label) for value, label in _labels(low_x, high_x, across.logarithmic)],
+        (f"{across.title}, log scale" if across.logarithmic else across.title, up.title),
+        [(line, _path(line.points, across, up, place_x, place_y)) for line in lines],
+        [(dot, place_x(dot.x), place_y(dot.y)) for dot in dots if _fits((dot.x, dot.y), across, up)],
+        [(mark.label, place_x(mark.x), place_x(mark.x) > WIDTH * 0.7) for mark in marks],
+    )
+
+
+def wants_logarithm(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows values of a setting better: they span a decade, and all are above 0."""
+    return bool(values) and min(values) > 0 and max(values) >= 10 * min(values)
+
+
+def losses_axis(title: str, values: Sequence[float]) -> Axis:
+    """The axis of losses: logarithmic where they span two decades."""
+    return Axis(title, spans_decades(values))
+
+
+def _fits(point: tuple[float, float], across: Axis, up: Axis) -> bool:
+    pairs = ((point[0], across), (point[1], up))
+    return all(math.isfinite(value) and (value > 0 or not axis.logarithmic) for value, axis in pairs)
+
+
+def _padded(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
+    """A little more than from the lowest to the highest, so that no point lies on the edge."""
+    if logarithmic:
+        pad = max((math.log10(high) - math.log10(low)) * 0.05, 0.05)
+        return 10 ** (math.log10(low) - pad), 10 ** (math.log10(high) + pad)
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return low - pad, high + pad
+
+
+def _scale(low: float, high: float, start: float, end: float, *, logarithmic: bool) -> Place:
+    if logarithmic:
+        first, last = math.log10(low), math.log10(high)
+        return lambda value: start + (math.log10(value) - first) / (last - first) * (end - start)
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _labels(low: float, high: float, logarithmic: bool) -> list[tuple[float, str]]:
+    if not logarithmic:
+        return [(value, figure(value)) for value in ticks(low, high)]
+    powers = decades(low, high)
+    if len(powers) < 2:  # within a decade: 1, 2 and 5 times a power of ten
+        first = math.floor(math.log10(low))
+        powers = [part * 10.0**power for power in range(first, first + 3) for part in (1, 2, 5)]
+        powers = [value for value in powers if low <= value <= high]
+    return [(value, float_text(float(f"{value:.3g}"))) for value in powers]
+
+
+def _path(points: Sequence[tuple[float, float]], across: Axis, up: Axis, place_x: Place, place_y: Place) -> str:
+    return " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points if _fits((x, y), across, up))
