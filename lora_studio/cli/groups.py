@@ -43,7 +43,7 @@ def train_group(workspace: Workspace, args: argparse.Namespace) -> int:
     if not args.skip_preflight:
         config = heaviest(made)
         say("Checked with the settings that need most memory:")
-        report = check_first(config, workspace, busy=bool(supervisor.busy(config.compute.device)))
+        report = check_first(config, workspace, busy=bool(supervisor.busy(config)))
         agree(report)
         memory = report.memory if report.state == OK else None
     group_id, runs = start_group(supervisor, made, name=args.group_name, stop_weak=args.stop_weak, memory=memory)
