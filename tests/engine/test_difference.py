@@ -13,7 +13,8 @@ from lora_studio.data.encode import IGNORED, Example
 from lora_studio.engine.chat import logprobs as module
 from lora_studio.engine.chat.logprobs import Difference, against_base, difference, spread
 from lora_studio.engine.models.adapter import add_adapter
-from lora_studio.engine.models.load import load_model, load_tokenizer
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog
 from lora_studio.jobs.events import PhaseStarted, Progress
 from lora_studio.workspace import RunFolder

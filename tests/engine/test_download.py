@@ -10,7 +10,8 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import hf_hub_download
 
-from lora_studio.engine.models.load import Calls, Download
+from lora_studio.engine.chat.session import Calls
+from lora_studio.engine.models.source import Download
 from lora_studio.engine.runtime import EventLog
 from lora_studio.jobs.events import PhaseStarted, Progress, from_line
 

@@ -22,8 +22,8 @@ from lora_studio.engine.evaluate.answer import (
 )
 from lora_studio.engine.evaluate.metrics import summary
 from lora_studio.engine.evaluate.tasks import READING, Task
-from lora_studio.engine.models.load import load_tokenizer
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
 

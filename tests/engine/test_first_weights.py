@@ -20,8 +20,9 @@ from lora_studio.engine.models.adapter import (
     save_as_difference,
     token_batches,
 )
-from lora_studio.engine.models.load import load_model, load_tokenizer
+from lora_studio.engine.models.load import load_model
 from lora_studio.engine.models.multi_adapter import biases_of, load_base
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import QuestionsAsked, StepLogged
 from lora_studio.workspace import RunFolder

@@ -11,7 +11,7 @@ import pytest
 from lora_studio.config.parsing import parse
 from lora_studio.data.dataset import prepare
 from lora_studio.data.preview import questions
-from lora_studio.engine.models.load import load_tokenizer
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.callbacks import MAX_TEXT, shorten
 from lora_studio.engine.train.rows import write_suggestions

@@ -9,7 +9,8 @@ import torch
 
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.models.load import load_model, load_tokenizer
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train.settings import trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
 from lora_studio.jobs.events import fold

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
-from lora_studio.engine.models.load import load_tokenizer
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base, remove_adapters
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import COLOURS, THINGS
 

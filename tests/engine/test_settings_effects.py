@@ -15,7 +15,8 @@ from lora_studio.config.parsing import parse, read_yaml, resolve, to_yaml
 from lora_studio.config.sections import Training
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.models.adapter import add_adapter, linear_modules, token_batches
-from lora_studio.engine.models.load import load_model, load_tokenizer
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train.settings import scheduler_settings, trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
 from lora_studio.jobs.events import Evaluated, ModelLoaded, StepLogged, Warned

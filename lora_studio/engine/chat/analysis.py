@@ -197,7 +197,7 @@ class DataAnalysis:
         return protocol.FirstRows(report=_report(describe(prepared, Look(show_examples=1))), largest_id=largest)
 
     def _tokenizer(self, model: str, revision: str | None) -> Any:
-        from lora_studio.engine.models.load import load_tokenizer
+        from lora_studio.engine.models.source import load_tokenizer
 
         if (model, revision) not in self._tokenizers:
             self._tokenizers = {(model, revision): load_tokenizer(model, revision)}

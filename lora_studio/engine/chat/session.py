@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from lora_studio.config.parsing import parse
 from lora_studio.data.memory_limit import MemoryLimitError, go_first, limited
 from lora_studio.engine.chat.analysis import Call, DataAnalysis
-from lora_studio.engine.models.load import Calls, Download
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs import protocol
@@ -31,12 +30,29 @@ if TYPE_CHECKING:
     from lora_studio.engine.models.multi_adapter import LoadedModel
 
 MAX_ADAPTERS = 8
+IDLE_SECONDS = 5.0
+"""How long nothing is asked for until a child that was warmed up imports what only later requests need."""
+
+
+class Calls:
+    """Calls a function with phase, done and total; in the place of an event log."""
+
+    def __init__(self, tell: Callable[[str, int, int], None]) -> None:
+        self._tell, self._phase = tell, ""
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
+        self._phase = phase
+        self._tell(phase, 0, total)
+
+    def progress(self, done: int, total: int) -> None:
+        self._tell(self._phase, done, total)
 
 
 class SessionWorker:
     """The child's state between requests: the data analyzed last, and the model in memory."""
 
     def __init__(self) -> None:
+        self.half_warm = False
         self._loaded: LoadedModel | None = None
         self._loaded_for: tuple[Any, ...] = ()
         self._adapters: dict[str, tuple[str, int]] = {}
@@ -65,18 +81,20 @@ class SessionWorker:
 
     def warm_up(self, call: Call[protocol.WarmUp]) -> protocol.Done:
         """Imports what loads a tokenizer, which takes seconds."""
-        importlib.import_module("lora_studio.engine.models.load")
+        importlib.import_module("lora_studio.engine.models.source")
+        self.half_warm = True
         return protocol.Done()
+
+    def warm_up_rest(self) -> None:
+        """Imports what the checks of a model need, which takes longer: while nobody waits."""
+        importlib.import_module("lora_studio.engine.models.adapter")
+        self.half_warm = False
 
     def fetch_config(self, call: Call[protocol.FetchConfig]) -> protocol.FetchedConfig:
         """Downloads the model's config.json into the cache, and nothing else."""
-        from lora_studio.engine.models.adapter import take_layout  # seconds: torch, transformers, peft
-        from lora_studio.engine.models.load import read_config
+        from lora_studio.engine.models import adapter as shapes  # seconds: torch, transformers, peft
 
-        model, revision = call.message.model, call.message.revision
-        numbers = read_config(model, revision).to_dict()
-        take_layout(model, revision)
-        return protocol.FetchedConfig(numbers=numbers)
+        return protocol.FetchedConfig(numbers=shapes.take_layout(call.message.model, call.message.revision))
 
     def look_at_model(self, call: Call[protocol.LookAtModel]) -> protocol.ModelFacts:
         """The facts about a model for the checks before a start."""
@@ -107,9 +125,14 @@ class SessionWorker:
         if self._loaded is None or (*key, fingerprint(base, revision)) != self._loaded_for:
             self._forget_model()
             call.progress("base", 0, 1)
-            bar = Download(Calls(call.progress), "base").bar_class()
             self._loaded = multi_adapter.load_base(
-                base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=bar
+                base,
+                revision=revision,
+                dtype=dtype,
+                quantization=quantization,
+                four_bit=four_bit,
+                log=Calls(call.progress),
+                phase="base",
             )
             self._loaded_for = (
                 *key,
@@ -192,12 +215,9 @@ class SessionWorker:
     def modules(self, call: Call[protocol.Modules]) -> protocol.ModuleNames:
         """Names of a model's modules, from its config alone."""
         from lora_studio.engine.models import adapter as adapters
-        from lora_studio.engine.models import load
 
-        model = load.without_weights(call.message.model or "demo", call.message.revision)
-        return protocol.ModuleNames(
-            linear=list(adapters.last_names(adapters.linear_modules(model))), whole=list(adapters.bearing_names(model))
-        )
+        linear, whole = adapters.module_names(call.message.model or "demo", call.message.revision)
+        return protocol.ModuleNames(linear=linear, whole=whole)
 
     def unload(self, call: Call[protocol.Unload]) -> protocol.Done:
         """Drops the model. Only the end of this process is certain to free all memory."""
@@ -294,8 +314,14 @@ def main() -> None:
     inbox.start()
     session = SessionWorker()
     go_first()
-    while serve(session, inbox.calls.get()):
-        pass
+    fit = True
+    while fit:
+        try:
+            call = inbox.calls.get(timeout=IDLE_SECONDS if session.half_warm else None)
+        except queue.Empty:
+            session.warm_up_rest()
+        else:
+            fit = serve(session, call)
     os._exit(0)
 
 

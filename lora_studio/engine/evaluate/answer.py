@@ -24,8 +24,8 @@ from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
 from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
-from lora_studio.engine.models.load import adapter_tokenizer
 from lora_studio.engine.models.multi_adapter import LoadedModel
+from lora_studio.engine.models.source import adapter_tokenizer
 from lora_studio.engine.models.weights import known_tokens
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject

@@ -449,7 +449,7 @@ def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:
 
 def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
     """Hashes of a run's training rows; None if they are not cached or have changed since."""
-    from lora_studio.engine.models.load import load_tokenizer
+    from lora_studio.engine.models.source import load_tokenizer
 
     if is_dataset_name(config.data.train_file):
         return None

@@ -72,7 +72,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     from lora_studio.engine.evaluate.metrics import warnings_of
     from lora_studio.engine.evaluate.tasks import READING, choose_task
     from lora_studio.engine.models import load, multi_adapter  # seconds: the libraries
-    from lora_studio.engine.models.load import load_tokenizer
+    from lora_studio.engine.models.source import load_tokenizer
 
     request = request_of(folder)
     cards = [read_card(Path(column.folder)) for column in request.adapters]
@@ -102,7 +102,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
             revision=card.revision,
             quantization=card.quantization,
             four_bit=card.values.get("four_bit"),
-            tqdm_class=load.Download(log).bar_class(),
+            log=log,
         )
         multi_adapter.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
         _warn(log, [words for column_notes in model.notes.values() for words in column_notes])

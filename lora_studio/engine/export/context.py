@@ -19,8 +19,8 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
-from lora_studio.engine.models.load import Download, read_config, without_weights
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, fitting, load_base
+from lora_studio.engine.models.source import read_config, without_weights
 from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.errors import StudioError
@@ -213,8 +213,8 @@ def load_adapters(
 
 def _load_base(work: ExportContext, dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
     work.log.phase("model")
-    base, revision, bar = str(work.card["base_model"]), work.card.get("revision"), Download(work.log).bar_class()
-    return load_base(base, revision=revision, dtype=dtype, tqdm_class=bar, in_full=in_full)
+    base, revision = str(work.card["base_model"]), work.card.get("revision")
+    return load_base(base, revision=revision, dtype=dtype, log=work.log, in_full=in_full)
 
 
 def _put_adapters(work: ExportContext, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:

@@ -27,7 +27,7 @@ from lora_studio.data.chat_templates import adds_bos, choose_template
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten
 from lora_studio.engine.export.context import ExportContext, ExportResult, copy_files, try_adapter
-from lora_studio.engine.models.load import adapter_tokenizer, load_tokenizer
+from lora_studio.engine.models.source import adapter_tokenizer, load_tokenizer
 from lora_studio.engine.models.weights import known_tokens
 from lora_studio.engine.runtime import EventLog
 from lora_studio.errors import StudioError

@@ -23,8 +23,9 @@ from lora_studio.engine.export.context import (
     verdict,
     why_not,
 )
-from lora_studio.engine.models.load import DTYPES, check_in_full, rounding_of, without_weights
+from lora_studio.engine.models.load import DTYPES, check_in_full, rounding_of
 from lora_studio.engine.models.multi_adapter import LoadedModel, load_base, put, put_in
+from lora_studio.engine.models.source import without_weights
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.export.targets import BYTES_A_WEIGHT

@@ -23,7 +23,7 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import train_script
 from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
-from lora_studio.engine.models.load import load_tokenizer, without_weights
+from lora_studio.engine.models.source import load_tokenizer, without_weights
 from lora_studio.engine.runtime import data_progress
 from lora_studio.engine.train.settings import (
     SCHEDULE,

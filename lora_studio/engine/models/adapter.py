@@ -40,16 +40,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.data.encode import Example
-from lora_studio.engine.models.load import (
-    adapter_tokenizer,
-    check_tensors,
-    checked_source,
-    read_config,
-    without_weights,
-)
+from lora_studio.engine.models.load import check_tensors
 from lora_studio.engine.models.multi_adapter import Biases, fitting, with_biases
+from lora_studio.engine.models.source import adapter_tokenizer, checked_source, read_config, without_weights
 from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import (
     SETTINGS_FILE,
     WEIGHTS_FILE,
@@ -325,12 +321,20 @@ def learned_positions(model: Any) -> int | None:
     return int(limit) if tables and limit else None
 
 
-def take_layout(name: str, revision: str | None = None) -> None:
-    """Stores the layout of a model whose family is not fully known, unless it is stored already."""
+def take_layout(name: str, revision: str | None = None) -> JsonObject:
+    """Stores the layout of a model whose family is not fully known, unless it is stored already; returns its config."""
+    config = read_config(name, revision)
     numbers = read_numbers(name, revision)
     layout = architecture(numbers) if numbers else None
     if numbers and (layout is None or not layout.counted):
         keep_layout(numbers, layout_of(without_weights(name, revision)))
+    return config.to_dict()
+
+
+def module_names(name: str, revision: str | None = None) -> tuple[list[str], list[str]]:
+    """The names by which an adapter can ask for a model's linear layers, and for modules to be trained in full."""
+    model = without_weights(name, revision)
+    return list(last_names(linear_modules(model))), list(bearing_names(model))
 
 
 class CountedModel(TypedDict):

@@ -16,15 +16,8 @@ from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.data.encode import choose_template
-from lora_studio.engine.models.load import (
-    adapter_tokenizer,
-    first_line,
-    load_model,
-    load_tokenizer,
-    make_full,
-    read_config,
-    rounding_of,
-)
+from lora_studio.engine.models.load import load_model, make_full, rounding_of
+from lora_studio.engine.models.source import Phases, adapter_tokenizer, first_line, load_tokenizer, read_config
 from lora_studio.engine.models.weights import AdapterWeights, own_embeddings, put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -268,16 +261,23 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     quantization: str = "none",
     four_bit: Mapping[str, Any] | None = None,
-    tqdm_class: type | None = None,
+    log: Phases | None = None,
+    phase: str = "model",
     in_full: bool = False,
 ) -> LoadedModel:
-    """Base and tokenizer, without any adapter; `tqdm_class` is the progress bar of a download.
+    """Base and tokenizer, without any adapter; `log` and `phase` are those of `load_model`.
 
     With `in_full`, a base stored in 4 or 8 bits is dequantized.
     """
     tokenizer = load_tokenizer(name, revision)
     model = load_model(
-        name, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=tqdm_class
+        name,
+        revision=revision,
+        dtype=dtype,
+        quantization=quantization,
+        four_bit=four_bit,
+        log=log,
+        phase=phase,
     )
     if in_full and rounding_of(name, revision):
         make_full(model)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from lora_studio.engine.models.load import read_config
+from lora_studio.engine.models.source import read_config
 from lora_studio.errors import StudioError
 from lora_studio.models.adapter_files import (
     LORA,

@@ -29,7 +29,7 @@ from lora_studio.engine.models.adapter import (
     other_text,
     take_layout,
 )
-from lora_studio.engine.models.load import Download, attention_words, dtype_name, load_model, memory_bytes, shard_base
+from lora_studio.engine.models.load import attention_words, dtype_name, load_model, memory_bytes, shard_base
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
 from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
@@ -94,7 +94,7 @@ def build_model(
         quantization=config.model.quantization,
         attn_implementation=config.model.attn_implementation,
         four_bit=four_bit(config),
-        tqdm_class=Download(log).bar_class(),
+        log=log,
         spread=config.compute.strategy == BALANCED,
         on_cpu=sharded,
     )

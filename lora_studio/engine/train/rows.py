@@ -24,7 +24,7 @@ from lora_studio.data.preview import Question, questions
 from lora_studio.data.report import reading
 from lora_studio.engine import ranks
 from lora_studio.engine.evaluate.tasks import label_of, label_scores
-from lora_studio.engine.models.load import load_tokenizer
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog, data_progress
 from lora_studio.errors import OtherRowsError, StudioError
 from lora_studio.jobs.events import DataPrepared, Warned
