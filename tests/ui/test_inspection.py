@@ -427,9 +427,10 @@ def test_a_second_file_is_kept_to_measure_on(act: AnalysisHandlers, tmp_path: Pa
     assert act.repaint()[act.controls.validation].value == kept
 
 
-@pytest.mark.parametrize(
-    ("compute", "processes"),
-    [
+def test_the_reader_is_told_how_many_processes_share_a_step(act: AnalysisHandlers) -> None:
+    workspace = act.studio.workspace
+    Targets(workspace).save("slurm:two", {"nodes": 2, "gpus_per_node": 3})
+    cases: list[tuple[dict[str, Any], int]] = [
         ({}, 1),
         ({"processes": 2}, 2),
         ({"device": "0,1,3"}, 3),
@@ -438,16 +439,11 @@ def test_a_second_file_is_kept_to_measure_on(act: AnalysisHandlers, tmp_path: Pa
         ({"target": "slurm:two", "processes": "4"}, 1),
         ({"target": "slurm:gone"}, 1),
         ({"processes": "many"}, 1),
-    ],
-)
-def test_the_reader_is_told_how_many_processes_share_a_step(
-    act: AnalysisHandlers, compute: dict[str, Any], processes: int
-) -> None:
-    workspace = act.studio.workspace
-    Targets(workspace).save("slurm:two", {"nodes": 2, "gpus_per_node": 3})
-    workspace.write_draft("form", {"values": {f"compute.{name}": value for name, value in compute.items()}})
-    list(act.look(*chosen()))
-    assert act.studio.inspector.asked[0][1]["processes"] == processes
+    ]
+    for compute, processes in cases:
+        workspace.write_draft("form", {"values": {f"compute.{name}": value for name, value in compute.items()}})
+        list(act.look(*chosen()))
+        assert act.studio.inspector.asked[-1][1]["processes"] == processes, compute
 
 
 def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(act: AnalysisHandlers) -> None:
