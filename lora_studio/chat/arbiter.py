@@ -31,6 +31,7 @@ from lora_studio.jobs.protocol import (
 from lora_studio.jobs.queue import MemoryVerdict, model_bytes
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.accelerators import AUTO
 from lora_studio.models.hardware import Device, environment_of
 from lora_studio.units import duration, size
 
@@ -90,7 +91,8 @@ def asker(kind: str, visitor: str, which: str) -> str:
 
 
 class Engine:
-    """Shared by all. `loaded` is what the session holds in memory.
+    """Shared by all. `loaded` is what the session holds in memory, `choice` the `compute.device` that answers the next
+    question: auto, or a device that the owner chose.
 
     At most `max_waiting` questions of one person wait; None for any number. `person_of` gives what user names have in
     common that may belong to one person.
@@ -114,6 +116,7 @@ class Engine:
         self._loaded_for: ModelSelection | None = None
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
         self._device_id = ""
+        self.choice = AUTO
         supervisor.chat_device = self._occupied
 
     @property
@@ -124,7 +127,7 @@ class Engine:
     def holds(self, selection: ModelSelection) -> bool:
         """Whether this base and these adapters can answer at once."""
         loaded_models = self._loaded_for
-        if self.loaded is None or loaded_models is None:
+        if self.loaded is None or loaded_models is None or not self._stays:
             return False
         return loaded_models.of_base == selection.of_base and set(selection.adapters) <= set(loaded_models.adapters)
 
@@ -134,10 +137,19 @@ class Engine:
 
     @property
     def device(self) -> Device:
-        """The device that answers: it stays while a model is in memory; the next is one that no job holds."""
+        """The device that answers: it stays while a model is in memory; the next is the one that was chosen, where that
+        is there, else one that no job holds."""
         allocation, occupied = self._supervisor.allocation(), self._occupied()
         here = next((device for device in allocation.offered if device.id == occupied), None)
-        return here or allocation.for_session(self._device_id)
+        there = self.choice in [device.choice for device in allocation.offered]
+        return here or allocation.for_session(self._device_id, self.choice if there else AUTO)
+
+    @property
+    def _stays(self) -> bool:
+        """Whether what is in memory may answer where it is; another device may have been chosen since."""
+        offered = self._supervisor.devices()
+        here = next((device for device in offered if device.id == self._device_id), None)
+        return self.choice == AUTO or here is None or here.choice == self.choice
 
     @property
     def run(self) -> str | None:
@@ -293,8 +305,9 @@ class Engine:
         loaded = self.loaded
         same_base = (
             loaded is not None and self._loaded_for is not None and self._loaded_for.of_base == selection.of_base
-        )
-        device = self.device if same_base else self._supervisor.allocation().for_session(self._device_id)
+        ) and self._stays
+        next_device = self._supervisor.allocation().for_session
+        device = self.device if same_base else next_device(self._device_id, self.choice)
         if not force and not same_base:
             given_back = loaded.memory_bytes if loaded and device.id == self._device_id else 0
             verdict = chat_verdict(selection, device, given_back)

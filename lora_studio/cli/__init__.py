@@ -18,7 +18,7 @@ from lora_studio import __version__
 from lora_studio.access.serving import add_flags as add_serving_flags
 from lora_studio.cli.output import plain_output
 from lora_studio.errors import EngineError, StudioError
-from lora_studio.models.accelerators import DEVICE_KINDS, LOCAL
+from lora_studio.models.accelerators import AUTO, DEVICE_KINDS, LOCAL
 from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -65,6 +65,7 @@ ABOUT_JOBS = (
     "however little memory is free"
 )
 AT_ONCE = "start even if other jobs use all devices and memory allows it (default: wait in the queue)"
+DEVICE = "a GPU's number, or cpu (default: auto, the free GPU with the most memory)"
 TARGET = "where it runs: local, or a target such as slurm:two (default: local)"
 ADAPTER = "run (id, start of an id, name or `last`, optionally with /checkpoint-N) or adapter folder"
 ABOUT_ACTIONS = (
@@ -165,6 +166,7 @@ def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
     chat.add_argument(
         "--beside", action="append", metavar="RUN", help="another adapter of the same base (at most twice)"
     )
+    chat.add_argument("--compute.device", dest="compute_device", metavar="NAME", default=AUTO, help=DEVICE)
     chat.add_argument("--prompt", metavar="TEXT", help="answer this prompt and exit")
     chat.add_argument("--system", metavar="TEXT", help="system prompt (default: that of the training)")
 
@@ -189,6 +191,7 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--out", metavar="DIR", help="also copy both files to this folder")
     evaluate.add_argument("--at-once", action="store_true", help=AT_ONCE)
     evaluate.add_argument("--compute.target", dest="compute_target", metavar="NAME", default=LOCAL, help=TARGET)
+    evaluate.add_argument("--compute.device", dest="compute_device", metavar="NAME", default=AUTO, help=DEVICE)
     evaluate.add_argument("--resume", action="store_true", help="continue the same evaluation after it ended early")
 
 

@@ -12,6 +12,7 @@ from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.job import ADAPTER, BASE, MAX_ADAPTERS
 from lora_studio.files import JsonObject
+from lora_studio.jobs.devices import single_device
 from lora_studio.jobs.protocol import ColumnAnswer, ColumnPrompt, Generate, Generated, Load, Loaded, Piece, Progress
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
@@ -28,7 +29,7 @@ def chat(workspace: Workspace, args: argparse.Namespace) -> int:
     """Answers one prompt, or everything typed until the input ends."""
     settings = parse(nest(overrides(args))).generation.model_dump()
     folders = _folders(workspace, [args.adapter, *(args.beside or [])])
-    device = Supervisor(workspace).allocation().for_session()
+    device = Supervisor(workspace).allocation().for_session(choice=single_device(args.compute_device))
     with Session(workspace.logs_folder / "cli-chat.log", environment_of([device], os.environ)) as session:
         say("Loading model ...")
         loaded = session.call(Load(adapters=folders), on_progress=_Loading().show)

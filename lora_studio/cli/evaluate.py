@@ -8,7 +8,6 @@ from pathlib import Path
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
-from lora_studio.config.compute import LOCAL
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluating
@@ -49,16 +48,17 @@ def evaluate(workspace: Workspace, args: argparse.Namespace) -> int:
         measuring={"batch_size": args.batch_size, "max_samples": args.max_samples},
         generation=parse(nest(overrides(args))).generation.model_dump(),
         compute_target=args.compute_target,
+        compute_device=args.compute_device,
     )
     jobs = Supervisor(workspace)
-    memory = evaluating.memory_for(request, jobs.allocation().for_session())
-    if args.at_once and request.compute_target == LOCAL and jobs.busy() is not None:
+    memory = evaluating.memory_for(request, jobs.allocation().for_session(choice=request.compute_device))
+    if args.at_once and jobs.busy(request.wanted) is not None:
         evaluating.check_beside(memory)
     if args.resume:
         name = _unfinished(workspace, jobs, request).id
         jobs.resume(name, at_once=args.at_once)
     else:
-        name = evaluating.start(jobs, request, at_once=args.at_once, memory=memory.need)
+        name = evaluating.start(jobs, request, at_once=args.at_once, memory=memory.need, offered=jobs.devices())
     folder = evaluation(workspace, name)
     say(f"Evaluation {name}: {request.title}")
     say(goes_on(name))

@@ -15,6 +15,7 @@ from lora_studio.config.parsing import load_config, parse
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
+from lora_studio.jobs.devices import request_facts, single_device
 from lora_studio.jobs.kinds import (
     BENCHMARK,
     EVALUATE,
@@ -25,6 +26,7 @@ from lora_studio.jobs.kinds import (
 )
 from lora_studio.jobs.kinds import EvaluationFolder as EvaluationFolder
 from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
+from lora_studio.models.accelerators import AUTO
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device
 from lora_studio.units import figure
@@ -77,6 +79,7 @@ class EvaluationRequest:
     encoding: str | None = None
     split: JsonObject | None = None
     compute_target: str = LOCAL
+    compute_device: str = AUTO
 
     def to_dict(self) -> JsonObject:
         """As the folder keeps it."""
@@ -93,6 +96,7 @@ class EvaluationRequest:
             "encoding": self.encoding,
             "split": self.split,
             "compute_target": self.compute_target,
+            "compute_device": self.compute_device,
         }
 
     @classmethod
@@ -110,7 +114,13 @@ class EvaluationRequest:
             values.get("encoding"),
             values.get("split"),
             values.get("compute_target", LOCAL),
+            values.get("compute_device", AUTO),
         )
+
+    @property
+    def wanted(self) -> Config:
+        """Where it computes, as a run's config says it."""
+        return parse({"compute": {"target": self.compute_target, "device": self.compute_device}})
 
     @property
     def adapters(self) -> tuple[EvaluatedColumn, ...]:
@@ -137,12 +147,17 @@ def make_request(
     measuring: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
     compute_target: str = LOCAL,
+    compute_device: str = AUTO,
 ) -> EvaluationRequest:
     """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
 
     Labels, a mapping and an encoding that are not named are those of the first adapter's run. A shipped data set's name
-    stands for its held-out file. Raises `StudioError` for what can't be evaluated.
+    stands for its held-out file. `compute_device` is a device of this machine. Raises `StudioError` for what can't be
+    evaluated.
     """
+    device = single_device(compute_device)
+    if device != AUTO and compute_target != LOCAL:
+        raise StudioError(f"{compute_target} chooses its devices itself.", "Leave the device at auto.")
     names = list(dict.fromkeys(adapters))
     if not 1 <= len(names) <= MAX_ADAPTERS:
         raise StudioError(
@@ -172,6 +187,7 @@ def make_request(
         encoding=columns_of_file.encoding or own.data.encoding,
         split=source.split,
         compute_target=compute_target,
+        compute_device=device,
     )
 
 
@@ -242,10 +258,9 @@ def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:
     return JobFolders(workspace, workspace.evaluations_folder, EvaluationFolder, "evaluation")
 
 
-def create(workspace: Workspace, request: EvaluationRequest, memory: int | None = None) -> EvaluationFolder:
-    """A new evaluation's folder."""
-    needs = {} if memory is None else {"memory_bytes": memory}
-    return folders(workspace).create({**request.to_dict(), **needs})
+def create(workspace: Workspace, request: EvaluationRequest, demand: JsonObject | None = None) -> EvaluationFolder:
+    """A new evaluation's folder; `demand` notes which devices it needs."""
+    return folders(workspace).create({**request.to_dict(), **(demand or {})})
 
 
 def evaluations(workspace: Workspace) -> list[EvaluationFolder]:
@@ -275,21 +290,29 @@ PROMPT_TOKENS = 512
 
 
 def start(
-    supervisor: JobStarter, request: EvaluationRequest, *, at_once: bool = False, memory: int | None = None
+    supervisor: JobStarter,
+    request: EvaluationRequest,
+    *,
+    at_once: bool = False,
+    memory: int | None = None,
+    offered: Sequence[Device] = (),
 ) -> str:
     """Makes the evaluation's folder and starts its worker, or queues it while other jobs hold all devices; its id.
 
-    It waits until a device has so much `memory` free, in bytes, where that is given. With `at_once` it begins at once:
+    It waits until a device has so much `memory` free, in bytes, where that is given; `offered` are those among which is
+    the one that it names. With `at_once` it begins at once:
     whoever asks for that has looked whether the memory will do (`memory_for`).
     """
-    workspace = supervisor.workspace
+    workspace, demand = supervisor.workspace, {} if memory is None else {"memory_bytes": memory}
+    if request.compute_device != AUTO:
+        demand |= request_facts(request.wanted, offered)
     most = workspace.policy.test_rows(request.measuring.max_samples)
     workspace.policy.check_request({"settings": request.generation.model_dump()})
     request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
     files = [Path(name) for name in (request.data, *(column.folder for column in request.adapters))]
     return supervisor.submit(
         EVALUATE,
-        partial(create, workspace, request, memory=memory),
+        partial(create, workspace, request, demand),
         at_once=at_once,
         target=request.compute_target,
         files=[path for path in files if path.exists()],

@@ -79,6 +79,14 @@ def request_facts(
     }
 
 
+def single_device(choice: str) -> str:
+    """The `compute.device` of what works on one device. Raises `ConfigError` for what names none, or several."""
+    device = parse({"compute": {"device": choice}}).compute.device
+    if "," in device:
+        raise ConfigError([Problem("compute.device", "only a training takes several devices; name one", choice)])
+    return device
+
+
 def problems_here(config: Config, offered: Sequence[Device]) -> list[Problem]:
     """What these devices can't do of a config: one that is not there, and what the chosen one lacks."""
     choice = config.compute.device
@@ -229,12 +237,13 @@ class Allocation:
         """From now on these devices are held."""
         self.holders.append(holder)
 
-    def for_session(self, now: str = "") -> Device:
-        """The device for a child that answers chats: one that no job holds, the one that it has (`now`) where it may
-        stay, else that with the most free memory."""
+    def for_session(self, now: str = "", choice: str = AUTO) -> Device:
+        """The device for a child that answers chats: of those that `choice` (a `compute.device`) may take one that no
+        job holds, the one that it has (`now`) where it may stay, else that with the most free memory. Raises
+        `StudioError` for one that is not there."""
         taken = {key for holder in self._jobs() for key in holder.ids}
         return min(
-            default_devices(self.offered),
+            choose(choice, self.offered),
             key=lambda device: (device.id in taken, device.id != now, -self.room(device)),
         )
 

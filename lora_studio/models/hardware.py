@@ -91,6 +91,11 @@ class Device:
         return f"{self.label} ({self.name})" if self.is_gpu else self.label
 
     @property
+    def choice(self) -> str:
+        """The value of `compute.device` that names it: 0, cpu."""
+        return str(self.index) if self.is_gpu else CPU
+
+    @property
     def lacks(self) -> Mapping[str, str]:
         """What is not available on the device, with the reason."""
         emulated = self.is_gpu and not self.bf16

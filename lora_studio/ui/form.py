@@ -17,7 +17,7 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
-from lora_studio.models.accelerators import AUTO, CPU
+from lora_studio.models.accelerators import AUTO
 from lora_studio.models.hardware import Device
 from lora_studio.units import float_text, gib
 from lora_studio.workspace import Workspace
@@ -238,12 +238,8 @@ def known_devices(offered: Iterable[Device]) -> list[tuple[str, str]]:
     """What the field for devices offers: auto, and each device with its name and free memory."""
     return [
         ("auto: free, most memory", AUTO),
-        *((f"{device.title}{SEPARATOR}{gib(device.memory_free)} free", _value_of(device)) for device in offered),
+        *((f"{device.title}{SEPARATOR}{gib(device.memory_free)} free", device.choice) for device in offered),
     ]
-
-
-def _value_of(device: Device) -> str:
-    return str(device.index) if device.is_gpu else CPU
 
 
 def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tuple[str, str]]:

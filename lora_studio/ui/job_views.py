@@ -11,16 +11,17 @@ from urllib.parse import quote
 import gradio as gr
 
 from lora_studio.access.policy import downloads_folder
-from lora_studio.config.compute import LOCAL, THIS_MACHINE
+from lora_studio.config.compute import AUTO, LOCAL, THIS_MACHINE
 from lora_studio.config.parsing import parse, presets
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.targets import Targets
+from lora_studio.models.hardware import Device
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.components import QUIET, Handover, Shared, Wish
-from lora_studio.ui.form import known_targets
+from lora_studio.ui.form import known_devices, known_targets
 from lora_studio.ui.html import Html, count, escape, render, size
 from lora_studio.workspace import Workspace, safe_name
 
@@ -129,6 +130,26 @@ def target_choice(workspace: Workspace, value: Any = LOCAL) -> gr.Dropdown:
         targets = []
     choices = known_targets(targets)
     return gr.Dropdown(choices=choices, value=value if value in targets else LOCAL, visible=bool(targets))
+
+
+def device_field(tab: str) -> gr.Dropdown:
+    """The device of this machine; hidden while there is only one."""
+    return gr.Dropdown(
+        known_devices([]),
+        value=AUTO,
+        label="Device",
+        info="On this machine. auto: one that no run holds.",
+        filterable=False,
+        visible=False,
+        elem_id=f"{tab}-device",
+    )
+
+
+def device_choice(offered: Sequence[Device], value: Any = AUTO) -> gr.Dropdown:
+    """The field with the devices that there are now; auto where the one chosen is gone."""
+    choices = known_devices(offered)
+    there = value in [name for _, name in choices]
+    return gr.Dropdown(choices=choices, value=value if there else AUTO, visible=len(offered) > 1)
 
 
 def stop_label(state: RunState) -> str:

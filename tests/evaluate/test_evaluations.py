@@ -117,8 +117,21 @@ def test_settings_out_of_bounds_are_refused(workspace: Workspace, run: str, meas
         make_request(workspace, [run], "recommender", measuring=measuring)
 
 
+def test_an_evaluation_takes_one_device_of_this_machine(workspace: Workspace, run: str) -> None:
+    assert make_request(workspace, [run], "recommender", compute_device=" 1 ").compute_device == "1"
+    for choice, target, message in (
+        ("0,1", "local", "only a training takes several devices; name one"),
+        ("fast", "local", "must be auto, cpu, or GPU numbers"),
+        ("1", "slurm:two", "slurm:two chooses its devices itself"),
+    ):
+        with pytest.raises(StudioError, match=message):
+            make_request(workspace, [run], "recommender", compute_device=choice, compute_target=target)
+
+
 def test_what_was_asked_is_kept_and_found_again(workspace: Workspace, run: str) -> None:
-    request = make_request(workspace, [run], "recommender", measuring={"max_samples": 7}, generation={"top_k": 3})
+    request = make_request(
+        workspace, [run], "recommender", measuring={"max_samples": 7}, generation={"top_k": 3}, compute_device="cpu"
+    )
     folder = create(workspace, request)
     assert request_of(folder) == request == EvaluationRequest.from_dict(request.to_dict())
     assert [one.id for one in evaluations(workspace)] == [one.id for one in of_run(workspace, run)] == [folder.id]

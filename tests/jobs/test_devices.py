@@ -129,6 +129,10 @@ def test_runs_and_evaluations_work_side_by_side(make: Make) -> None:
     ids = [supervisor.launch(Config()), evaluating.start(supervisor, EVALUATION), supervisor.launch(Config())]
     ids.append(evaluating.start(supervisor, EVALUATION))
     assert placed(supervisor, ids) == ["GPU 0", "GPU 1", "GPU 2", ""]
+    named = replace(EVALUATION, compute_device="1")
+    waits = evaluating.start(supervisor, named, offered=supervisor.devices())
+    assert "GPU 1 is in use by the evaluation" in supervisor.state(waits).waiting
+    assert supervisor.busy(named.wanted) == ids[1]
     beside = evaluating.start(supervisor, EVALUATION, at_once=True)
     assert placed(supervisor, [beside]) == ["GPU 0"], "beside others it takes the device with the most free memory"
 
@@ -252,6 +256,7 @@ def test_runs_leave_the_chat_alone_and_the_chat_leaves_runs_alone_where_they_can
     assert Allocation(CARDS, [holder("GPU-0")]).for_session() == CARDS[1]
     assert Allocation(CARDS, [chat, holder("GPU-1")]).for_session("GPU-2") == CARDS[2], "it stays where it may"
     assert Allocation(CARDS, [holder("GPU-2")]).for_session("GPU-2") == CARDS[0]
+    assert Allocation(CARDS, [holder("GPU-2")]).for_session("GPU-0", "2") == CARDS[2], "it was chosen"
     assert Allocation(CARDS, [holder("GPU-0", "GPU-1", "GPU-2")]).for_session() == CARDS[0]
 
 

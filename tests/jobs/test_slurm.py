@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 CLUSTER = Path(__file__).parent.parent / "slurm_two_nodes.sh"
 ONE = {"partition": "all"}
 TWO = {"partition": "all", "nodes": 2}
+STEPS = 24
 
 
 def missing() -> str:
@@ -97,7 +98,7 @@ def config(target: str, **more: object) -> Config:
     values: dict[str, dict[str, object]] = {
         "model": {"name": "demo"},
         "data": {"train_file": "pirate", "max_length": 256, "max_samples": 64},
-        "training": {"max_steps": 12, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        "training": {"max_steps": STEPS, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         "evaluation": {"eval_strategy": "no"},
         "tracking": {"logging_steps": 1},
         "compute": {"target": target},
@@ -134,15 +135,29 @@ def at_step(supervisor: Supervisor, run: str, step: int) -> None:
     wait_until(lambda: supervisor.state(run).state == "running" and supervisor.state(run).step >= step, 200)
 
 
-def test_losses_over_two_nodes_are_those_of_one_and_the_adapter_serves_there(studio: Studio) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(place: Workspace) -> RunState:
+    """A run of the real worker on one node, from which nobody took anything."""
+    supervisor = Supervisor(place)
+    state = ended(supervisor, supervisor.launch(config("slurm:one")))
+    assert (state.state, state.step, state.target, state.restarts) == ("done", STEPS, "slurm:one", 0), ending_words(
+        state
+    )
+    return state
+
+
+def losses(state: RunState) -> list[float | None]:
+    return [item.loss for item in state.steps]
+
+
+def test_losses_over_two_nodes_are_those_of_one_and_the_adapter_serves_there(
+    studio: Studio, undisturbed: RunState
+) -> None:
     supervisor = studio()
-    one = supervisor.launch(config("slurm:one"))
-    state = ended(supervisor, one)
-    assert (state.state, state.step, state.target) == ("done", 12, "slurm:one"), ending_words(state)
     two = supervisor.launch(config("slurm:two", training__gradient_accumulation_steps=1))
     other = ended(supervisor, two)
     assert other.state == "done", ending_words(other)
-    assert [item.loss for item in other.steps] == pytest.approx([item.loss for item in state.steps], abs=1e-4)
+    assert losses(other) == pytest.approx(losses(undisturbed), abs=1e-4)
     workspace = supervisor.workspace
     request = evaluating.make_request(
         workspace, [two], "pirate", measuring={"max_samples": 4}, compute_target="slurm:one"
@@ -157,19 +172,25 @@ def test_losses_over_two_nodes_are_those_of_one_and_the_adapter_serves_there(stu
     assert any(exporting.folders(workspace).find(export).result.iterdir())
 
 
-def test_a_run_whose_node_goes_down_begins_again(studio: Studio) -> None:
-    supervisor = studio("steps=400")
-    run = supervisor.launch(config("slurm:one"))
+def test_a_run_that_is_requeued_and_loses_its_node_ends_with_the_losses_of_one_left_alone(
+    studio: Studio, undisturbed: RunState
+) -> None:
+    supervisor = studio()
+    run = supervisor.launch(config("slurm:one", training__save_strategy="steps", training__save_steps=2))
     at_step(supervisor, run, 3)
+    control("scontrol", "requeue", slurm_job(supervisor, run))
+    begin_now(supervisor, run, 1)
+    at_step(supervisor, run, 7)
     pid, node = supervisor.state(run).pid, read_worker(supervisor.workspace.run(run))
     assert node is not None
     control("scontrol", "update", f"nodename={node.nodes}", "state=down", "reason=test")
     wait_until(lambda: not psutil.pid_exists(pid or 0))
     time.sleep(3)  # a node that has not cleared up yet refuses the job, which Slurm then holds
-    begin_now(supervisor, run, 1)
+    begin_now(supervisor, run, 2)
     state = ended(supervisor, run)
-    assert (state.state, state.step, state.restarts) == ("done", 400, 1), ending_words(state)
+    assert (state.state, state.restarts) == ("done", 2), ending_words(state)
     assert state.resumed is not None
+    assert losses(state) == losses(undisturbed)
 
 
 def test_the_page_starts_a_run_on_the_cluster_and_stops_it(place: Workspace, browser: Browser) -> None:

@@ -56,6 +56,9 @@ class FakeSupervisor:
     def runs(self, ids: Collection[str] | None = None) -> list[RunState]:
         return [run for run in self.found if ids is None or run.id in ids]
 
+    def devices(self) -> list[Device]:
+        return self.cards
+
     def busy(self, choice: str = "auto") -> str | None:
         return None
 
@@ -429,6 +432,36 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
     waiting[0].close()  # its page was closed
     assert next(ask("guest-b-3", "1")).waiting
     answered.close()
+
+
+def test_the_owner_chooses_the_device_that_answers(act: Chat) -> None:
+    jobs: Any = act.studio.supervisor
+    session: Any = act.studio.chat
+    assert not act.arrive(WHO)[act.parts.device].visible, "there is one device"
+    jobs.cards = [Device("Card", "cuda", 10**11, 10**11 - n, index=n, uuid=f"GPU-{n}") for n in range(2)] + [cpu()]
+    field = act.arrive(WHO)[act.parts.device]
+    assert (field.visible, field.value, [value for _, value in field.choices]) == (
+        *(True, "auto"),
+        ["auto", "0", "1", "cpu"],
+    )
+    send(act, "One?")
+    assert session.env == {"CUDA_VISIBLE_DEVICES": "GPU-0"}
+    loads = sum(method == "load" for method, _ in session.asked)
+    act.choose_device(WHO, "1")
+    assert act.arrive(WHO)[act.parts.device].value == "1", "a reload shows it"
+    send(act, "Two?")
+    assert (session.env, jobs.chat_device()) == ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, "GPU-1")
+    send(act, "Three?")
+    assert sum(method == "load" for method, _ in session.asked) == loads + 1, "it is loaded once there"
+    jobs.holders = [Holder("run", "First", ("GPU-1",), job="1")]
+    act.choose_device(WHO, "cpu")
+    send(act, "Four?")
+    assert session.env["LORA_STUDIO_DEVICE"] == "cpu"
+    act.choose_device(WHO, "1")
+    jobs.cards = [jobs.cards[0], cpu()]
+    told = send(act, "Five?")[-1][act.parts.message]
+    assert "There is no GPU 1 here" in told
+    assert act.arrive(WHO)[act.parts.device].value == "auto"
 
 
 def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat) -> None:

@@ -124,7 +124,7 @@ def test_test_data_follow_the_adapter_and_a_manual_choice_stays_until_it_changes
         return [update["value"] for update in map(dict_of, tab.fill(studio, *requested)[:2])]
 
     assert chosen(runs["films"]) == [[runs["films"]], "recommender"]
-    rest = [*tab.fill(studio)[2:-1], "local"]
+    rest = [*tab.fill(studio)[2:-2], "local", "auto"]
     tab.keep(studio, [runs["films"]], "pirate", *rest)
     assert chosen() == [[runs["films"]], "pirate"]
     assert chosen(runs["films"]) == [[runs["films"]], "pirate"]

@@ -23,11 +23,14 @@ from lora_studio.chat.conversation import BASE, ChatState, plain
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
+from lora_studio.models.accelerators import AUTO
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import markup
 from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
 
+DEVICE = "chat-device"
+"""The draft that holds the device on which the chat answers."""
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
 STOPPED_SECONDS = 5.0  # how long a stopped answer may take to be written down; then its page is taken to be gone
 
@@ -72,6 +75,7 @@ class Parts:
     like: gr.Dropdown
     sampling: list[Any]
     copied: gr.HTML
+    device: gr.Dropdown
 
     def all(self) -> list[Component | gr.Column]:
         """Every component, for events that may change any of them."""
@@ -153,7 +157,9 @@ class Chat:
         if adapters != talk.adapters:
             talk.adapters, talk.system = adapters, None
             self.keep(who, talk)
-        return updates | self._paint(talk, choices) | self._sampling_shown(talk) | self.buttons(who)
+        return (
+            updates | self._paint(talk, choices) | self._sampling_shown(talk) | self._device_shown() | self.buttons(who)
+        )
 
     def pick(self, who: str, values: Sequence[str]) -> Updates:
         """Other columns: those that were shown before bring their conversations back."""
@@ -233,6 +239,22 @@ class Chat:
     def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, form.SAMPLING, strict=True)
         return {box: form.to_widget(item, talk.sampling.get(item.path, item.default)) for box, item in boxes}
+
+    def _device_shown(self) -> Updates:
+        """The devices to choose from, for the owner: all chats share the one that answers."""
+        offered, workspace = self.studio.supervisor.devices(), self.studio.workspace
+        if not workspace.policy.is_admin:
+            return {}
+        choice = workspace.read_draft(DEVICE)
+        self.engine.choice = choice if choice in [device.choice for device in offered] else AUTO
+        return {self.parts.device: job_views.device_choice(offered, self.engine.choice)}
+
+    def choose_device(self, who: str, choice: str) -> Updates:
+        """The next question is answered on that device."""
+        self.studio.workspace.policy.check_may("choose the device of the chat")
+        self.studio.workspace.write_draft(DEVICE, choice)
+        self.engine.choice = choice
+        return self.remember(who) | {self.parts.message: ""}
 
     # -- memory
 

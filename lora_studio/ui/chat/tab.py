@@ -76,8 +76,9 @@ def _draw(like: str) -> tuple[Parts, gr.Column, gr.Button]:
                     stop = gr.Button("Stop", scale=0, visible=False, elem_id="chat-stop")
             with gr.Column(elem_id="chat-drawer") as drawer:
                 cards, system, like_box, sampling = _draw_settings(like)
+                device = job_views.device_field("chat")
         copied = gr.HTML(js_on_load=theme.on_load("chatCopied"), elem_id="chat-copied")
-    own = (question, send, stop, cards, system, like_box, sampling, copied)
+    own = (question, send, stop, cards, system, like_box, sampling, copied, device)
     return Parts(nothing, body, status, tools, notes, heads, board, extra, message, *own), drawer, train_demo
 
 
@@ -144,6 +145,7 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     gr.on([p.send.click, p.question.submit], send, [who, p.question, p.system, *p.sampling], everything, **asked)
     p.stop.click(act.stop, who, [p.send, p.stop], queue=False, **QUIET)
     p.like.select(lambda name: form.sampling_like(act.studio.workspace, name), p.like, p.sampling, **QUIET)
+    p.device.input(act.choose_device, [who, p.device], [p.status, p.notes, p.message], **QUIET)
     clicked = [p.status.click, p.tools.click, p.heads.click, p.board.click, p.message.click]
     gr.on(clicked, click, [who, p.system, *p.sampling], [*everything, place], **answer)
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lora_studio.config.compute import Compute
 from lora_studio.config.fields import SettingValues
@@ -14,7 +14,6 @@ from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
-from lora_studio.jobs.targets import Targets
 from lora_studio.models.advice import label_counts, trained_tokens
 from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
@@ -230,39 +229,44 @@ def percentiles(typed: str) -> list[float]:
     return shares
 
 
-def request_of(values: SettingValues, workspace: Workspace) -> Inspect:
+class Targeting(Protocol):
+    """The targets of a workspace, as far as they say in how many processes a run trains."""
+
+    @property
+    def workspace(self) -> Workspace: ...
+
+    def placed(self, config: Config) -> Config:
+        """The config as its target trains it. Raises `StudioError` for one that it can't."""
+
+
+def request_of(values: SettingValues, targets: Targeting) -> Inspect:
     """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has.
 
     Bad rows never stop a look: what is wrong with them is what a person wants to see.
     """
     settings = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
     return Inspect(
-        **settings | {"bad_rows": "skip", **_rows_a_step(workspace)},
+        **settings | {"bad_rows": "skip", **_rows_a_step(targets)},
         model=values["model.name"],
-        cache_folder=str(workspace.cache_folder),
+        cache_folder=str(targets.workspace.cache_folder),
         show_examples=1,
         percentiles=percentiles(values[PERCENTILES]),
     )
 
 
-def _rows_a_step(workspace: Workspace) -> dict[str, int]:
+def _rows_a_step(targets: Targeting) -> dict[str, int]:
     """Batch size, accumulation and processes as the train tab's form has them; the schema's where it says nothing
     usable."""
-    typed = forms.values(read_draft(workspace)[1])
+    typed = forms.values(read_draft(targets.workspace)[1])
     sizes = {}
     for name in STEP:
         value = typed[f"training.{name}"]
         sizes[name] = value if type(value) is int and value > 0 else DEFAULTS[f"training.{name}"]
-    return {**sizes, "processes": _processes(typed, workspace)}
-
-
-def _processes(typed: SettingValues, workspace: Workspace) -> int:
-    """In how many processes the form's run would train; 1 where the form does not say it rightly yet."""
     try:
         compute = Compute.model_validate({name: typed[f"compute.{name}"] for name in Compute.model_fields})
-        return Targets(workspace).placed(Config(compute=compute)).compute.world_size
+        return {**sizes, "processes": targets.placed(Config(compute=compute)).compute.world_size}
     except (ValueError, StudioError):
-        return 1
+        return sizes
 
 
 def handed_over(values: SettingValues, shape: str) -> SettingValues:

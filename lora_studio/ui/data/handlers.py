@@ -338,7 +338,7 @@ class AnalysisHandlers:
                 workspace.write_draft(CHOICE, {"settings": values})
             content: Report = {}
             last_update = 0.0
-            for answer in self.studio.inspector.stream(request_of(values, workspace), beat=True):
+            for answer in self.studio.inspector.stream(request_of(values, self.studio.supervisor.targets), beat=True):
                 look.begun = True
                 if look.stopping:
                     raise StudioError("The analysis was stopped.")
@@ -544,7 +544,7 @@ class AnalysisHandlers:
 
     def _analysis(self) -> Inspect:
         """The request that the analysis in sight came from: the inspector may hold another visitor's file by now."""
-        return request_of(dict(self._look().settings), self.studio.workspace)
+        return request_of(dict(self._look().settings), self.studio.supervisor.targets)
 
     def repaint(self) -> Updates:
         """After a reload: the last choice, and what was found for it."""

@@ -12,7 +12,7 @@ import gradio as gr
 
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
-from lora_studio.config.compute import LOCAL
+from lora_studio.config.compute import AUTO, LOCAL
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate.job import (
@@ -128,7 +128,11 @@ MAPPING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
 FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
 
 
-FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False, "compute_target": LOCAL}
+FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {
+    "beside": False,
+    "compute_target": LOCAL,
+    "compute_device": AUTO,
+}
 
 
 """The default settings of an evaluation."""
@@ -232,8 +236,8 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
         at_once = gr.Checkbox(
             False, label=job_views.ALONGSIDE, info=job_views.ABOUT_ALONGSIDE, elem_id="evaluate-beside"
         )
-        target = job_views.target_field("evaluate")
-    return [adapters, data, base, *numbers, longest, labels, mapping, encoding, at_once, target], start
+        places = [job_views.target_field("evaluate"), job_views.device_field("evaluate")]
+    return [adapters, data, base, *numbers, longest, labels, mapping, encoding, at_once, *places], start
 
 
 def fill(studio: Studio, *requested: str) -> list[Any]:
@@ -247,8 +251,12 @@ def fill(studio: Studio, *requested: str) -> list[Any]:
         gr.Dropdown(choices=adapters, value=saved["adapters"]),
         gr.Dropdown(choices=board.data_choices(studio.workspace, saved["adapters"]), value=saved["data"]),
     ]
-    fields = [saved.get(name, FIRST[name]) for name in FIELDS[2:-1]]  # an empty number without a value shows as 0
-    return [*first, *fields, job_views.target_choice(studio.workspace, saved.get("compute_target"))]
+    fields = [saved.get(name, FIRST[name]) for name in FIELDS[2:-2]]  # an empty number without a value shows as 0
+    places = [
+        job_views.target_choice(studio.workspace, saved.get("compute_target")),
+        job_views.device_choice(studio.supervisor.devices(), saved.get("compute_device")),
+    ]
+    return [*first, *fields, *places]
 
 
 def follow(studio: Studio, *values: Any) -> Any:
@@ -278,12 +286,13 @@ def start_one(studio: Studio, values: JsonObject, warned_of: str) -> tuple[str, 
     """
     request, at_once = asked_for(studio, values), bool(values.get("beside"))
     this = json.dumps([request.to_dict(), at_once])
-    begins = at_once or studio.supervisor.busy() is None
+    begins = at_once or studio.supervisor.busy(request.wanted) is None
     if begins and this != warned_of and (question := _doubt(studio, request, "Evaluate")):
         return "", this, question
-    device = studio.supervisor.allocation().for_session()
+    device = studio.supervisor.allocation().for_session(choice=request.compute_device)
     memory = None if this == warned_of else evaluating.memory_for(request, device).need
-    name = evaluating.start(studio.supervisor, request, at_once=at_once, memory=memory)
+    jobs = studio.supervisor
+    name = evaluating.start(jobs, request, at_once=at_once, memory=memory, offered=jobs.devices())
     return name, "", _beside_words(studio, name)
 
 
@@ -298,7 +307,8 @@ def _beside_words(studio: Studio, name: str) -> str:
 
 def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
     """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
-    verdict = evaluating.memory_for(request, studio.supervisor.allocation().for_session())
+    device = studio.supervisor.allocation().for_session(choice=request.compute_device)
+    verdict = evaluating.memory_for(request, device)
     if verdict.fits or request.compute_target != LOCAL:
         return ""
     smaller = "lower the batch size, " if button == "Evaluate" else ""
@@ -318,6 +328,7 @@ def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
         studio.workspace.policy.check_path(data)
     if data != VALIDATION and not is_there(data, studio.workspace):
         raise StudioError(f"Test data {data!r} does not exist.", "Choose a file from the list or enter a path.")
+    target = str(values.get("compute_target") or LOCAL)
     return make_request(
         studio.workspace,
         values["adapters"],
@@ -328,7 +339,8 @@ def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
         encoding=str(values["encoding"] or "").strip() or None,
         measuring={name: values[name] for name in Measuring.model_fields},
         generation={"max_new_tokens": values["max_new_tokens"] or LONGEST.default},
-        compute_target=str(values.get("compute_target") or LOCAL),
+        compute_target=target,
+        compute_device=str(values.get("compute_device") or AUTO) if target == LOCAL else AUTO,
     )
 
 
@@ -351,8 +363,8 @@ def after_click(
         case "stop":
             jobs.stop(now.evaluation)
         case "resume":
-            begins = jobs.busy() is None
             request = request_of(evaluation(studio.workspace, now.evaluation))
+            begins = jobs.busy(request.wanted) is None
             question = _doubt(studio, request, "Resume") if begins else ""
             if question and now.warned != now.evaluation:
                 return replace(now, warned=now.evaluation), question, gr.skip()
