@@ -110,6 +110,27 @@ class Compute(Section):
         return ",".join(map(str, numbers))
 
 
+def accumulation(config_steps: int, before: int, now: int) -> tuple[int, str]:
+    """The accumulation steps that keep the effective batch of a run that began with `before` processes and goes on with
+    `now`, and a note, "" where nothing changes."""
+    if before == now:
+        return config_steps, ""
+    steps, rest = divmod(config_steps * before, now)
+    words = f"The run began with {processes(before)} and goes on with {now}"
+    if not rest:
+        return steps, f"{words}: {steps} gradient accumulation steps instead of {config_steps} keep its batches."
+    steps = max(1, round(config_steps * before / now))
+    return steps, (
+        f"{words}. Its {config_steps * before} batches a step can't be shared among {now}, so a step now takes "
+        f"{steps * now}: steps and epochs are counted anew from there."
+    )
+
+
+def processes(count: int) -> str:
+    """The number in words."""
+    return "1 process" if count == 1 else f"{count} processes"
+
+
 def compute_contradictions(compute: Compute, quantization: str) -> Iterator[tuple[str, str]]:
     """Strategies, processes and devices that do not go together: the path of a setting and what is wrong with it."""
     wanted = None if compute.processes == AUTO else int(compute.processes)

@@ -169,22 +169,6 @@ def together(stop: StopSignal) -> Iterator[None]:
         raise Stopped
 
 
-def accumulation(config_steps: int, before: int, now: int) -> tuple[int, str]:
-    """The accumulation steps that keep the effective batch of a run that began with `before` processes and goes on with
-    `now`, and a note, "" where nothing changes."""
-    if before == now:
-        return config_steps, ""
-    steps, rest = divmod(config_steps * before, now)
-    words = f"The run began with {processes(before)} and goes on with {now}"
-    if not rest:
-        return steps, f"{words}: {steps} gradient accumulation steps instead of {config_steps} keep its batches."
-    steps = max(1, round(config_steps * before / now))
-    return steps, (
-        f"{words}. Its {config_steps * before} batches a step can't be shared among {now}, so a step now takes "
-        f"{steps * now}: steps and epochs are counted anew from there."
-    )
-
-
 def vary_seed(seed: int) -> None:
     """Gives each process random numbers of its own for dropout and noise; the first has those of a single process."""
     here = world()
@@ -192,10 +176,6 @@ def vary_seed(seed: int) -> None:
         import torch
 
         torch.manual_seed(seed + here.rank)
-
-
-def processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"
 
 
 def lost_others(error: BaseException) -> bool:

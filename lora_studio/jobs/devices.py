@@ -112,12 +112,18 @@ def device_count(compute: Compute, offered: Sequence[Device]) -> int:
 
 
 def change_processes(run: RunFolder, processes: str, offered: Sequence[Device]) -> None:
-    """Lets a run that ended go on in another number of processes. Raises `ConfigError` where that can't be."""
+    """Lets a run that ended go on in another number of processes, on as many of the GPUs that it names. Raises
+    `ConfigError` where that can't be."""
     before = load_config(run.config)
-    config = parse(merge(before.model_dump(), {"compute": {"processes": processes}}))
+    compute: dict[str, str] = {"processes": processes}
+    named = before.compute.device.split(",") if before.compute.gpus else []
+    if named and processes.isdecimal() and int(processes) != len(named):  # the first of those it had, or any others
+        compute["device"] = ",".join(named[: int(processes)]) if int(processes) < len(named) else AUTO
+    config = parse(merge(before.model_dump(), {"compute": compute}))
     if problems := problems_here(config, offered):
         raise ConfigError(problems)
-    facts = {**run.read_facts(), "device_count": device_count(config.compute, offered)}
+    kept = {name: value for name, value in run.read_facts().items() if name not in ("devices", "device_count")}
+    facts = {**kept, **request_facts(config, offered, share=kept.get("device_share"))}
     write_atomically(run.config, to_yaml(config))
     write_atomically(run.facts, json.dumps(facts, indent=2))
 

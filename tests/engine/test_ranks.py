@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from lora_studio.config.compute import Compute
+from lora_studio.config.compute import Compute, accumulation
 from lora_studio.config.sections import Config
 from lora_studio.engine import ranks
 from lora_studio.engine.models.adapter import add_adapter
@@ -79,7 +79,7 @@ def test_a_blank_batch_trains_nothing_and_keeps_its_shape() -> None:
 def test_another_number_of_processes_keeps_the_effective_batch_where_it_divides(
     steps: int, before: int, now: int, after: int
 ) -> None:
-    found, words = ranks.accumulation(steps, before, now)
+    found, words = accumulation(steps, before, now)
     assert found == after
     assert bool(words) == (before != now)
     assert ("counted anew" in words) == (found * now != steps * before)

@@ -14,7 +14,7 @@ from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring
-from lora_studio.jobs.devices import Allocation, Demand, Holder, change_processes, read_held
+from lora_studio.jobs.devices import Allocation, Demand, Holder, change_processes, demand_of, read_held
 from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill
 from lora_studio.jobs.supervisor import Supervisor
@@ -340,4 +340,12 @@ def test_a_run_resumes_in_another_number_of_processes(make: Make, workspace: Wor
     supervisor.resume(run)
     assert len(supervisor.state(run).devices) == 1
     assert "processes: '1'" in workspace.run(run).config.read_text(encoding="utf-8")
-    assert workspace.run(run).read_facts()["device_count"] == 1, "a restart finds it so"
+    assert demand_of(workspace.run(run).read_facts()).size == 1, "a restart finds it so"
+    end(supervisor, run)
+    named = supervisor.launch(on("0,2"))
+    end(supervisor, named)
+    for processes, devices in (("1", ["GPU 0"]), ("3", ["GPU 0", "GPU 1", "GPU 2"])):
+        change_processes(workspace.run(named), processes, [*CARDS, cpu()])
+        supervisor.resume(named)
+        assert [name.partition(" (")[0] for name in supervisor.state(named).devices] == devices
+        end(supervisor, named)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.config.parsing import load_config, parse, to_yaml
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as request
@@ -54,6 +54,40 @@ def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> 
     ended = header.view_head(look(studio, run_id))
     assert (ended["stop"], ended["cancel"], ended["further"], ended["resume"]) == (False, False, True, True)
     assert header.ways_on(studio, run_id) == (True, True)
+
+
+def test_a_run_of_several_processes_resumes_in_another_number_and_says_what_becomes_of_its_batches(
+    studio: Studio,
+) -> None:
+    settings = {"compute": {"processes": 2}, "training": {"gradient_accumulation_steps": 3}}
+    run = studio.workspace.create_run("shared", to_yaml(parse(settings)), {"model": "demo", "data": "pirate"})
+    ended: list[Event] = [RunStarted(1.0, 1, "cpu", "", processes=2), Finished(2.0, "stopped")]
+    run.events.write_text("".join(map(to_line, ended)), encoding="utf-8")
+    assert header.view_head(look(studio, run.id))["processes"]
+    assert "Effective batch 24, as before." in header.batch_after(studio, run.id, 2)
+    assert "6 gradient accumulation steps instead of 3 keep its batches" in header.batch_after(studio, run.id, 1)
+    note = header.batch_after(studio, run.id, 4)
+    assert "so a step now takes 8: steps and epochs are counted anew" in note
+    for typed, message in ((None, "How many processes"), (1000, "a number from 1 to 64"), (64, "each process takes")):
+        with pytest.raises(StudioError, match=message):
+            header.resume_in(studio, run.id, typed)
+    header.resume_in(studio, run.id, 1.0)
+    assert studio.supervisor.state(run.id).state == "running"
+    assert load_config(run.config).compute.processes == "1"
+    assert not header.may_share(look(studio, run.id)), "it trains"
+    with pytest.raises(StudioError, match="already running"):
+        header.resume_in(studio, run.id, 2)
+    assert load_config(run.config).compute.processes == "1", "what trains keeps its settings"
+
+
+def test_one_process_without_a_choice_of_devices_offers_no_other_number(studio: Studio) -> None:
+    run = studio.workspace.create_run("alone", to_yaml(Config()), {"model": "demo", "data": "pirate"})
+    run.events.write_text("".join(map(to_line, [RunStarted(1.0, 1, "cpu", ""), Finished(2.0, "stopped")])))
+    assert not header.view_head(look(studio, run.id))["processes"]
+    cards = [Device("Card", "cuda", 8 * GIB, 8 * GIB, index=n, uuid=f"GPU-{n}") for n in range(2)]
+    studio.supervisor._ask_devices = lambda: cards
+    studio.supervisor.devices(0.0)
+    assert header.view_head(look(studio, run.id))["processes"]
 
 
 def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio: Studio) -> None:

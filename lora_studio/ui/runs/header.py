@@ -1,5 +1,6 @@
 """The head of a run on the Runs tab: name, state, progress and actions in one row; and its numbers."""
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -7,9 +8,11 @@ from typing import Any, Literal
 
 import gradio as gr
 
+from lora_studio.config.compute import LOCAL, accumulation
 from lora_studio.config.parsing import load_config
-from lora_studio.config.settings import flatten
+from lora_studio.config.settings import effective_batch, flatten
 from lora_studio.errors import StudioError
+from lora_studio.jobs.devices import change_processes
 from lora_studio.jobs.events import RunState, StepLogged
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.runs.summary import settings_of
@@ -31,6 +34,7 @@ BUTTONS: tuple[tuple[str, str, Variant], ...] = (
 MENU = (
     ("resume", "Resume"),
     ("other_rows", "Resume with changed rows"),
+    ("processes", "Resume with other processes…"),
     ("further", "Continue training…"),
     ("again", "Duplicate and edit"),
     ("copy", "Copy summary"),
@@ -54,6 +58,7 @@ def build_head(studio: Studio, shared: Shared) -> Components:
                 for name, label in MENU:
                     buttons[name] = gr.Button(label, size="md", visible=False, elem_id=f"run-{name}")
     _build_deletion(studio, shared, buttons["delete"])
+    _build_processes(studio, shared, buttons["processes"])
     _build_continuation(studio, shared, buttons["further"])
     error_box = gr.HTML(visible=False)
     _wire(studio, shared, buttons, error_box)
@@ -100,6 +105,72 @@ def _build_deletion(studio: Studio, shared: Shared, button: gr.Button) -> None:
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(delete, shared.run, [shared.run, confirm, error_box], **QUIET)
     shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, error_box], **QUIET)
+
+
+def _build_processes(studio: Studio, shared: Shared, button: gr.Button) -> None:
+    """Resumes a run in another number of processes, and tells before what becomes of its batches."""
+    with gr.Row(visible=False, elem_classes="run-life-row", elem_id="run-processes-row") as row:
+        count = gr.Number(label="Processes", precision=0, minimum=1, scale=0, min_width=120, elem_id="run-processes")
+        told = gr.HTML(elem_id="run-processes-told", min_width=200)
+        resume = gr.Button("Resume", variant="primary", size="md", scale=0, min_width=0, elem_id="run-processes-resume")
+        close = gr.Button("Close", size="md", scale=0, min_width=0)
+    error_box = gr.HTML(visible=False)
+
+    def show(run_id: str) -> tuple[Any, ...]:
+        try:
+            now = load_config(studio.workspace.run(run_id).config).compute.world_size
+        except StudioError as error:
+            return gr.Row(visible=False), gr.skip(), gr.skip(), gr.HTML(html.problem(error), visible=True)
+        return gr.Row(visible=True), now, batch_after(studio, run_id, now), gr.HTML(visible=False)
+
+    def act(run_id: str, processes: float | None) -> tuple[Any, Any]:
+        try:
+            resume_in(studio, run_id, processes)
+        except StudioError as error:
+            return gr.skip(), gr.HTML(html.problem(error), visible=True)
+        return gr.Row(visible=False), gr.HTML(visible=False)
+
+    button.click(show, shared.run, [row, count, told, error_box], **QUIET)
+    count.input(partial(batch_after, studio), [shared.run, count], told, **QUIET)
+    gr.on([resume.click, count.submit], act, [shared.run, count], [row, error_box], **QUIET)
+    close.click(lambda: gr.Row(visible=False), None, row, **QUIET)
+    shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [row, error_box], **QUIET)
+
+
+def batch_after(studio: Studio, run_id: str, processes: float | None) -> str:
+    """What a step of a run becomes in so many processes, in a sentence."""
+    try:
+        config, state = load_config(studio.workspace.run(run_id).config), studio.supervisor.state(run_id)
+    except StudioError as error:
+        return html.problem(error)
+    if not processes or processes < 1:
+        return html.hint("Type a number of processes, such as 1.")
+    begun = state.first_processes if state.events else int(processes)
+    _, note = accumulation(config.training.gradient_accumulation_steps, begun, int(processes))
+    return html.hint(note or f"Effective batch {effective_batch(config, int(processes)):,}, as before.")
+
+
+def resume_in(studio: Studio, run_id: str, processes: float | None) -> None:
+    """Resumes a run in so many processes. Raises `StudioError` where that can't be."""
+    supervisor, run = studio.supervisor, studio.workspace.run(run_id)
+    if not processes or processes < 1:
+        raise StudioError("How many processes?", "Type a number from 1.")
+    studio.workspace.policy.check_may("change the processes of a run")
+    if supervisor.state(run_id).final:
+        change_processes(run, str(int(processes)), supervisor.devices())
+    supervisor.resume(run_id)
+
+
+def may_share(view: RunView) -> bool:
+    """Whether an ended run may go on in another number of processes: it had several, or there are several GPUs."""
+    run = view.run
+    if run.state not in ("stopped", "failed") or run.target != LOCAL:
+        return False
+    if max(run.processes, run.first_processes, sum(each.is_gpu for each in view.studio.supervisor.devices())) > 1:
+        return True
+    with contextlib.suppress(StudioError):  # settings of another version
+        return load_config(view.folder.config).compute.world_size > 1  # it ended before its processes began
+    return False
 
 
 MORE_EPOCHS = "The learning rate follows the schedule of the longer run."
@@ -192,6 +263,7 @@ def view_head(view: RunView) -> ViewValues:
         "cancel": run.state in ("running", "stopping"),
         "resume": run.state in ("stopped", "failed"),
         "other_rows": run.state == "failed" and bool(folder.read_result().get("other_rows")),
+        "processes": may_share(view),
         "further": any(ways_on(view.studio, run.id)),
         "chat": usable,
         "export": usable,
