@@ -141,15 +141,15 @@ class Engine:
         is there, else one that no job holds."""
         allocation, occupied = self._supervisor.allocation(), self._occupied()
         here = next((device for device in allocation.offered if device.id == occupied), None)
-        there = self.choice in [device.choice for device in allocation.offered]
-        return here or allocation.for_session(self._device_id, self.choice if there else AUTO)
+        choices = [device.choice for device in allocation.offered]
+        return here or allocation.for_session(self._device_id, self.choice if self.choice in choices else AUTO)
 
     @property
     def _stays(self) -> bool:
         """Whether what is in memory may answer where it is; another device may have been chosen since."""
         offered = self._supervisor.devices()
-        here = next((device for device in offered if device.id == self._device_id), None)
-        return self.choice == AUTO or here is None or here.choice == self.choice
+        device = next((device for device in offered if device.id == self._device_id), None)
+        return self.choice == AUTO or device is None or device.choice == self.choice
 
     @property
     def run(self) -> str | None:

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lora_studio.config.compute import accumulation as accumulation
 from lora_studio.engine.runtime import Stopped, StopSignal
 from lora_studio.workspace import RunFolder
 

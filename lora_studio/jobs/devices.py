@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio import units
-from lora_studio.config.compute import Compute, beyond_machine
+from lora_studio.config.compute import Compute, accumulation, beyond_machine
 from lora_studio.config.parsing import ConfigError, Problem, load_config, machine_conflicts, merge, parse, to_yaml
 from lora_studio.config.sections import Config
+from lora_studio.config.settings import effective_batch
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.models.accelerators import AUTO
@@ -111,19 +112,25 @@ def device_count(compute: Compute, offered: Sequence[Device]) -> int:
     return compute.world_size if on_gpu else 1
 
 
+def batch_note(config: Config, before: int, now: int) -> str:
+    """What becomes of the batches of a run that began with `before` processes and goes on with `now`, in a sentence."""
+    _, note = accumulation(config.training.gradient_accumulation_steps, before, now)
+    return note or f"Effective batch {effective_batch(config, now):,}, as before."
+
+
 def change_processes(run: RunFolder, processes: str, offered: Sequence[Device]) -> None:
     """Lets a run that ended go on in another number of processes, on as many of the GPUs that it names. Raises
     `ConfigError` where that can't be."""
     before = load_config(run.config)
     compute: dict[str, str] = {"processes": processes}
-    named = before.compute.device.split(",") if before.compute.gpus else []
-    if named and processes.isdecimal() and int(processes) != len(named):  # the first of those it had, or any others
-        compute["device"] = ",".join(named[: int(processes)]) if int(processes) < len(named) else AUTO
+    gpus = before.compute.device.split(",") if before.compute.gpus else []
+    if gpus and processes.isdecimal() and int(processes) != len(gpus):  # the first of those it had, or any others
+        compute["device"] = ",".join(gpus[: int(processes)]) if int(processes) < len(gpus) else AUTO
     config = parse(merge(before.model_dump(), {"compute": compute}))
     if problems := problems_here(config, offered):
         raise ConfigError(problems)
-    kept = {name: value for name, value in run.read_facts().items() if name not in ("devices", "device_count")}
-    facts = {**kept, **request_facts(config, offered, share=kept.get("device_share"))}
+    facts = {name: value for name, value in run.read_facts().items() if name not in ("devices", "device_count")}
+    facts |= request_facts(config, offered, share=facts.get("device_share"))
     write_atomically(run.config, to_yaml(config))
     write_atomically(run.facts, json.dumps(facts, indent=2))
 

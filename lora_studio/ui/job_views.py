@@ -148,8 +148,8 @@ def device_field(tab: str) -> gr.Dropdown:
 def device_choice(offered: Sequence[Device], value: Any = AUTO) -> gr.Dropdown:
     """The field with the devices that there are now; auto where the one chosen is gone."""
     choices = known_devices(offered)
-    there = value in [name for _, name in choices]
-    return gr.Dropdown(choices=choices, value=value if there else AUTO, visible=len(offered) > 1)
+    names = [name for _, name in choices]
+    return gr.Dropdown(choices=choices, value=value if value in names else AUTO, visible=len(offered) > 1)
 
 
 def stop_label(state: RunState) -> str:

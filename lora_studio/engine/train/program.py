@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from lora_studio.config.compute import accumulation
 from lora_studio.config.parsing import ConfigError, load_config, machine_conflicts
 from lora_studio.config.sections import Config
 from lora_studio.engine import ranks
@@ -114,7 +113,7 @@ def begin(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> C
 def with_same_batch(config: Config, before: int, now: int) -> tuple[Config, str]:
     """The config with the accumulation that keeps the effective batch of a run that began with `before` processes, and
     a note."""
-    steps, note = accumulation(config.training.gradient_accumulation_steps, before, now)
+    steps, note = ranks.accumulation(config.training.gradient_accumulation_steps, before, now)
     training = config.training.model_copy(update={"gradient_accumulation_steps": steps})
     return config.model_copy(update={"training": training}), note
 

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from lora_studio.config.compute import LOCAL, accumulation
 from lora_studio.config.parsing import load_config
-from lora_studio.config.settings import effective_batch, flatten
+from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
-from lora_studio.jobs.devices import change_processes
+from lora_studio.jobs.devices import batch_note, change_processes
 from lora_studio.jobs.events import RunState, StepLogged
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.runs.summary import settings_of
@@ -111,7 +110,7 @@ def _build_processes(studio: Studio, shared: Shared, button: gr.Button) -> None:
     """Resumes a run in another number of processes, and tells before what becomes of its batches."""
     with gr.Row(visible=False, elem_classes="run-life-row", elem_id="run-processes-row") as row:
         count = gr.Number(label="Processes", precision=0, minimum=1, scale=0, min_width=120, elem_id="run-processes")
-        told = gr.HTML(elem_id="run-processes-told", min_width=200)
+        batch_line = gr.HTML(elem_id="run-processes-batch", min_width=200)
         resume = gr.Button("Resume", variant="primary", size="md", scale=0, min_width=0, elem_id="run-processes-resume")
         close = gr.Button("Close", size="md", scale=0, min_width=0)
     error_box = gr.HTML(visible=False)
@@ -130,8 +129,8 @@ def _build_processes(studio: Studio, shared: Shared, button: gr.Button) -> None:
             return gr.skip(), gr.HTML(html.problem(error), visible=True)
         return gr.Row(visible=False), gr.HTML(visible=False)
 
-    button.click(show, shared.run, [row, count, told, error_box], **QUIET)
-    count.input(partial(batch_after, studio), [shared.run, count], told, **QUIET)
+    button.click(show, shared.run, [row, count, batch_line, error_box], **QUIET)
+    count.input(partial(batch_after, studio), [shared.run, count], batch_line, **QUIET)
     gr.on([resume.click, count.submit], act, [shared.run, count], [row, error_box], **QUIET)
     close.click(lambda: gr.Row(visible=False), None, row, **QUIET)
     shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [row, error_box], **QUIET)
@@ -146,8 +145,7 @@ def batch_after(studio: Studio, run_id: str, processes: float | None) -> str:
     if not processes or processes < 1:
         return html.hint("Type a number of processes, such as 1.")
     begun = state.first_processes if state.events else int(processes)
-    _, note = accumulation(config.training.gradient_accumulation_steps, begun, int(processes))
-    return html.hint(note or f"Effective batch {effective_batch(config, int(processes)):,}, as before.")
+    return html.hint(batch_note(config, begun, int(processes)))
 
 
 def resume_in(studio: Studio, run_id: str, processes: float | None) -> None:
@@ -164,7 +162,7 @@ def resume_in(studio: Studio, run_id: str, processes: float | None) -> None:
 def may_share(view: RunView) -> bool:
     """Whether an ended run may go on in another number of processes: it had several, or there are several GPUs."""
     run = view.run
-    if run.state not in ("stopped", "failed") or run.target != LOCAL:
+    if run.state not in ("stopped", "failed") or words.place_of(run):  # a target has its own number
         return False
     if max(run.processes, run.first_processes, sum(each.is_gpu for each in view.studio.supervisor.devices())) > 1:
         return True
