@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import struct
@@ -26,16 +27,19 @@ from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
+from lora_studio.files import bytes_in
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.protocol import Mix as MixRequest
 from lora_studio.jobs.protocol import ModelSelection
-from lora_studio.models.adapter_files import ADAPTER_FILES, PICKLES, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.models.adapter_files import ADAPTER_FILES, PICKLES, SETTINGS_FILE, WEIGHTS_FILE, read_studio_card
 from lora_studio.models.adapters import AdapterCard, check_fit, read_card, read_header, together
-from lora_studio.workspace import RunFolder, Workspace, safe_name, step_of
+from lora_studio.models.mixing import Mix, recipe_of, recipe_words
+from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, safe_name, step_of
 
 MAX_ADAPTERS = 3
 """Adapters beside the base."""
 FOLDER = "folder:"
-EXTERNAL = "External adapters"
+EXTERNAL, MIXES = "External adapters", "Mixes"
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,20 @@ def choices(
             value, name = f"{run.id}/{folder.name}", f"{title}, step {step}"
             result.append(Choice(value, label, name, folder, run, group, short, folder.name == best))
     brought = [*imported(workspace), *map(Path, folders)] if elsewhere else []
-    for folder in dict.fromkeys(brought):
-        if folder.is_dir():
-            value, label = f"{FOLDER}{folder}", f"{folder.name} (external)"
-            result.append(Choice(value, label, folder.name, folder, group=EXTERNAL, short=folder.name))
-    return result
+    return result + [_brought(folder) for folder in dict.fromkeys(brought) if folder.is_dir()]
+
+
+def _brought(folder: Path) -> Choice:
+    """An adapter from elsewhere, or a mix; one that was not saved yet is named by its recipe."""
+    value, name = f"{FOLDER}{folder}", folder.name
+    try:
+        recipe = recipe_of(read_studio_card(folder))
+    except StudioError:
+        recipe = None  # whoever chooses it is told what is damaged
+    if recipe is None:
+        return Choice(value, f"{name} (external)", name, folder, group=EXTERNAL, short=name)
+    name = recipe_words(recipe) if is_unsaved(folder) else name
+    return Choice(value, f"{name} (mix)", name, folder, group=MIXES, short=name)
 
 
 def _lowest(losses: Mapping[str, float | None]) -> str:
@@ -494,6 +507,56 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
         if target.exists():  # fetched before: the new one takes its place whole
             shutil.rmtree(target.rename(folder.with_name(f"{folder.name}-old")))
         return folder.rename(target)
+
+
+UNSAVED = ".mix-"
+MAX_UNSAVED = 4
+"""Mixes that were not saved: older ones go, as each takes as much room as an adapter."""
+
+
+def mix_request(mix: Mix, out: Path) -> MixRequest:
+    """The request that writes a mix into a new folder. The adapters were checked to be of one base."""
+    card = read_card(mix.parents[0].folder)
+    return MixRequest(
+        base=card.base or DEMO_MODEL,
+        revision=card.revision,
+        adapters={parent.name: str(parent.folder) for parent in mix.parents},
+        weights=[parent.weight for parent in mix.parents],
+        runs=[parent.run for parent in mix.parents],
+        combination_type=mix.method,
+        density=mix.density,
+        seed=mix.seed,
+        out=str(out),
+    )
+
+
+def new_mix(workspace: Workspace) -> Path:
+    """A place for a mix that is tried before it is saved; the oldest of them are deleted."""
+    workspace.policy.check_room()
+    unsaved = sorted(workspace.adapters_folder.glob(f"{UNSAVED}*"), key=lambda path: path.stat().st_mtime)
+    for folder in unsaved[: len(unsaved) + 1 - MAX_UNSAVED]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return workspace.adapters_folder / f"{UNSAVED}{secrets.token_hex(6)}"
+
+
+def is_unsaved(folder: Path) -> bool:
+    """Whether a folder is that of a mix that was not saved."""
+    return folder.name.startswith(UNSAVED)
+
+
+def save_mix(folder: Path, workspace: Workspace, name: str) -> Path:
+    """Copies a mix to the external adapters under a name; returns the new folder. A taken name gets a number."""
+    if not safe_name(name, ""):
+        raise StudioError("The adapter has no name yet.", "Type a name, such as pirate-mix.")
+    workspace.policy.check_room(bytes_in(folder))
+    try:
+        with incoming(workspace) as place:
+            shutil.copytree(folder, place, dirs_exist_ok=True)
+            return _named(place, workspace, name)
+    except OSError as error:
+        if error.errno in FULL:
+            raise full_disk(workspace) from None
+        raise
 
 
 def imported(workspace: Workspace) -> list[Path]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "chat": ("chat", "chat"),
     "evaluate": ("evaluate", "evaluate"),
     "export": ("export", "export"),
+    "mix": ("mix", "mix"),
     "runs": ("jobs", "runs"),
     "groups": ("groups", "groups"),
     "jobs": ("jobs", "jobs"),
@@ -122,6 +123,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_evaluate_flags(evaluate)
     export = add("export", "export an adapter for another program", output)
     _add_export_flags(export)
+    _add_mix_flags(add("mix", "mix adapters of one base into a new adapter", output))
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     _add_runs_flags(runs)
     _add_groups_flags(
@@ -204,6 +206,18 @@ def _add_export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument("--at-once", action="store_true", help=AT_ONCE)
     export.add_argument("--compute.target", dest="compute_target", metavar="NAME", default=LOCAL, help=TARGET)
     export.add_argument("--no-trial", action="store_true", help="do not test the result by loading it")
+
+
+def _add_mix_flags(mix: argparse.ArgumentParser) -> None:
+    about = "adapter and its weight: a run (id, start of an id, name or `last`) or an adapter folder, such as last=0.7"
+    mix.add_argument("adapters", nargs="+", metavar="RUN=WEIGHT", help=about)
+    methods = "method of peft's add_weighted_adapter: linear, cat, svd, ties, dare_linear, dare_ties or magnitude_prune"
+    mix.add_argument("--method", metavar="NAME", default="linear", help=f"{methods} (default: linear)")
+    pruned = "share of the values that stay, for ties, dare_linear, dare_ties and magnitude_prune (default: 0.5)"
+    mix.add_argument("--density", type=float, metavar="X", help=pruned)
+    seed = "seed of what dare_linear and dare_ties drop (default: 42)"
+    mix.add_argument("--seed", type=int, metavar="N", help=seed)
+    mix.add_argument("--out", metavar="DIR", help="folder of the new adapter (default: one among external adapters)")
 
 
 def _add_runs_flags(runs: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from lora_studio.config.settings import batch_words, effective_batch
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
 from lora_studio.models.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
+from lora_studio.models.mixing import recipe_of
 from lora_studio.runs.summary import code, metric, number, plain, share, table
 from lora_studio.workspace import DEMO_MODEL, RunFolder, shipped_data, step_of
 
@@ -62,6 +63,7 @@ def model_card(adapter: Path, run: RunFolder | None, subject: Subject) -> str:
     source = _known(adapter, run)
     sections = [
         *_opening(source, subject),
+        *_recipe(source),
         *_results(source),
         *_usage(source, subject),
         *_data(source, subject),
@@ -94,13 +96,21 @@ def _front_matter(source: _Known, subject: Subject) -> str:
     values |= {
         "library_name": "transformers" if subject.merged else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora-studio", "lora", *["qlora"] * quantized, *[method] * bool(method)],
+        "tags": [
+            "lora-studio",
+            "lora",
+            *["merge"] * bool(recipe_of(source.card)),
+            *["qlora"] * quantized,
+            *[method] * bool(method),
+        ],
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _opening(source: _Known, subject: Subject) -> list[str]:
     kind = "Base and adapter as one model" if subject.merged else "A LoRA adapter"
+    recipe = recipe_of(source.card)
+    made = f"mixed from {len(recipe.adapters)} adapters" if recipe else "trained"
     base = "the built-in demo model" if subject.base == DEMO_MODEL else code(subject.base)
     revision = source.card.get("revision")
     at = f" at revision {code(str(revision))}" if revision else ""
@@ -109,7 +119,29 @@ def _opening(source: _Known, subject: Subject) -> list[str]:
     return [
         f"# {plain(subject.title) or 'Adapter'}",
         "",
-        f"{kind}, trained with LoRA Studio on {base}{at}.{of}{further} The license of the base model also applies.",
+        f"{kind}, {made} with LoRA Studio on {base}{at}.{of}{further} The license of the base model also applies.",
+        "",
+    ]
+
+
+def _recipe(source: _Known) -> list[str]:
+    """What a mixed adapter was made of, and peft's call that makes it again."""
+    recipe = recipe_of(source.card)
+    if recipe is None:
+        return []
+    rows = [
+        (plain(adapter.name), f"{adapter.weight:g}", code(adapter.sha256[:16]) if adapter.sha256 else "")
+        for adapter in recipe.adapters
+    ]
+    settings = {"density": recipe.density, "seed": recipe.seed}
+    details = [f"{name} {value:g}" for name, value in settings.items() if value is not None]
+    method = ", ".join([f"method {code(recipe.method)}", *details])
+    return [
+        "## Recipe",
+        "",
+        f"Mixed with peft's {code('add_weighted_adapter')} in float32, {method}.",
+        "",
+        *table(("adapter", "weight", "SHA-256 of its weights"), rows),
         "",
     ]
 

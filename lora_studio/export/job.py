@@ -252,7 +252,7 @@ def make_request(
     read_lora(adapter_source.folder)
     section = checked(target, settings or {})
     workspace.policy.check_path(out or "")
-    place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
+    place = str(free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
     title = f"{adapter_source.title}: {target.title}"
     return ExportRequest(
         title,
@@ -268,12 +268,12 @@ def make_request(
     )
 
 
-def _free_place(out: Path) -> Path:
-    """Where a result may go: a new place, or a folder with nothing in it. Nothing that is there is written over."""
+def free_place(out: Path) -> Path:
+    """Where a result may go: a new place, or an empty folder. Raises `StudioError` where something would be lost."""
     if len(os.fsencode(out.name)) > MAX_NAME:
         raise StudioError(f"{out.name[:40]}… is too long for a file name.", "Choose a shorter name.")
     if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise StudioError(f"{out} already exists.", "Choose a new path: an export never overwrites files.")
+        raise StudioError(f"{out} already exists.", "Choose a new path: nothing is overwritten.")
     if not os.path.isdir(out.parent):
         raise StudioError(f"The folder {out.parent} does not exist.", "Choose a path in an existing folder.")
     return out

@@ -148,6 +148,12 @@ class ModelFacts(Result):
     adapter_problem: tuple[str, str] | None = None
 
 
+class Mixed(Result):
+    """What to know of a mix of adapters that was written."""
+
+    notes: list[str] = []
+
+
 class ModuleNames(Result):
     """Last parts of the names of a model's modules: linear ones, and those that can be trained whole."""
 
@@ -380,6 +386,23 @@ class Modules(Request[ModuleNames]):
     revision: str | None = None
 
 
+class Mix(Request[Mixed]):
+    """Writes a mix of adapters (`models.mixing.Mix`) into the new folder `out`. `adapters` are folders by their names,
+    `weights` and `runs` belong to them in this order."""
+
+    method: ClassVar[str] = "mix"
+
+    base: str
+    revision: str | None = None
+    adapters: dict[str, str]
+    weights: list[float]
+    runs: list[str]
+    combination_type: str
+    density: float | None = None
+    seed: int | None = None
+    out: str
+
+
 class Load(Request[Loaded]):
     """Base and adapters into memory. What is not set is taken from the first adapter's card. `adapters` are folders by
     the names that columns call them."""
@@ -482,6 +505,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     Generate,
     Score,
     Modules,
+    Mix,
     Unload,
     WarmUp,
     Rest,

@@ -88,6 +88,27 @@ class AdapterSettings(_Checked):
     """Names a module of Python that peft would import."""
 
 
+class MixedAdapter(_Checked):
+    """An adapter in a mix, with its weight; `run` is the id of its run, `sha256` the digest of its weights file."""
+
+    name: str
+    weight: float | int
+    run: str = ""
+    sha256: str = ""
+
+
+class MixRecipe(_Checked):
+    """What an adapter was mixed from: `method` and its settings are those of peft's `add_weighted_adapter`.
+
+    `density` and `seed` are None for methods that do not use them.
+    """
+
+    adapters: list[MixedAdapter]
+    method: str
+    density: float | int | None = None
+    seed: int | None = None
+
+
 class StudioCard(_Checked):
     """`studio.json`, which the studio writes beside an adapter."""
 
@@ -101,6 +122,7 @@ class StudioCard(_Checked):
     base_fingerprint: str | None = None
     max_length: Count | None = None
     four_bit: JsonObject | None = None
+    mixed_from: MixRecipe | None = None
 
 
 def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> JsonObject:

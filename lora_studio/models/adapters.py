@@ -120,6 +120,11 @@ def same_place(first: str, second: str) -> bool:
     )
 
 
+def written_at(folder: Path) -> int:
+    """When an adapter's weights were written, in nanoseconds."""
+    return (folder / WEIGHTS_FILE).stat().st_mtime_ns
+
+
 def fingerprint(name: str, revision: str | None = None) -> str:
     """Of a model's config and weights; "" where they are not on this machine, or can't be read."""
     folder = model_folder(name, revision)

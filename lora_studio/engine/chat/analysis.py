@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -65,7 +66,7 @@ def near_duplicates(prepared: Prepared, report: Report = lambda done, total: Non
     return set(np.searchsorted(prepared.part.records.row, repeated).tolist())
 
 
-PROGRESS_SECONDS = 0.2
+PROGRESS_SECONDS, BEAT_SECONDS = 0.2, 5.0
 M = TypeVar("M", bound=protocol.Request[Any])
 
 
@@ -95,6 +96,24 @@ class Call(Generic[M]):
             self.answer(
                 protocol.Progress(phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=seconds_left)
             )
+
+    @contextmanager
+    def beating(self, phase: str) -> Iterator[None]:
+        """Sends signs of life during work of a library that tells nothing of its progress."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                self.progress(phase)
+
+        self.progress(phase)
+        beats = threading.Thread(target=beat, name="beats", daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beats.join()
 
 
 class DataAnalysis:

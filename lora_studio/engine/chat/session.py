@@ -22,8 +22,7 @@ from lora_studio.engine.chat.analysis import Call, DataAnalysis
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs import protocol
-from lora_studio.models.adapter_files import WEIGHTS_FILE
-from lora_studio.models.adapters import changed, fingerprint, read_card, together
+from lora_studio.models.adapters import changed, fingerprint, read_card, together, written_at
 from lora_studio.models.hub import without_implicit_token
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ class SessionWorker:
             protocol.Generate: self.generate,
             protocol.Score: self.score,
             protocol.Modules: self.modules,
+            protocol.Mix: self.mix,
             protocol.Unload: self.unload,
             protocol.WarmUp: self.warm_up,
             protocol.Rest: self.rest,
@@ -164,7 +164,7 @@ class SessionWorker:
         from lora_studio.engine.models import multi_adapter
 
         assert self._loaded is not None
-        stamps = {name: (str(folder), (folder / WEIGHTS_FILE).stat().st_mtime_ns) for name, folder in folders.items()}
+        stamps = {name: (str(folder), written_at(folder)) for name, folder in folders.items()}
         gone = [name for name in folders if name in self._adapters and self._adapters[name] != stamps[name]]
         unused = [name for name in self._adapters if name not in folders]
         gone += unused[: max(0, len(unused) + len(folders) - MAX_ADAPTERS)]
@@ -218,6 +218,14 @@ class SessionWorker:
 
         linear, whole = adapters.module_names(call.message.model or "demo", call.message.revision)
         return protocol.ModuleNames(linear=linear, whole=whole)
+
+    def mix(self, call: Call[protocol.Mix]) -> protocol.Mixed:
+        """Writes a mix of adapters, which needs no model in memory."""
+        from lora_studio.engine.models import mixing  # seconds: torch, transformers, peft
+
+        with call.beating("mix"):
+            notes = mixing.mix_requested(call.message)
+        return protocol.Mixed(notes=notes)
 
     def unload(self, call: Call[protocol.Unload]) -> protocol.Done:
         """Drops the model. Only the end of this process is certain to free all memory."""

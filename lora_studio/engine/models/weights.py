@@ -74,7 +74,13 @@ class AdapterWeights:
 
     @property
     def plain(self) -> bool:
-        """Whether it consists of LoRA matrices only, which peft computes side by side in one batch."""
+        """Whether it consists of LoRA matrices of linear modules, which peft computes side by side in one batch."""
+        places = (lora_place(name) for name in self.tensors)
+        return self.only_matrices and all(place is not None and place[1] in ("A", "B") for place in places)
+
+    @property
+    def only_matrices(self) -> bool:
+        """Whether it consists of LoRA matrices only, also of embeddings."""
         if self.matrices or not isinstance(self.config, LoraConfig) or self.config.bias != "none":
             return False
         usual = LoraConfig()
@@ -83,8 +89,7 @@ class AdapterWeights:
             for name in vars(usual)
             if name not in FREE and getattr(self.config, name, None) and vars(self.config)[name] != vars(usual)[name]
         ]
-        places = (lora_place(name) for name in self.tensors)
-        return not special and all(place is not None and place[1] in ("A", "B") for place in places)
+        return not special and all(map(lora_place, self.tensors))
 
 
 def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeights:
