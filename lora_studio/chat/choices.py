@@ -534,7 +534,7 @@ def new_mix(workspace: Workspace) -> Path:
     """A place for a mix that is tried before it is saved; the oldest of them are deleted."""
     workspace.policy.check_room()
     unsaved = sorted(workspace.adapters_folder.glob(f"{UNSAVED}*"), key=lambda path: path.stat().st_mtime)
-    for folder in unsaved[: len(unsaved) + 1 - MAX_UNSAVED]:
+    for folder in unsaved[: max(0, len(unsaved) + 1 - MAX_UNSAVED)]:
         shutil.rmtree(folder, ignore_errors=True)
     return workspace.adapters_folder / f"{UNSAVED}{secrets.token_hex(6)}"
 

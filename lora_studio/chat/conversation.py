@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
 from lora_studio.config.fields import SettingValues
+from lora_studio.files import JsonObject
 from lora_studio.workspace import Workspace
 
 BASE = "base"
@@ -66,6 +67,7 @@ class ChatState:
 
     `system` None is each adapter's own; `columns` keeps columns that are not shown now, so that they can come back.
     `marks`, `blinded` and `scored` are what is switched on: differences, the blind comparison, token probabilities.
+    `mix` is what is set for mixing adapters.
     """
 
     adapters: list[str] = field(default_factory=list)
@@ -78,6 +80,7 @@ class ChatState:
     blinded: bool = False
     scored: bool = False
     blind: BlindTrial = field(default_factory=BlindTrial)
+    mix: JsonObject = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:

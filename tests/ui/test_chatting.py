@@ -23,7 +23,7 @@ from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
 from lora_studio.models.hardware import Device, cpu
 from lora_studio.ui import form
-from lora_studio.ui.chat import tab
+from lora_studio.ui.chat import mixing, tab
 from lora_studio.ui.chat import tab as external
 from lora_studio.ui.chat.handlers import Chat, Click, Updates
 from lora_studio.ui.form import SAMPLING, to_widget
@@ -746,3 +746,143 @@ def test_who_gives_another_visitors_name_sees_and_changes_nothing_of_their_chat(
     with pytest.raises(StudioError, match="still being answered"):
         act.check_idle(WHO)
     list(asking)
+
+
+# -- mixing adapters
+
+
+def mix_script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
+    """Writes the folder that the engine would write, of the first adapter's files."""
+    if method != "mix":
+        return script(method, **params)
+    out = Path(params["out"])
+    shutil.copytree(next(iter(params["adapters"].values())), out)
+    adapters = [
+        {"name": name, "weight": weight} for name, weight in zip(params["adapters"], params["weights"], strict=True)
+    ]
+    recipe = {"adapters": adapters, "method": params["combination_type"]}
+    (out / "studio.json").write_text(json.dumps({"base_model": "demo", "mixed_from": recipe}), encoding="utf-8")
+    return [{"kind": "progress", "phase": "mix"}, {"kind": "result", "notes": ["Their prompts differ."]}]
+
+
+class Mixer:
+    """The fold for mixing as a person uses it, on a chat with a run and its checkpoint."""
+
+    def __init__(self, act: Chat, run: RunFolder) -> None:
+        self.act, self.session = act, act.studio.inspector
+        vars(self.session)["script"] = mix_script
+        self.parents = [run.id, f"{run.id}/checkpoint-8"]
+        with gr.Blocks():
+            self.fold, _, _ = mixing.draw()
+
+    def choose(self, count: int = 2) -> mixing.Draft:
+        """Chooses adapters; the sliders still stand where they stood for others."""
+        return mixing.kept(self.act, WHO, [self.parents[:count], "linear", 0.5, 42, 1.0, 1.0, 1.0, 1.0])
+
+    def set(self, weights: tuple[float, ...] = (0.7, 0.3), method: str = "linear", count: int = 2) -> mixing.Draft:
+        self.choose(count)
+        return mixing.kept(self.act, WHO, [self.parents[:count], method, 0.5, 42, *weights, 0.5, 0.5])
+
+    def mix(self) -> str:
+        """The words of the last message."""
+        return str([update for update in mixing.mixed(self.act, WHO, self.fold) if self.fold.message in update][-1])
+
+    @property
+    def column(self) -> str:
+        return self.act.talk(WHO).adapters[-1]
+
+
+@pytest.fixture
+def mixer(act: Chat, run: RunFolder) -> Mixer:
+    return Mixer(act, run)
+
+
+def test_a_mix_gets_a_column_of_its_own_beside_base_and_adapters(act: Chat, run: RunFolder, mixer: Mixer) -> None:
+    mixer.set()
+    assert "0.7 Pirate + 0.3 Pirate, step 8 (linear): it has a column." in (words := mixer.mix())
+    assert "Their prompts differ." in words
+    sent = dict(mixer.session.asked)["mix"]  # type: ignore[attr-defined]
+    assert (sent["base"], sent["weights"], sent["runs"]) == ("demo", [0.7, 0.3], [run.id, run.id])
+    assert "density" not in sent or sent["density"] is None
+    updates = act.paint(act.talk(WHO))
+    assert chosen(updates[act.parts.heads]) == [run.id, mixer.column]
+    assert "0.7 Pirate + 0.3 Pirate, step 8 (linear)" in updates[act.parts.heads]
+    assert "0.7 Pirate + 0.3 Pirate, step 8 (linear)" in updates[act.parts.cards]
+    send(act, "Hi")
+    assert answers(act, BASE) == ["Rome, Hi"]
+    assert answers(act, mixer.column) == ["Arr, Hi"]
+
+
+def test_a_moved_slider_makes_the_mix_again_in_its_column_and_loads_it_on_the_same_base(
+    act: Chat, mixer: Mixer
+) -> None:
+    mixer.set()
+    mixer.mix()
+    send(act, "Hi")
+    before, folder = mixer.column, Path(mixer.column.removeprefix(choices.FOLDER))
+    mixer.set((0.2, 0.3))
+    mixer.mix()
+    assert mixer.column != before
+    assert not folder.exists()
+    assert len(act.talk(WHO).adapters) == 2
+    assert answers(act, mixer.column) == ["Arr, Hi"]  # what was said in the column stays
+    requests = [method for method, _ in mixer.session.asked]  # type: ignore[attr-defined]
+    assert requests == ["mix", "load", "generate", "mix", "load"]
+
+
+def test_a_saved_mix_is_an_adapter_in_all_lists(act: Chat, mixer: Mixer) -> None:
+    assert "There is no mix to save yet." in mixing.saved(act, WHO, mixer.fold, "pirate-mix")[mixer.fold.message]
+    mixer.set()
+    mixer.mix()
+    unsaved = Path(mixer.column.removeprefix(choices.FOLDER))
+    assert all("(mix)" not in label for label, _ in choices.adapter_choices(act.studio.workspace, []))
+    assert "The adapter has no name yet." in mixing.saved(act, WHO, mixer.fold, " ")[mixer.fold.message]
+    updates = mixing.saved(act, WHO, mixer.fold, "pirate-mix")
+    assert "Saved as pirate-mix." in updates[mixer.fold.message]
+    folder = act.studio.workspace.adapters_folder / "pirate-mix"
+    assert mixer.column == f"{choices.FOLDER}{folder}"
+    assert not unsaved.exists()
+    assert choices.adapter_choices(act.studio.workspace, []) == [("pirate-mix (mix)", str(folder))]
+    assert "There is no mix to save yet." in mixing.saved(act, WHO, mixer.fold, "again")[mixer.fold.message]
+
+
+def test_what_cannot_be_mixed_is_said_before_anything_is_sent(act: Chat, run: RunFolder, mixer: Mixer) -> None:
+    for settings, words in (
+        ({"count": 1}, "A mix needs at least two adapters."),
+        ({"weights": (0.7, 0.0)}, "The weight of Pirate, step 8 is 0."),
+    ):
+        mixer.set(**settings)  # type: ignore[arg-type]
+        assert words in mixer.mix()
+    more = [make_run(act.studio.workspace, f"More {at}", adapter=True) for at in range(2)]
+    states = [RunState(item.id, "", "done") for item in (run, *more)]
+    act.studio.supervisor.found = states  # type: ignore[attr-defined]
+    act.pick(WHO, [run.id, *(item.id for item in more)])
+    mixer.set()
+    assert "All columns are taken." in mixer.mix()
+    assert not mixer.session.asked  # type: ignore[attr-defined]
+
+
+def test_an_adapter_keeps_its_weight_when_another_is_taken_out_and_a_reload_brings_all_back(
+    act: Chat, mixer: Mixer
+) -> None:
+    assert mixer.choose().weights == (0.5, 0.5)
+    mixer.set((0.7, 0.3))
+    mixer.parents.reverse()
+    assert mixer.choose().weights == (0.3, 0.7)
+    draft = mixer.set((0.3, -1.5), "dare_ties")
+    assert mixing.Draft.of(act.talk(WHO)) == draft
+    updates, fold = mixing.shown(act, WHO, mixer.fold), mixer.fold
+    assert updates[fold.adapters]["value"] == mixer.parents
+    assert [updates[slider]["visible"] for slider in fold.weights] == [True, True, False, False]
+    assert [updates[slider]["value"] for slider in fold.weights[:2]] == [0.3, -1.5]
+    assert [updates[part]["visible"] for part in (fold.density, fold.seed)] == [True, True]
+
+
+def test_only_a_few_unsaved_mixes_are_kept(act: Chat, mixer: Mixer) -> None:
+    for _ in range(choices.MAX_UNSAVED + 2):
+        act.pick(WHO, mixer.parents[:1])
+        mixer.set()
+        mixer.mix()
+    left = list(act.studio.workspace.adapters_folder.glob(".mix-*"))
+    assert len(left) == choices.MAX_UNSAVED
+    assert Path(mixer.column.removeprefix(choices.FOLDER)) in left

@@ -13,6 +13,7 @@ from lora_studio.chat.conversation import BlindTrial, ChatState, Message, Turn
 from lora_studio.chat.prompts import StarterQuestion
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
+from lora_studio.models.mixing import recipe_of, recipe_words
 from lora_studio.ui import html
 from lora_studio.ui.html import Html, render, shorten, thoughts
 
@@ -209,7 +210,7 @@ def memory_notes(loaded: Loaded | None, sharing: str) -> Html:
 
 
 def cards(selected: Sequence[Choice]) -> Html:
-    """Base, system prompt, template and thinking of each adapter."""
+    """Base, system prompt, template and thinking of each adapter, and what it was mixed from."""
     rows = []
     for choice in selected:
         card = choice.card()
@@ -222,9 +223,10 @@ def cards(selected: Sequence[Choice]) -> Html:
                 card.system_prompt or None,
                 thinking if card.thinks else "no switch in the template",
                 card.template or "the base's own",
+                recipe_words(recipe) if (recipe := recipe_of(card.values)) else "trained",
             )
         )
-    columns = ("Adapter", "Base", "Prompt style", "System prompt", "Thinking", "Chat template")
+    columns = ("Adapter", "Base", "Prompt style", "System prompt", "Thinking", "Chat template", "Origin")
     return html.table(columns, rows, "Adapter details")
 
 

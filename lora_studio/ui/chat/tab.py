@@ -20,7 +20,7 @@ from lora_studio.chat.prompts import Answered, examples_for
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.ui import form, html, job_views, theme
-from lora_studio.ui.chat import markup
+from lora_studio.ui.chat import markup, mixing
 from lora_studio.ui.chat.handlers import Chat, Click, Parts
 from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
@@ -40,6 +40,7 @@ def build(studio: Studio, shared: Shared) -> None:
     _wire(act, who, shared.wish, place)
     with drawer:
         build_prompt_sets(act, who)
+        mixing.build(act, who)
         build_external(act, who)
 
 

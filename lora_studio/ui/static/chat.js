@@ -20,6 +20,13 @@ window.studio ??= {};
       const open = chat.toggleAttribute('data-settings');
       chat.querySelector(open ? '#chat-drawer textarea' : '#chat-tools [data-act=settings]')?.focus();
     };
+    // The fold is one of the drawer's.
+    const mix = () => {
+      if (!chat.hasAttribute('data-settings')) settings();
+      const label = chat.querySelector('#chat-mix .label-wrap');
+      if (!label.classList.contains('open')) label.click();
+      setTimeout(() => chat.querySelector('#chat-mix').scrollIntoView({block: 'start'}), 150);
+    };
     // The menu opens below its button, in front of everything.
     element.addEventListener('click', ({target}) => {
       const menu = target.matches('[popovertarget]:not([data-act])') && element.querySelector('[popover]');
@@ -27,7 +34,7 @@ window.studio ??= {};
       const {bottom, right} = target.getBoundingClientRect();
       menu.style.inset = `${bottom + 4}px ${Math.max(8, root.clientWidth - right)}px auto auto`;
     });
-    studio.clicks({element, trigger}, {here: {settings}, more});
+    studio.clicks({element, trigger}, {here: {settings, mix}, more});
   };
 
   // The window of the conversation: it is as high as there is room, stays at the end while that grows, and a question
