@@ -24,7 +24,6 @@ from lora_studio.ui.chat import markup, mixing
 from lora_studio.ui.chat.handlers import Chat, Click, Parts
 from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
-from lora_studio.workspace import Workspace
 
 OWN_SAMPLING = "as set below"
 
@@ -154,7 +153,7 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
 def build_prompt_sets(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
     with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
-        lines_box, message = _saved_sets(act.studio.workspace, who)
+        lines_box, message = _saved_sets(act, who)
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Run prompt set", scale=0, size="sm")
             stop = gr.Button("Stop", scale=0, size="sm", visible=False)
@@ -186,8 +185,9 @@ def build_prompt_sets(act: Chat, who: gr.State) -> None:
     who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
 
 
-def _saved_sets(workspace: Workspace, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
+def _saved_sets(act: Chat, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
     """Draws and wires what saves prompts; gives the box with the prompts, and where messages appear."""
+    workspace = act.studio.workspace
     saved = gr.Dropdown(prompts.names(workspace), label="Saved set", value=None)
     lines_box = gr.Textbox(label="Prompts, one per line", info="Each starts a new conversation.", lines=4, max_lines=12)
     name = gr.Textbox(label="Set name", placeholder="such as first-impressions", max_lines=1)
