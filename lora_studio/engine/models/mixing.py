@@ -17,8 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from lora_studio.engine.models.load import without_weights
 from lora_studio.engine.models.multi_adapter import fitting
+from lora_studio.engine.models.source import without_weights
 from lora_studio.engine.models.weights import AdapterWeights, put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
