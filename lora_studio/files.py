@@ -23,14 +23,14 @@ def read_object(path: Path) -> JsonObject:
     """The JSON object in a file. Raises `FileNotFoundError` where there is none, `ValueError` for one that is damaged:
     cut, no text, nested without end, or no object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except (OSError, RecursionError) as error:
         raise ValueError(str(error)) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    return content
 
 
 def is_time(value: Any) -> bool:
@@ -96,14 +96,14 @@ def meant(name: str, ids: Sequence[str], title_of: Callable[[str], str], noun: s
 
     Raises `StudioError` where there is none, or more than one; `noun` is what the caller looked for.
     """
-    matches, found = [run for run in ids if name and run.startswith(name)], "several runs match"
+    matches, problem = [run for run in ids if name and run.startswith(name)], "several runs match"
     if not matches:
-        wanted, found = name.strip().casefold(), "several runs have this name"
-        matches = [run for run in ids if wanted and title_of(run).strip().casefold() == wanted]
+        title, problem = name.strip().casefold(), "several runs have this name"
+        matches = [run for run in ids if title and title_of(run).strip().casefold() == title]
     if not matches:
         every = f"`python -m lora_studio {noun}s list` shows all ids."
         raise StudioError(f"There is no {noun} {name!r}.", every)
     if len(matches) > 1:
         listed = ", ".join(matches[:_NAMED]) + (", …" if len(matches) > _NAMED else "")
-        raise StudioError(f"Run {name!r}: {found}.", f"Use an id: {listed}.")
+        raise StudioError(f"Run {name!r}: {problem}.", f"Use an id: {listed}.")
     return matches[0]

@@ -174,11 +174,11 @@ class JobFolder:
     def read_facts(self) -> JsonObject:
         """What was noted before the start; of a damaged file, when it was written, under a title that says so."""
         try:
-            found = read_object(self.facts)
+            facts = read_object(self.facts)
         except ValueError:
-            found = {}
-        if fits(found, _FACTS) and is_time(found.get("created")):
-            return found
+            facts = {}
+        if fits(facts, _FACTS) and is_time(facts.get("created")):
+            return facts
         title = f"{self.id} ({self.facts.name} is damaged)"
         return {"title": title, "created": self.facts.lstat().st_mtime, "maker": "", "damaged": True}
 
@@ -190,10 +190,10 @@ class JobFolder:
     def read_result(self) -> JsonObject:
         """The final numbers; empty while the job has none, and where their file is damaged."""
         try:
-            found = read_object(self.complete)
+            result = read_object(self.complete)
         except (FileNotFoundError, ValueError):
             return {}
-        return found if fits(found, _RESULT) else {}
+        return result if fits(result, _RESULT) else {}
 
     def damaged(self) -> list[str]:
         """The small files of the job that are there and can't be read, by name."""

@@ -197,8 +197,8 @@ def _check_ranks(ranks: Mapping[str, Mapping[str, int]], method: str) -> None:
             raise StudioError(
                 f"The modules of {name} have different ranks ({listed}), which {method} cannot mix.", hint
             )
-    (first, (rank, *_)), *others = of_adapter.items()
-    for name, (other, *_) in others:
+    (first, (rank, *_)), *later = of_adapter.items()
+    for name, (other, *_) in later:
         if other != rank:
             raise StudioError(
                 f"{first} has rank {rank}, and {name} has rank {other}: {method} needs equal ranks.", hint
@@ -221,9 +221,9 @@ def _module_notes(ranks: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def _prompt_notes(cards: Sequence[AdapterCard]) -> list[str]:
     """Prompts that differ: the mix uses those of its first adapter."""
-    first, *others = cards
+    first, *later = cards
     notes = []
-    for other in others:
+    for other in later:
         if other.template != first.template:
             notes.append(f"{other.name} was trained with another chat template than {first.name}, which the mix uses.")
         elif other.system_prompt != first.system_prompt:

@@ -838,7 +838,7 @@ def test_a_saved_mix_is_an_adapter_in_all_lists(act: Chat, mixer: Mixer) -> None
     assert all("(mix)" not in label for label, _ in choices.adapter_choices(act.studio.workspace, []))
     assert "The adapter has no name yet." in mixing.saved(act, WHO, mixer.fold, " ")[mixer.fold.message]
     updates = mixing.saved(act, WHO, mixer.fold, "pirate-mix")
-    assert "Saved as pirate-mix." in updates[mixer.fold.message]
+    assert "Saved as pirate-mix: 0.7 Pirate + 0.3 Pirate, step 8 (linear)." in updates[mixer.fold.message]
     folder = act.studio.workspace.adapters_folder / "pirate-mix"
     assert mixer.column == f"{choices.FOLDER}{folder}"
     assert not unsaved.exists()

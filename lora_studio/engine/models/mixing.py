@@ -125,8 +125,8 @@ def _fill_with_nothing(base: PreTrainedModel) -> None:
 def _check_whole(model: PeftModel, names: list[str]) -> None:
     """Raises `StudioError` unless the mix is on every module that one of the adapters is on."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    held = [{key for part in layer.adapter_layer_names for key in getattr(layer, part)} for layer in layers]
-    lost = sum(bool(adapters & set(names)) and MIXED not in adapters for adapters in held)
+    adapters_of = [{key for part in layer.adapter_layer_names for key in getattr(layer, part)} for layer in layers]
+    lost = sum(bool(adapters & set(names)) and MIXED not in adapters for adapters in adapters_of)
     if lost:
         raise StudioError(
             f"peft leaves {lost} of the adapted modules out of this mix.", "Mix adapters with the same target modules."

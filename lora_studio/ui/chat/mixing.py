@@ -27,6 +27,8 @@ from lora_studio.models.mixing import (
     Parent,
     check_parents,
     checked_mix,
+    recipe_of,
+    recipe_words,
 )
 from lora_studio.ui import html
 from lora_studio.ui.chat import markup
@@ -77,12 +79,12 @@ class Draft:
         return replace(draft, adapters=tuple(draft.adapters), weights=tuple(draft.weights))
 
     @classmethod
-    def typed(cls, values: Sequence[Any], column: str) -> "Draft":
+    def typed(cls, typed: Sequence[Any], column: str) -> "Draft":
         """The values of the fold's components."""
-        adapters, method, density, seed, *weights = values
+        adapters, method, density, seed, *weights = typed
         number = int(seed) if isinstance(seed, int | float) else DEFAULT_SEED
-        chosen = tuple(adapters or ())
-        return cls(chosen, tuple(map(float, weights[: len(chosen)])), method, float(density), number, column)
+        values = tuple(adapters or ())
+        return cls(values, tuple(map(float, weights[: len(values)])), method, float(density), number, column)
 
     def keep(self, talk: ChatState) -> None:
         """Keeps it for a reload."""
@@ -95,10 +97,10 @@ class Draft:
             raise StudioError("A selected adapter no longer exists.", "Choose another one.")
         if len(self.adapters) > MAX_MIXED:
             raise StudioError(f"{len(self.adapters)} adapters are selected.", f"Choose at most {MAX_MIXED}.")
-        chosen = [by_value[value] for value in self.adapters]
+        selected = [by_value[value] for value in self.adapters]
         parents = [
             Parent(choice.name, choice.folder, weight, choice.run.id if choice.run else "")
-            for choice, weight in zip(chosen, self.weights, strict=False)
+            for choice, weight in zip(selected, self.weights, strict=False)
         ]
         method = METHODS[self.method]
         return checked_mix(
@@ -132,8 +134,8 @@ def build(act: Chat, who: gr.State) -> None:
     set_anew = [f.adapters.input, f.method.input, *moved, f.seed.submit, f.seed.blur]
     gr.on(set_anew, changed, [who, *f.recipe], outputs, **changes)
     mix.click(pressed, [who, *f.recipe], outputs, **QUIET)
-    named = [save.click, f.name.submit]
-    gr.on(named, lambda person, name: saved(act, person, f, name), [who, f.name], outputs, **QUIET)
+    saving = [save.click, f.name.submit]
+    gr.on(saving, lambda person, name: saved(act, person, f, name), [who, f.name], outputs, **QUIET)
 
 
 def draw() -> tuple[Fold, gr.Button, gr.Button]:
@@ -276,9 +278,11 @@ def saved(act: Chat, who: str, f: Fold, name: str) -> Updates:
         folder = Path(column.removeprefix(FOLDER))
         if column not in talk.adapters or not folder.is_dir():
             raise StudioError("There is no mix to save yet.", "Choose adapters and press Mix in a column.")
-        kept = choices.save_mix(folder, act.studio.workspace, name.strip())
-        talk = _placed(act, who, kept)
-        words = f"Saved as {kept.name}. Chat, Evaluate and Export list it."
-        return act.paint(talk) | {f.message: html.notice(words, kind="good"), f.name: ""}
+        saved_folder = choices.save_mix(folder, act.studio.workspace, name.strip())
+        talk = _placed(act, who, saved_folder)
+        recipe = recipe_of(read_card(saved_folder).values)
+        words = f"Saved as {saved_folder.name}{f': {recipe_words(recipe)}' if recipe else ''}."
+        listed = "Chat, Evaluate and Export list it."
+        return act.paint(talk) | {f.message: html.notice(words, listed, "good"), f.name: ""}
     except StudioError as error:
         return {f.message: html.problem(error)}
