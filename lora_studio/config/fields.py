@@ -23,6 +23,7 @@ GROUPS = {
     "Scaling and modules": "Scale, dropout and target modules of the adapter.",
     "Variants": "Other initializations and parameterizations of the adapter.",
     "Duration and memory": "How long the run takes and how it uses memory.",
+    "Speed and memory": "Kernels, compilation, checkpointing and offloading.",
     "Schedule": "How the learning rate changes over the run.",
     "Optimizer": "How gradients update the adapter.",
     "Regularization": "Reduces overfitting on small datasets.",

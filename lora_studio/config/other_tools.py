@@ -231,7 +231,14 @@ def _style(path: str, value: Any) -> Answer:
 
 def _checkpointing(path: str, value: Any) -> Answer:
     on = value.lower() not in ("none", "no", "off") if isinstance(value, str) else bool(value)
+    if on and str(value) == "offload":
+        return Answer("taken", {path: True, "training.gradient_checkpointing_offload": True})
     return taken(path, on, f"the kind {value} is plain checkpointing here" if on and isinstance(value, str) else "")
+
+
+def _padding_free(path: str, value: Any) -> Answer:
+    """Taken where the attention reads such batches without a mask: the run starts on other machines as well."""
+    return taken(path, "auto", "on with FlashAttention") if value is True else taken(path, value)
 
 
 def _first(path: str, value: Any) -> Answer:
@@ -255,7 +262,8 @@ _NEAR_OPTIMIZERS = {
 }
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 _ATTENTION = {
-    **dict.fromkeys(("flash_attn", "flash_attention", "fa2", "true", "flash_attention_3"), "flash_attention_2"),
+    **dict.fromkeys(("flash_attn", "flash_attention", "fa2", "true"), "flash_attention_2"),
+    "fa3": "flash_attention_3",
     **dict.fromkeys(("disabled", "false"), "auto"),
 }
 
@@ -263,8 +271,8 @@ _ATTENTION = {
 def _attention(path: str, value: Any) -> Answer:
     """FlashAttention is taken where it is installed: the run starts on other machines as well."""
     answer = _choice(_ATTENTION)(path, value)
-    if answer.settings.get(path) == "flash_attention_2":
-        return taken(path, "auto", "FlashAttention 2 is used if it is installed")
+    if str(answer.settings.get(path)).startswith("flash_attention"):
+        return taken(path, "auto", "FlashAttention is used if it is installed")
     return answer
 
 
@@ -282,6 +290,7 @@ CONVERT: Mapping[str, Callable[[str, Any], Answer]] = {
     "training.optim": _choice(_OPTIMIZERS, _NEAR_OPTIMIZERS),
     "training.lr_scheduler_type": _choice({}, {"cosine_warmup_with_min_lr": "cosine_with_min_lr"}),
     "training.gradient_checkpointing": _checkpointing,
+    "training.padding_free": _padding_free,
     "training.save_strategy": _choice({}, {"best": "epoch"}),
     "evaluation.eval_strategy": _choice({}),
     "evaluation.metric_for_best_model": _choice(_METRICS),

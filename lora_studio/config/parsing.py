@@ -22,8 +22,10 @@ from lora_studio.config.compute import FSDP, LOCAL, compute_contradictions
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import meant, plain_value, settings
+from lora_studio.config.speed import speed_conflicts, speed_contradictions
 from lora_studio.errors import LINE, StudioError, check_length
-from lora_studio.models.accelerators import FLASH_ATTENTION, FLOAT16, missing, optimizer_without
+from lora_studio.models import attention
+from lora_studio.models.accelerators import FLOAT16, missing, optimizer_without
 from lora_studio.models.adapter_files import PatternError, check, is_regular_expression
 from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, shipped_data, write_atomically
 
@@ -126,6 +128,8 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _unmeasured(config)
     yield from _preference(config)
     yield from _processes(config)
+    for path, message in speed_contradictions(config):
+        yield Problem(path, message)
 
 
 def _processes(config: Config) -> Iterator[Problem]:
@@ -151,10 +155,13 @@ def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:
         yield Problem("training.optim", f"{optim} cannot run here: {why}; use {instead}")
     if model.dtype == FLOAT16 and (why := missing(kind, FLOAT16)):
         yield Problem("model.dtype", f"float16 cannot be trained here: {why}; use auto or float32")
-    if model.attn_implementation == FLASH_ATTENTION and (why := _no_flash_attention(kind)):
-        yield Problem("model.attn_implementation", f"flash_attention_2 cannot run here: {why}; use auto or sdpa")
+    chosen, half = attention.expected(model.attn_implementation, kind).name, False if model.dtype == "float32" else None
+    if why := attention.lacking(chosen, kind, half=half):
+        yield Problem("model.attn_implementation", f"{chosen} cannot run here: {why}; use auto or sdpa")
     if model.quantization != "none" and (why := missing(kind, model.quantization) or _no_package("bitsandbytes")):
         yield Problem("model.quantization", f"{model.quantization} cannot run here: {why}; use none")
+    for path, message in speed_conflicts(config, kind):
+        yield Problem(path, message)
     tracker = config.tracking.report_to
     if tracker != "tensorboard" and not _installed(tracker):
         yield Problem(
@@ -170,11 +177,6 @@ def _installed(package: str) -> bool:
 def _no_package(package: str) -> str:
     """That a package is not installed; "" where it is."""
     return "" if _installed(package) else f"the package {package} is not installed"
-
-
-def _no_flash_attention(kind: str) -> str:
-    lacks = missing(kind, FLASH_ATTENTION)
-    return lacks or ("" if _installed("flash_attn") else "the package flash-attn is not installed")
 
 
 def _adapter(config: Config) -> Iterator[Problem]:
@@ -352,6 +354,13 @@ _EPSILON = Condition(
 )
 
 
+_CHECKPOINTED = Condition(
+    "with gradient checkpointing", lambda values: values.get("training.gradient_checkpointing") is not False
+)
+_WITHOUT_PACKING = Condition("without packing", lambda values: not values.get("training.packing"))
+_FLOAT32 = Condition("with float32 precision", _equals("model.dtype", "float32"))
+
+
 def _scheduler(name: str) -> Condition:
     return Condition(f"with the LR scheduler {name}", _equals("training.lr_scheduler_type", name))
 
@@ -367,6 +376,11 @@ CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "data.split_seed": (_SPLIT, Condition("with a validation split", _has("data.validation_fraction"))),
     "data.max_eval_samples": (Condition("with validation rows", _validates),),
     "training.packing": (_SFT,),
+    "training.padding_free": (_SFT, _WITHOUT_PACKING),
+    "training.gradient_checkpointing_every_n_layers": (_CHECKPOINTED,),
+    "training.gradient_checkpointing_offload": (_CHECKPOINTED,),
+    "training.tf32": (_FLOAT32,),
+    "training.dataloader_pin_memory": (Condition("on a GPU", lambda values: values.get("compute.device") != "cpu"),),
     "training.neftune_noise_alpha": (_SFT,),
     "training.label_smoothing_factor": (_SFT,),
     "preference.beta": (_DPO,),

@@ -13,6 +13,7 @@ from pydantic import field_validator, model_validator
 from lora_studio.config import fields
 from lora_studio.config.compute import Compute
 from lora_studio.config.fields import MAX_SEED, Section, SettingValues, setting
+from lora_studio.config.speed import Speed
 
 LEARNING_RATES: Mapping[str, float] = {"sft": 2e-4, "dpo": 5e-6}
 """The default learning rate of each method: those of LoRA in trl's documentation (`peft_integration`)."""
@@ -101,7 +102,7 @@ class Lora(Section):
         return ", ".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
 
 
-class Training(Section):
+class Learning(Section):
     """Method, duration, schedule, optimizer and checkpoints of a run."""
 
     method: Literal["sft", "dpo"] = setting(
@@ -200,7 +201,7 @@ class Training(Section):
         "rmsprop",
         "sgd",
     ] = setting(
-        "adamw_torch",
+        "adamw_torch_fused",  # transformers' default too; its step takes a third of adamw_torch's (docs/speed.md)
         "Optimizer",
         "8-bit variants need a quarter of the memory for optimizer state.",
         details="Paged variants move optimizer state to the CPU when the GPU is full.",
@@ -243,25 +244,6 @@ class Training(Section):
         ge=0,
         lt=1,
     )
-    packing: bool = setting(
-        False,
-        "Packing",
-        "Packs several short rows into one sequence of the max length.",
-        details="Rows in one sequence do not attend to each other.",
-        group="Duration and memory",
-    )
-    train_sampling_strategy: Literal["random", "group_by_length"] = setting(
-        "group_by_length",
-        "Batch sampling",
-        "group_by_length batches rows of similar length, which reduces padding.",
-        group="Duration and memory",
-    )
-    gradient_checkpointing: bool | Literal["auto"] = setting(
-        "auto",
-        "Gradient checkpointing",
-        "Saves memory and costs time. auto: on with a GPU.",
-        group="Duration and memory",
-    )
     seed: int = setting(
         42, "Seed", "The same seed, data and machine give the same run.", group="Duration and memory", ge=0, le=MAX_SEED
     )
@@ -295,6 +277,10 @@ class Training(Section):
     def goal(self) -> str:
         """What the data are read for (see `data.dataset.prepare`)."""
         return "preference" if self.method == "dpo" else "answers"
+
+
+class Training(Speed, Learning):
+    """How a run trains: what it learns by (`Learning`), then what only changes its speed and memory (`Speed`)."""
 
 
 class Preference(Section):
@@ -341,8 +327,20 @@ class Model(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto", "Precision", "auto: bfloat16 if supported, else float16; float32 on the CPU."
     )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
-        "auto", "Attention implementation", "auto: FlashAttention 2 if installed, else PyTorch SDPA."
+    attn_implementation: Literal[
+        "auto",
+        "sdpa",
+        "eager",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flex_attention",
+        "kernels-community/flash-attn2",
+        "kernels-community/vllm-flash-attn3",
+    ] = setting(
+        "auto",
+        "Attention implementation",
+        "auto: the best FlashAttention that is installed, else PyTorch SDPA.",
+        details="Kernels of kernels-community are downloaded from the Hub, and run code from there.",
     )
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
         "nf4", "4-bit quant type", "nf4 is made for weights and loses less than fp4."

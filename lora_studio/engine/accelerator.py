@@ -73,6 +73,11 @@ def supports_bf16() -> bool:
     return kind == CPU or torch.backends.mps.is_macos_or_newer(14, 0)
 
 
+def capability() -> int | None:
+    """The major compute capability of an NVIDIA GPU (8: Ampere, 9: Hopper); None for other devices."""
+    return torch.cuda.get_device_capability(_index())[0] if device_kind() == CUDA else None
+
+
 def auto_dtype() -> torch.dtype:
     """The precision that is chosen where none is asked for: fp32 on the CPU, bf16 on a GPU that has it.
 

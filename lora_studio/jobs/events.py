@@ -159,10 +159,8 @@ class RowsRead:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """The base with its fresh adapter is in memory; `attention` says which attention was taken, and why.
-
-    `attn_implementation` is the name of it that transformers takes.
-    """
+    """The base with its fresh adapter is in memory; `attention` says which attention was taken, and why, and
+    `attn_implementation` its name in transformers. `padding_free`: batches have no padding."""
 
     time: float
     parameters: int
@@ -170,6 +168,7 @@ class ModelLoaded:
     memory_bytes: int
     attention: str = ""
     attn_implementation: str = ""
+    padding_free: bool = False
 
     def __post_init__(self) -> None:
         if not self.attn_implementation and isinstance(self.attention, str):  # written by an earlier version

@@ -16,6 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
 from lora_studio.jobs.targets import TargetLauncher, Targets, local_files, problems_on
+from lora_studio.models import attention
 from lora_studio.models.accelerators import missing
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import (
@@ -112,6 +113,7 @@ def preflight(
         *_code(config),
         *_settings(config, machine),
         *_precision(config, model, machine.device.kind),
+        *_attention(config, numbers, machine.device.kind),
         _data(config, data, seen),
         _template(data),
         _modules(config, model, seen),
@@ -197,6 +199,25 @@ def _precision(config: Config, model: Architecture | None, kind: str) -> list[Ch
     if chosen == "none":
         return [Check(title, NOTE, f"The base is stored in {stored} and is trained that way, as with {model.stored}.")]
     return [Check(title, OK, f"The base is stored in {stored}, as configured.")]
+
+
+def _attention(config: Config, numbers: Mapping[str, Any] | None, kind: str) -> list[Check]:
+    """Which attention the run will most likely take and why, and that rows may share a sequence; nothing where the
+    settings already told that it can't run."""
+    title, training = "Attention", config.training
+    chosen = attention.expected(config.model.attn_implementation, kind, config.model.dtype)
+    if attention.lacking(chosen.name, kind):
+        return []
+    joined = training.packing or training.padding_free is True
+    layer = attention.linear_layers(numbers or {})
+    if joined and layer and attention.lacks_state_kernels():
+        path = "training.packing" if training.packing else "training.padding_free"
+        found = f"The model has layers with linear attention ({layer}), which carry a state from row to row."
+        return [Check(title, FAILED, found, f"Turn {path} off, or install causal_conv1d and flash-linear-attention.")]
+    found = f"{chosen.words}."
+    if joined and not attention.is_flash(chosen.name):
+        found += " Rows that share a sequence are fast with FlashAttention only: each layer reads a mask of all of it."
+    return [Check(title, OK, found)]
 
 
 def _data(config: Config, data: FirstRows | StudioError, seen: ModelFacts | StudioError | None = None) -> Check:

@@ -14,9 +14,16 @@ AUTO, LOCAL = "auto", "local"
 
 FOUR_BIT, EIGHT_BIT, FLOAT16 = "4bit", "8bit", "float16"
 OPTIMIZER_8BIT, PAGED = "8-bit optimizer", "paged optimizer"
-FLASH_ATTENTION, PINNED = "flash_attention_2", "pinned memory"
-FEATURES = (FOUR_BIT, EIGHT_BIT, FLOAT16, OPTIMIZER_8BIT, PAGED, FLASH_ATTENTION, PINNED)
-"""What a kind of device may lack. Those that are values of settings have the value's name."""
+FLASH_ATTENTION, FLASH_ATTENTION_3, FLEX_ATTENTION = "flash_attention_2", "flash_attention_3", "flex_attention"
+HUB_KERNELS = ("kernels-community/flash-attn2", "kernels-community/vllm-flash-attn3")
+"""Attention that is downloaded from the Hub, and only if a person chose it."""
+TORCH_COMPILE, TRITON_KERNELS, TF32 = "torch.compile", "Triton kernels", "TF32"
+PINNED, HOST_MEMORY = "pinned memory", "offloading"
+SWITCHES = (PINNED, HOST_MEMORY, FLASH_ATTENTION_3, FLEX_ATTENTION, HUB_KERNELS[0], TORCH_COMPILE, TRITON_KERNELS, TF32)
+"""What only changes the speed: told where it is chosen, and not in a device's description."""
+FEATURES = (FOUR_BIT, EIGHT_BIT, FLOAT16, OPTIMIZER_8BIT, PAGED, FLASH_ATTENTION, *SWITCHES)
+"""What a kind of device may lack. Those that are values of settings have the value's name; the Hub's kernels have that
+of the first."""
 
 CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its libraries (torch 2.13 for the CPU)
 
@@ -53,6 +60,8 @@ class Kind:
         return self.context if self.is_gpu else 0
 
 
+NOT_NVIDIA = "it is built for NVIDIA GPUs only"
+UNTESTED = "it is untested on this kind of GPU"
 NO_METAL_KERNELS = "bitsandbytes ships no kernels for Apple GPUs and would download them as code from the Hub"
 
 DEVICE_KINDS: Mapping[str, Kind] = {
@@ -69,7 +78,12 @@ DEVICE_KINDS: Mapping[str, Kind] = {
             "AMD GPU (ROCm)",
             context=768 * MIB,  # assumed: code objects of HIP and hipBLASLt are larger than CUDA's
             workspace=128 * MIB,  # PyTorch's hipBLASLt workspace on gfx94x; 32 MiB elsewhere
-            lacks={PAGED: "it relies on CUDA's managed memory, which is untested on AMD GPUs"},
+            lacks={
+                PAGED: "it relies on CUDA's managed memory, which is untested on AMD GPUs",
+                FLASH_ATTENTION_3: NOT_NVIDIA,
+                HUB_KERNELS[0]: NOT_NVIDIA,
+                TF32: NOT_NVIDIA,
+            },
         ),
         Kind(
             XPU,
@@ -78,6 +92,12 @@ DEVICE_KINDS: Mapping[str, Kind] = {
             lacks={
                 PAGED: "it relies on CUDA's managed memory",
                 FLASH_ATTENTION: "it is not built for Intel GPUs",
+                FLASH_ATTENTION_3: NOT_NVIDIA,
+                HUB_KERNELS[0]: NOT_NVIDIA,
+                FLEX_ATTENTION: UNTESTED,
+                TORCH_COMPILE: UNTESTED,
+                TRITON_KERNELS: UNTESTED,
+                TF32: NOT_NVIDIA,
             },
         ),
         Kind(
@@ -96,6 +116,13 @@ DEVICE_KINDS: Mapping[str, Kind] = {
                 PAGED: "it relies on CUDA's managed memory",
                 FLASH_ATTENTION: "it is not built for Apple GPUs",
                 PINNED: "CPU and GPU share one memory",
+                HOST_MEMORY: "CPU and GPU share one memory",
+                FLASH_ATTENTION_3: NOT_NVIDIA,
+                HUB_KERNELS[0]: NOT_NVIDIA,
+                FLEX_ATTENTION: UNTESTED,
+                TORCH_COMPILE: UNTESTED,
+                TRITON_KERNELS: "Triton has no compiler for Apple GPUs",
+                TF32: NOT_NVIDIA,
             },
         ),
         Kind(
@@ -109,6 +136,12 @@ DEVICE_KINDS: Mapping[str, Kind] = {
                 PAGED: "it moves optimizer state out of a CUDA GPU, and this machine has none",
                 FLASH_ATTENTION: "it needs a CUDA GPU",
                 PINNED: "the batches are where they are needed",
+                HOST_MEMORY: "activations are in the machine's memory already",
+                FLASH_ATTENTION_3: "it needs a CUDA GPU",
+                HUB_KERNELS[0]: "it needs a CUDA GPU",
+                FLEX_ATTENTION: "PyTorch has no backward pass of it for the CPU",
+                TRITON_KERNELS: "Triton kernels need a GPU",
+                TF32: "it needs an NVIDIA GPU",
             },
         ),
     )

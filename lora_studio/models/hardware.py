@@ -20,7 +20,7 @@ import psutil
 import pynvml
 
 from lora_studio.errors import StudioError
-from lora_studio.models.accelerators import AUTO, CPU, CUDA, DEVICE_KINDS, MPS, PINNED, ROCM, XPU, Kind
+from lora_studio.models.accelerators import AUTO, CPU, CUDA, DEVICE_KINDS, MPS, ROCM, SWITCHES, XPU, Kind
 from lora_studio.models.vendor_tools import RECENT_SECONDS, Card, amd_cards, apple_card, intel_cards
 from lora_studio.units import GIB
 
@@ -106,7 +106,7 @@ class Device:
         readings = [f"{self.load:.0f} % busy"] if self.load is not None else []
         readings += [f"{self.celsius:.0f} °C"] if self.celsius is not None else []
         sentences = [", ".join([self.facts.title, *readings])]
-        sentences += [f"No {feature}: {why}" for feature, why in self.lacks.items() if feature != PINNED]
+        sentences += [f"No {feature}: {why}" for feature, why in self.lacks.items() if feature not in SWITCHES]
         return " ".join(f"{sentence}." for sentence in sentences)
 
 

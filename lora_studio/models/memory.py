@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.sections import Config
+from lora_studio.config.sections import Config, Training
 from lora_studio.files import JsonObject
+from lora_studio.models import attention
 from lora_studio.models.accelerators import DEVICE_KINDS, MIB
 from lora_studio.models.shape import Adapter, Architecture, Linear, adapter, names
 
@@ -305,15 +306,15 @@ def arithmetic(config: Config, device: str, quantization: str | None = None) -> 
     """How the step computes: 16-bit bases train under mixed precision on a GPU; the CPU computes as the weights are."""
     width, kind = weight_width(config, device), DEVICE_KINDS[device]
     training = config.training
+    attends = attention.expected(config.model.attn_implementation, device, config.model.dtype).name
     return Arithmetic(
         width=width,
         mixed=width == 2 and kind.is_gpu,
         quantization=quantization or config.model.quantization,
         dropout=config.lora.lora_dropout > 0,
         mask_bytes=1 if kind.fused else width if kind.is_gpu else 4,
-        eager=config.model.attn_implementation == "eager" or kind.whole_attention,
-        masked=config.model.attn_implementation != "flash_attention_2"
-        and (training.packing or sequences_at_once(config) > 1),
+        eager=attends == attention.EAGER or kind.whole_attention,
+        masked=not attention.is_flash(attends) and (training.packing or sequences_at_once(config) > 1),
     )
 
 
@@ -366,16 +367,32 @@ def _step(
     """
     training = config.training
     tokens = sequences_at_once(config) * sequence
-    span = tokens if training.packing else sequence
-    layers = [layer_bytes(model, trained, how, span, layer) for layer in range(model.layers)]
-    fixed = [fixed_bytes(model, trained, how, layer) for layer in range(model.layers)]
-    inputs = how.width * model.hidden * tokens * model.layers
-    stored = inputs if checkpointing else sum(layers) * tokens + sum(fixed)
+    span = tokens if training.packing or training.padding_free is True else sequence
+    layers = [layer_bytes(model, trained, how, span, layer) * tokens for layer in range(model.layers)]
+    layers = [octets + fixed_bytes(model, trained, how, layer) for layer, octets in enumerate(layers)]
+    stored = _stored_layers(training, layers, how.width * model.hidden * tokens, checkpointing)
     stored += (4 + how.width) * model.hidden * tokens
     working = working_bytes(model, how) * tokens + _dequantized(model, how.quantization)
-    working += max(layers) * tokens + max(fixed) if checkpointing else 0
+    working += max(layers) if checkpointing else 0
     loss = loss_bytes(config, model, how, tokens)
     return stored + working, max(0, loss - working)
+
+
+def _stored_layers(training: Training, layers: list[int], inputs: int, checkpointing: bool) -> int:
+    """Bytes on the device between the passes, of `layers` as each keeps them and the `inputs` that one reads.
+
+    transformers checkpoints each n-th layer, the first among them, and holds what it keeps of them in the machine's
+    memory if asked to (`activation_checkpointing_enable`): then one is on its way while another computes. trl's
+    offloading moves all that a layer keeps, at most two layers late (`OffloadActivations`).
+    """
+    if training.activation_offloading:
+        return 2 * (inputs if checkpointing else max(layers))
+    if not checkpointing:
+        return sum(layers)
+    every = training.gradient_checkpointing_every_n_layers
+    whole = sum(octets for layer, octets in enumerate(layers) if layer % every)
+    kept = len(range(0, len(layers), every))
+    return whole + inputs * (min(2, kept) if training.gradient_checkpointing_offload else kept)
 
 
 def _dequantized(model: Architecture, quantization: str) -> int:

@@ -17,7 +17,8 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
-from lora_studio.models.accelerators import AUTO
+from lora_studio.models.accelerators import AUTO, CPU
+from lora_studio.models.attention import expected
 from lora_studio.models.hardware import Device
 from lora_studio.units import float_text, gib
 from lora_studio.workspace import Workspace
@@ -211,11 +212,14 @@ def sentence(message: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def notes(config: Config) -> dict[str, str]:
-    """What settings come to together, by the path of the field that shows it."""
+def notes(config: Config, kind: str = CPU) -> dict[str, str]:
+    """What settings come to together on a device of that kind, by the path of the field that shows it."""
     unit = "pairs" if config.training.method == "dpo" else "rows"
     words = f"Effective batch: {batch_words(config)} = {effective_batch(config):,} {unit}."
-    return {"training.per_device_train_batch_size": words}
+    noted = {"training.per_device_train_batch_size": words}
+    if config.model.attn_implementation == "auto":
+        noted["model.attn_implementation"] = f"{expected('auto', kind, config.model.dtype).words}."
+    return noted
 
 
 def known_values(nested: Mapping[str, Any]) -> SettingValues:

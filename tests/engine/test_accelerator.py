@@ -232,9 +232,13 @@ def test_quantized_bases_and_flash_attention_are_refused_where_they_cannot_run(u
     with pytest.raises(StudioError, match="demo cannot run in 4bit here: bitsandbytes ships no kernels") as caught:
         load.load_model("demo", quantization="4bit")
     assert "without quantization" in caught.value.hint
-    assert load.why_no_flash_attention(torch.bfloat16) == "it is not built for Apple GPUs"
+    model = load.read_config("demo")
+    with pytest.raises(StudioError, match="flash_attention_2 cannot run here: it is not built for Apple GPUs"):
+        load.choose_attention("flash_attention_2", model, torch.bfloat16)
     use("xpu")
-    assert load.why_no_flash_attention(torch.bfloat16) == "it is not built for Intel GPUs"
+    with pytest.raises(StudioError, match="flash_attention_2 cannot run here: it is not built for Intel GPUs"):
+        load.choose_attention("flash_attention_2", model, torch.bfloat16)
+    assert load.choose_attention("auto", model, torch.bfloat16) is None
 
 
 @pytest.mark.parametrize(

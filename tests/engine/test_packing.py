@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from benchmarks.tiny_models import RECIPES
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.models.load import load_model
 from lora_studio.engine.models.source import load_tokenizer
+from lora_studio.engine.train import program
+from lora_studio.engine.train.model import joins_rows, why_rows_meet
 from lora_studio.engine.train.settings import trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
-from lora_studio.jobs.events import fold
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import Warned, fold
 from tests.engine.conftest import MakeRun, events
 
 Train = Callable[..., int]
@@ -63,3 +69,86 @@ def test_packed_or_not_the_same_rows_in_a_step_give_the_same_loss(make_run: Make
     assert one.steps[-1].loss < one.steps[0].loss
     assert [point.loss for point in other.steps] == pytest.approx([point.loss for point in one.steps], rel=1e-4)
     assert other.evaluations[-1].loss == pytest.approx(one.evaluations[-1].loss, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_batches_without_padding_train_as_padded_ones_do(make_run: MakeRun, train: Train) -> None:
+    """Rows, steps and dropout-free losses are the same; what remains is the order of float32 sums."""
+    settings = {"lora__lora_dropout": 0, "training__max_steps": 4, "evaluation__per_device_eval_batch_size": 4}
+    padded, joined = make_run(**settings), make_run(training__padding_free=True, **settings)
+    assert train(padded) == train(joined) == 0
+    one, other = (fold(events(run)) for run in (padded, joined))
+    assert [point.loss for point in other.steps] == pytest.approx([point.loss for point in one.steps], rel=1e-4)
+    assert other.evaluations[-1].loss == pytest.approx(one.evaluations[-1].loss, rel=1e-4)
+    assert [run.model.padding_free for run in (one, other) if run.model] == [False, True]
+    assert any("without FlashAttention" in warned.message for warned in events(joined, Warned))
+    assert [point.tokens for point in other.steps] == [point.tokens for point in one.steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Llama", ""),
+        ("Gemma 3", ""),
+        ("Qwen3-MoE", ""),
+        ("OPT", "does not keep the rows of a sequence apart"),
+        ("BLOOM", "does not keep the rows of a sequence apart"),
+        ("gpt-oss", "does not keep the rows of a sequence apart"),
+        ("Qwen3.5", "causal_conv1d"),
+    ],
+)
+def test_a_model_whose_rows_would_meet_in_a_sequence_is_known_by_its_logits(name: str, reason: str) -> None:
+    kind, values = RECIPES[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**values, vocab_size=300)).eval()
+    why = why_rows_meet(model)
+    assert reason in why if reason else why == ""
+
+
+def test_packing_and_padding_free_batches_are_refused_for_such_a_model_and_auto_pads(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, values = RECIPES["OPT"]
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**values, vocab_size=300)).eval()
+    for setting in ("packing", "padding_free"):
+        config = parse(read_yaml(make_run(**{f"training__{setting}": True}).config))
+        with pytest.raises(StudioError, match="several rows in a sequence") as refused:
+            joins_rows(config, model)
+        assert refused.value.hint == f"Turn training.{setting} off."
+    config = parse(read_yaml(make_run().config))
+    assert joins_rows(config, model) == (False, "")
+    monkeypatch.setattr("lora_studio.models.attention.is_flash", lambda name: True)
+    joined, note = joins_rows(config, model)
+    assert (joined, note.startswith("Batches are padded: ")) == (False, True)
+    monkeypatch.setattr("lora_studio.engine.train.model.why_rows_meet", lambda base: "")
+    assert joins_rows(config, model) == (True, "")
+
+
+@pytest.mark.slow
+def test_every_second_layer_is_checkpointed_and_no_loss_changes(
+    make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of the two layers is, and the second keeps its activations."""
+    checkpointed: list[list[bool]] = []
+    fit = program.fit
+
+    def look(context: program.Context, training: program.Training) -> None:
+        fit(context, training)
+        layers = [
+            module for module in training.trainer.model.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        checkpointed.append([layer.gradient_checkpointing for layer in layers])
+
+    monkeypatch.setattr(program, "fit", look)
+    run = make_run(
+        training__gradient_checkpointing=True,
+        training__gradient_checkpointing_every_n_layers=2,
+        training__dataloader_num_workers=1,
+        training__max_steps=4,
+        training__lr_scheduler_type="constant",
+    )
+    plain = make_run(training__max_steps=4, training__lr_scheduler_type="constant")
+    assert train(run) == train(plain) == 0
+    assert checkpointed[0] == [True, False]
+    losses = [[point.loss for point in fold(events(one)).steps] for one in (run, plain)]
+    assert losses[0] == losses[1]

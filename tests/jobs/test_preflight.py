@@ -45,7 +45,7 @@ def check(title: str, config: Config, data: Any = DATA, memory: int = 12 * GIB, 
 
 def test_the_defaults_pass_every_check() -> None:
     report = preflight(config(), Machine(CPU, 12 * GIB, 50 * GIB), FIRST)
-    assert [found.state for found in report.checks] == ["ok"] * 8
+    assert [found.state for found in report.checks] == ["ok"] * 9
     assert (report.state, report.words) == ("ok", "Ready to start.")
 
 
@@ -54,7 +54,7 @@ def test_what_the_data_child_refuses_fails_with_its_words() -> None:
     report = preflight(config(), Machine(CPU, 12 * GIB, 50 * GIB), refused)
     assert report.state == "failed"
     assert ("There is no file gone.jsonl.", "Give a file's path.") in {(c.found, c.advice) for c in report.checks}
-    assert report.words.startswith("1 of 8 checks failed")
+    assert report.words.startswith("1 of 9 checks failed")
 
 
 @pytest.mark.parametrize(

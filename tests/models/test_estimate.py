@@ -271,3 +271,18 @@ def test_processes_on_the_cpu_take_their_memory_together() -> None:
     three = estimate(config(compute__processes=3), model(), "cpu")
     assert three.parts["weights"] == 3 * alone.parts["weights"]
     assert three.measurable == three.total // 3, "each measures its own"
+
+
+def test_checkpoints_elsewhere_or_on_fewer_layers_are_counted() -> None:
+    """Between the passes a checkpointed layer keeps its input: 2,048 tokens of 4,096 numbers of 2 bytes."""
+
+    def activations(**settings: Any) -> int:
+        return estimate(config(**settings), model(), "cuda").parts["activations"]
+
+    a_layer = 2048 * 4096 * 2
+    assert activations() - activations(training__gradient_checkpointing_offload=True) == 34 * a_layer
+    every, second = activations(), activations(training__gradient_checkpointing_every_n_layers=2)
+    none = activations(training__gradient_checkpointing=False)
+    assert every < second < none
+    assert second < activations(training__gradient_checkpointing_every_n_layers=4) < none
+    assert activations(training__gradient_checkpointing=False, training__activation_offloading=True) < none / 4

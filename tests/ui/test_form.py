@@ -118,7 +118,9 @@ def test_the_effective_batch_is_said_under_the_fields_that_make_it() -> None:
     noted = form.notes(
         form.read(typed(training__per_device_train_batch_size=4, training__gradient_accumulation_steps=8))
     )
-    assert noted == {"training.per_device_train_batch_size": "Effective batch: 4 × 8 = 32 rows."}
+    assert noted["training.per_device_train_batch_size"] == "Effective batch: 4 × 8 = 32 rows."
+    assert noted["model.attn_implementation"] == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU."
+    assert set(form.notes(form.read(typed(model__attn_implementation="eager")))) < set(noted)
     compared = form.notes(form.read(typed(training__method="dpo", data__train_file="preference")))
     assert compared["training.per_device_train_batch_size"].endswith("pairs.")
 

@@ -226,7 +226,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
             measured=bool(state.data and state.data.validation_rows),
             checkpointing=state.memory.gradient_checkpointing if state.memory else setting is True,
         ),
-        **packing_values(config),
+        **packing_values(config, padding_free=bool(state.model and state.model.padding_free)),
         "warmup_steps": rising,
         "lr_scheduler_kwargs": shape,
         "disable_tqdm": False,  # a person sits before it

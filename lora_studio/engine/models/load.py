@@ -7,13 +7,19 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
-from lora_studio.engine.accelerator import auto_dtype, device, device_kind, empty_cache, read_memory
+from lora_studio.engine.accelerator import auto_dtype, capability, device, device_kind, empty_cache, read_memory
 from lora_studio.engine.models.source import Download, Phases, checked_source, first_line, not_loadable, read_config
 from lora_studio.errors import StudioError
-from lora_studio.models.accelerators import CPU, FLASH_ATTENTION, FLOAT16, missing
+from lora_studio.models import attention
+from lora_studio.models.accelerators import CPU, FLOAT16, missing
 from lora_studio.models.hub import may_run_code_of
 from lora_studio.models.shape import stored_quantization
 from lora_studio.units import count
@@ -75,10 +81,7 @@ def load_model(
     stored = stored_quantization(config.to_dict())
     rounding = _rounding(name, stored, quantization)
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
-    lacking = why_no_flash_attention(torch_dtype)
-    attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
-    if attention == "flash_attention_2" and lacking:
-        raise StudioError(f"flash_attention_2 cannot run here: {lacking}.", "Use auto or sdpa.")
+    attends = choose_attention(attn_implementation, config, torch_dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -89,7 +92,7 @@ def load_model(
             quantization_config=None
             if stored != "none"
             else _quantization(quantization, torch_dtype, **(four_bit or {})),
-            attn_implementation=attention,
+            attn_implementation=attends,
             trust_remote_code=may_run_code_of(name),
             use_safetensors=True,
             tqdm_class=None if log is None else Download(log, phase).bar_class(),
@@ -183,22 +186,53 @@ def make_full(model: PreTrainedModel) -> None:
     )
 
 
-def why_no_flash_attention(dtype: torch.dtype) -> str:
-    """Why FlashAttention 2 cannot be used here; "" if it can."""
-    if lacks := missing(device_kind(), FLASH_ATTENTION):
-        return lacks
-    if dtype is torch.float32:
-        return "it needs 16-bit precision"
-    return "" if is_flash_attn_2_available() else "the package flash-attn is not installed"
+def choose_attention(setting: str, config: PretrainedConfig, dtype: torch.dtype) -> str | None:
+    """The attention to load a model with; None leaves it to transformers, which takes SDPA where the model has it.
+
+    Raises `StudioError` for one that this device, the installed packages or the model's class do not have.
+    """
+    if setting == "auto":
+        chosen = _automatic(config, dtype)
+        return None if chosen.name == attention.SDPA else chosen.name
+    lacks = attention.lacking(setting, device_kind(), half=dtype is not torch.float32, capability=capability())
+    if not lacks and setting in _unsupported(config):
+        lacks = f"the model's class ({config.model_type}) does not support it"
+    if lacks:
+        raise StudioError(f"{setting} cannot run here: {lacks}.", "Use auto or sdpa.")
+    return setting
+
+
+def _automatic(config: PretrainedConfig, dtype: torch.dtype) -> attention.Attention:
+    half = dtype is not torch.float32
+    return attention.automatic(device_kind(), half=half, capability=capability(), unsupported=_unsupported(config))
+
+
+def _unsupported(config: PretrainedConfig) -> list[str]:
+    """The attention implementations that a model's class lacks; [] for a class that is not transformers' own."""
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known:
+        return []
+    model = known[type(config)]
+    head = getattr(config.get_text_config(), "head_dim", None) or 0
+    flash = model._supports_flash_attn and head <= attention.LONGEST_HEAD
+    named = model._compatible_flash_implementations  # a model may take certain kernels only
+    has = {
+        **{name: flash and (not named or name in named) for name in attention.FLASH},
+        attention.FLEX_ATTENTION: model._supports_flex_attn,
+        attention.SDPA: model._supports_sdpa,
+    }
+    return [name for name, there in has.items() if not there]
 
 
 def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) -> str:
     """The attention implementation of a loaded model, and the reason for it."""
-    implementation = model.config._attn_implementation
+    implementation = str(model.config._attn_implementation)
     if setting != "auto":
         return f"{implementation}, as configured"
-    lacking = why_no_flash_attention(dtype)
-    return f"{implementation}: FlashAttention 2 is not used, {lacking}" if lacking else implementation
+    chosen = _automatic(model.config, dtype)
+    if attention.is_flash(chosen.name) or implementation == chosen.name:
+        return f"{implementation}: {chosen.why}"
+    return f"{implementation}: the model has no other"
 
 
 def _quantization(

@@ -31,12 +31,14 @@ from lora_studio.engine.models.adapter import (
 )
 from lora_studio.engine.models.load import attention_words, dtype_name, load_model, memory_bytes, shard_base
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
+from lora_studio.engine.models.source import first_line
 from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.memory import foresee
 from lora_studio.engine.train.rows import TrainingRows
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import MemoryEstimated, ModelLoaded, Warned
+from lora_studio.models import attention as attention_facts
 from lora_studio.models.adapters import fingerprint
 from lora_studio.models.shape import beyond, stored_quantization
 from lora_studio.models.shape import read_config as read_numbers
@@ -65,7 +67,7 @@ class TrainedModel:
 
     `initial_state` are initial weights taken out of the base, see `lora_init.initial_lora_state`;
     `loaded` is the same model with tokenizer and template, to generate with. `sharded`: the base's weights are shared
-    out among the processes, which have to compute together.
+    out among the processes, which have to compute together. `padding_free`: batches are made without padding.
     """
 
     model: PeftModel
@@ -78,6 +80,7 @@ class TrainedModel:
     checkpointing: bool
     foreseen: MemoryEstimated | None
     sharded: bool = False
+    padding_free: bool = False
 
 
 def build_model(
@@ -101,6 +104,9 @@ def build_model(
     stored = stored_quantization(base.config.to_dict())
     for message in check_base(config, base, rows, stored):
         log.emit(Warned(time.time(), message))
+    joined, note = joins_rows(config, base)
+    if note:
+        log.emit(Warned(time.time(), note))
     own_biases = biases_of(base)
     attention = attention_words(base, config.model.attn_implementation, dtype)
     if config.model.adapter_name_or_path:
@@ -112,7 +118,7 @@ def build_model(
     initial_state = initial_lora_state(model, config.lora.init_lora_weights)
     trainable, parameters = model.get_nb_trainable_parameters()
     computes_with = base.config._attn_implementation or ""
-    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention, computes_with))
+    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention, computes_with, joined))
     take_layout(config.model.name, config.model.revision)
     numbers = read_numbers(config.model.name, config.model.revision) or base.config.to_dict()
     checkpointing, foreseen = foresee(config, numbers, rows.prepared.train.longest)
@@ -132,7 +138,69 @@ def build_model(
         checkpointing=checkpointing,
         foreseen=foreseen,
         sharded=sharded,
+        padding_free=joined,
     )
+
+
+def joins_rows(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
+    """Whether batches are made without padding, and a note. Raises `StudioError` where packing or padding-free batches
+    were chosen and the rows of a sequence would not stay apart in this model."""
+    training = config.training
+    possible = training.method == "sft" and not training.packing and training.per_device_train_batch_size > 1
+    implementation = str(base.config._attn_implementation)
+    joined = attention_facts.joins_rows(training.padding_free, implementation, possible=possible)
+    if not (joined or training.packing):
+        return False, ""
+    if why := why_rows_meet(base):
+        if training.padding_free == "auto" and not training.packing:
+            return False, f"Batches are padded: {why}."
+        path = "training.packing" if training.packing else "training.padding_free"
+        raise StudioError(f"{config.model.name} cannot have several rows in a sequence: {why}.", f"Turn {path} off.")
+    if attention_facts.is_flash(implementation):
+        return joined, ""
+    what = "Packing" if training.packing else "Padding-free batches"
+    return joined, (
+        f"{what} without FlashAttention ({implementation} is used): each layer reads a mask of the whole sequence, "
+        "which costs time."
+    )
+
+
+PROBE = (9, 7)
+"""Tokens of the two rows of `why_rows_meet`."""
+SAME, ALIKE = 0.01, 0.1
+"""Shares of the largest logit. What a row does not see changes none of its logits; only a mixture of experts adds up in
+another order. A row in a sequence and alone may differ as 16-bit numbers do."""
+
+
+@torch.no_grad()
+def why_rows_meet(model: PreTrainedModel) -> str:
+    """Why the rows of one sequence would not stay apart in a model; "" where they do. Measured on the loaded model, by
+    the logits of a row behind two others and alone: some models build their masks and positions without looking at
+    `position_ids`, and layers with a state need kernels that start anew."""
+    device: Any = model.get_input_embeddings().weight.device
+    first, second = PROBE
+    rows = torch.arange(3, 3 + first + second, device=device)[None]
+    ends = torch.tensor([0, first, first + second], dtype=torch.int32, device=device)
+    joined = {
+        "position_ids": torch.cat([torch.arange(first), torch.arange(second)])[None].to(device),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": first,
+        "max_length_k": first,
+        "seq_idx": torch.repeat_interleave(torch.arange(2, dtype=torch.int32), torch.tensor(PROBE))[None].to(device),
+    }  # what trl's collator gives a model
+    other = torch.cat([rows[:, :first].flip(1) + 1, rows[:, first:]], dim=1)
+    try:
+        one, two = (model(input_ids=ids, use_cache=False, **joined).logits[:, first:].float() for ids in (rows, other))
+    except (ValueError, TypeError) as error:
+        return first_line(error).rstrip(".")
+    alone = model(input_ids=rows[:, first:], use_cache=False).logits.float()
+    largest = float(alone.abs().max())
+    if float((one - two).abs().max()) > SAME * largest:
+        return "its attention does not keep the rows of a sequence apart"
+    if float((one - alone).abs().max()) > ALIKE * largest:
+        return "its positions do not begin anew with each row of a sequence"
+    return ""
 
 
 def _continued(

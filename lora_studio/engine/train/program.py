@@ -146,7 +146,12 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
     trainer = make_trainer(
         model=model.model,
         args=trainer_settings(
-            config, run, context.dtype, measured=bool(prepared.validation), checkpointing=model.checkpointing
+            config,
+            run,
+            context.dtype,
+            measured=bool(prepared.validation),
+            checkpointing=model.checkpointing,
+            padding_free=model.padding_free,
         ),
         train_dataset=as_dataset(prepared.train, run.cache),
         eval_dataset=as_dataset(prepared.validation, run.cache) if prepared.validation else None,

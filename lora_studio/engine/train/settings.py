@@ -13,9 +13,10 @@ from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from lora_studio.config.sections import Config
+from lora_studio.config.speed import checkpointing_arguments, pins_memory
 from lora_studio.engine.accelerator import device_kind
 from lora_studio.engine.models.load import dtype_name
-from lora_studio.models.accelerators import CUDA, DEVICE_KINDS, PINNED, missing
+from lora_studio.models.accelerators import CUDA, DEVICE_KINDS
 from lora_studio.workspace import RunFolder
 
 PROJECT = "lora-studio"
@@ -38,6 +39,9 @@ SAME_NAME = {
     "optim",
     "seed",
     "train_sampling_strategy",
+    "torch_compile",
+    "use_liger_kernel",
+    "dataloader_num_workers",
     "save_strategy",
     "save_steps",
     "save_total_limit",
@@ -94,11 +98,18 @@ def planned_steps(trainer: Trainer, extra_epochs: float) -> int:
 
 
 def trainer_settings(
-    config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool, checkpointing: bool
+    config: Config,
+    run: RunFolder,
+    dtype: torch.dtype,
+    *,
+    measured: bool,
+    checkpointing: bool,
+    padding_free: bool = False,
 ) -> SFTConfig | DPOConfig:
-    """The config as trl's arguments. Truncation and labels are done already, so trl only packs."""
+    """The config as trl's arguments. Truncation and labels are done already, so trl only packs, or joins the rows of a
+    batch (`padding_free`)."""
     dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
-    sft = partial(SFTConfig, **packing_values(config))
+    sft = partial(SFTConfig, **packing_values(config, padding_free=padding_free))
     method: Callable[..., SFTConfig | DPOConfig] = dpo if config.training.method == "dpo" else sft
     kind = device_kind()
     values = trainer_values(config, dtype_name(dtype), kind=kind, measured=measured, checkpointing=checkpointing)
@@ -111,11 +122,12 @@ def trainer_settings(
     )
 
 
-def packing_values(config: Config) -> TrainerArguments:
+def packing_values(config: Config, *, padding_free: bool) -> TrainerArguments:
     """Arguments of SFTConfig alone."""
     packing = config.training.packing
     return {
         "packing": packing,
+        "padding_free": padding_free,
         "eval_packing": False,
         "max_length": config.data.max_length if packing else None,
         "dataset_kwargs": None if packing else {"skip_prepare_dataset": True},
@@ -129,8 +141,11 @@ def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, che
     training, evaluation = config.training, config.evaluation
     return {
         **training.model_dump(include=SAME_NAME),
+        **({"activation_offloading": True} if training.activation_offloading else {}),
+        **({"tf32": True} if training.tf32 else {}),  # left alone, PyTorch's own default counts
         "data_seed": training.seed,
         "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing_kwargs": (checkpointing_arguments(config) or None) if checkpointing else None,
         "per_device_eval_batch_size": evaluation.per_device_eval_batch_size,
         "eval_strategy": evaluation.eval_strategy if measured else "no",
         "eval_steps": evaluation.eval_steps,
@@ -143,7 +158,7 @@ def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, che
         "use_cpu": on_cpu,
         "bf16": dtype == "bfloat16" and not on_cpu,
         "fp16": dtype == "float16",
-        "dataloader_pin_memory": not missing(kind, PINNED),
+        "dataloader_pin_memory": pins_memory(config, kind),
     }
 
 

@@ -213,7 +213,7 @@ def look(
     if isinstance(config, ConfigError):
         wrong, noted = config.problems, {}
     else:
-        wrong, noted = form_state.on_this_machine(config), forms.notes(config)
+        wrong, noted = form_state.on_this_machine(config), forms.notes(config, form_state.kind_of_device(config))
     summary = in_plan(view, studio, state, config)  # first: a start may be refused meanwhile
     by_field, _ = forms.beside_fields(wrong)
     reported.paths = tuple(path for path in reported.paths if path in by_field)

@@ -1,0 +1,180 @@
+"""The settings of a training step's speed and memory: batches, attention without padding, checkpointing, kernels.
+
+`sections.Training` inherits them. Those that only some devices have are refused elsewhere with a reason
+(`speed_conflicts`); docs/speed.md says what each is worth, and who measured it.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from lora_studio.config.compute import BALANCED, FSDP
+from lora_studio.config.fields import Section, setting
+from lora_studio.models.accelerators import (
+    CPU,
+    HOST_MEMORY,
+    PINNED,
+    TF32,
+    TORCH_COMPILE,
+    TRITON_KERNELS,
+    missing,
+)
+
+if TYPE_CHECKING:
+    from lora_studio.config.sections import Config
+
+SPEED = "Speed and memory"
+
+
+class Speed(Section):
+    """What makes a training step faster or smaller without changing what it learns."""
+
+    packing: bool = setting(
+        False,
+        "Packing",
+        "Packs several short rows into one sequence of the max length.",
+        details="Rows in one sequence do not attend to each other. Fast with FlashAttention; other attention reads a"
+        " mask of the whole sequence. Models with linear attention cannot pack.",
+        group="Duration and memory",
+    )
+    padding_free: bool | Literal["auto"] = setting(
+        "auto",
+        "Padding-free batches",
+        "Joins the rows of a batch without padding. auto: on with FlashAttention.",
+        details="Rows do not attend to each other. Other attention reads a mask of the whole batch, which costs time."
+        " Models with linear attention cannot do it.",
+        group="Duration and memory",
+    )
+    train_sampling_strategy: Literal["random", "group_by_length"] = setting(
+        "group_by_length",
+        "Batch sampling",
+        "group_by_length batches rows of similar length, which reduces padding.",
+        group="Duration and memory",
+    )
+    gradient_checkpointing: bool | Literal["auto"] = setting(
+        "auto",
+        "Gradient checkpointing",
+        "Saves memory and costs time. auto: on if a GPU needs it.",
+        group=SPEED,
+    )
+    gradient_checkpointing_every_n_layers: int = setting(
+        1,
+        "Checkpoint every n layers",
+        "2 checkpoints every second layer: faster, and needs more memory.",
+        group=SPEED,
+        ge=1,
+        le=1000,
+    )
+    gradient_checkpointing_offload: bool = setting(
+        False,
+        "Offload checkpoints",
+        "Keeps checkpoints in the machine's memory instead of the GPU's. Slower.",
+        group=SPEED,
+    )
+    activation_offloading: bool = setting(
+        False,
+        "Activation offloading",
+        "Keeps activations in the machine's memory instead of the GPU's. Slower.",
+        group=SPEED,
+    )
+    torch_compile: bool = setting(
+        False,
+        "torch.compile",
+        "Compiles the model. The first steps take minutes, later ones less.",
+        details="Rows of new lengths can compile again.",
+        group=SPEED,
+    )
+    use_liger_kernel: bool = setting(
+        False,
+        "Liger kernels",
+        "Triton kernels for norms and MLP, from the package liger-kernel.",
+        group=SPEED,
+    )
+    tf32: bool = setting(
+        False,
+        "TF32",
+        "Faster float32 matrix products on NVIDIA GPUs, with 10 bits of precision.",
+        group=SPEED,
+    )
+    dataloader_num_workers: int = setting(
+        0,
+        "Data loader workers",
+        "Processes that prepare batches. 0: the training process does it.",
+        details="Rows are tokenized before training, so that a batch takes little work.",
+        group=SPEED,
+        ge=0,
+        le=64,
+    )
+    dataloader_pin_memory: bool = setting(
+        True,
+        "Pinned memory",
+        "Copies batches to the GPU from page-locked memory.",
+        group=SPEED,
+    )
+
+
+def speed_contradictions(config: "Config") -> Iterator[tuple[str, str]]:
+    """Switches that don't go together on any machine: the path of a setting and what is wrong with it."""
+    training, strategy = config.training, config.compute.strategy
+    if training.padding_free is True and training.packing:
+        yield "training.padding_free", "must be auto or false if training.packing is on: packed rows have no padding"
+    if training.padding_free is True and training.method != "sft":
+        yield "training.padding_free", "requires training.method sft: trl pads pairs"
+    if training.gradient_checkpointing is False:
+        if training.gradient_checkpointing_offload:
+            yield "training.gradient_checkpointing_offload", "requires training.gradient_checkpointing"
+        if training.gradient_checkpointing_every_n_layers > 1:
+            yield "training.gradient_checkpointing_every_n_layers", "requires training.gradient_checkpointing"
+    if training.activation_offloading and training.gradient_checkpointing_offload:
+        yield "training.activation_offloading", "already holds what training.gradient_checkpointing_offload would"
+    if strategy in (FSDP, BALANCED):
+        for name in ("torch_compile", "activation_offloading"):
+            if getattr(training, name):
+                yield f"training.{name}", f"requires compute.strategy ddp; it is untested with {strategy}"
+
+
+def speed_conflicts(config: "Config", kind: str) -> Iterator[tuple[str, str]]:
+    """Switches that a device of that kind (one of `accelerators.DEVICE_KINDS`) does not have, or whose package is not
+    installed: the path of a setting and why."""
+    training = config.training
+    needs = {
+        "gradient_checkpointing_offload": HOST_MEMORY,
+        "activation_offloading": HOST_MEMORY,
+        "torch_compile": TORCH_COMPILE,
+        "use_liger_kernel": TRITON_KERNELS,
+        "tf32": TF32,
+    }
+    for name, feature in needs.items():
+        if not getattr(training, name) or (name == "tf32" and config.model.dtype != "float32"):
+            continue
+        why = missing(kind, feature) or (_no_compiler(kind) if name == "torch_compile" else "")
+        if name == "use_liger_kernel" and not why and importlib.util.find_spec("liger_kernel") is None:
+            why = "the package liger-kernel is not installed (pip install liger-kernel)"
+        if why:
+            yield f"training.{name}", f"cannot be used here: {why}; turn it off"
+
+
+def _no_compiler(kind: str) -> str:
+    """Why torch.compile has nothing to compile with: C++ on the CPU, Triton on a GPU. "" where it has."""
+    if kind == CPU:
+        found = any(map(shutil.which, ("g++", "clang++", "cl")))
+        return "" if found else "it needs a C++ compiler, such as g++"
+    return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
+
+
+def pins_memory(config: "Config", kind: str) -> bool:
+    """Whether batches are put into page-locked memory: on request, where a device reads from it."""
+    return config.training.dataloader_pin_memory and not missing(kind, PINNED)
+
+
+def checkpointing_arguments(config: "Config") -> dict[str, int | bool]:
+    """transformers' `gradient_checkpointing_kwargs` (`offload` since 5.16, `every_n_layers` since 5.17); none where
+    every layer is checkpointed on the device."""
+    training = config.training
+    arguments: dict[str, int | bool] = {}
+    if training.gradient_checkpointing_every_n_layers > 1:
+        arguments["every_n_layers"] = training.gradient_checkpointing_every_n_layers
+    if training.gradient_checkpointing_offload:
+        arguments["offload"] = True
+    return arguments
