@@ -117,19 +117,20 @@ def read_memory() -> Memory:
         return _memory_of_process()
     if kind == MPS:
         return _memory_of_mps()
-    module, now = _module(), _module().memory_reserved()
-    free, total = _free_and_total(module, now)
-    return Memory(now, module.memory_allocated(), module.max_memory_reserved(), free, total)
+    module, index = _module(), _index()  # by its number: another thread has another current device
+    now = module.memory_reserved(index)
+    free, total = _free_and_total(module, now, index)
+    return Memory(now, module.memory_allocated(index), module.max_memory_reserved(index), free, total)
 
 
-def _free_and_total(module: Any, reserved: int) -> tuple[int, int]:
+def _free_and_total(module: Any, reserved: int, index: int) -> tuple[int, int]:
     """As the driver says; some of Intel's do not tell what is free, and then only this process is counted."""
     try:
-        free, total = module.mem_get_info()
+        free, total = module.mem_get_info(index)
     except RuntimeError:
         if device_kind() != XPU:
             raise
-        total = module.get_device_properties(_index()).total_memory
+        total = module.get_device_properties(index).total_memory
         free = total - reserved
     return free, total
 

@@ -111,6 +111,20 @@ def with_bias_of_head(model: Any) -> None:
         vars(head)["bias"] = head.original_module.bias  # no second name for the same weights: it would be saved
 
 
+def without_padding_mask(model: Any) -> None:
+    """Trains without the mask of the padding, which is behind each row: no token of a row sees what comes after it.
+
+    The logits are the same, to the bit. The model builds no mask of the attention, and PyTorch takes its fastest
+    kernels, which know no mask. `fused_lm_head` is how trl calls the model for a loss; all else keeps its mask, such as
+    generation with padding in front.
+    """
+
+    def drop(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": None} if "fused_lm_head" in kwargs else kwargs
+
+    model.register_forward_pre_hook(drop, with_kwargs=True)
+
+
 def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
     """LoRA+ (arXiv:2402.12354): the B matrices learn `ratio` times faster than the A matrices."""
     kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
@@ -133,6 +147,8 @@ class WithoutRouterLoss(HuggingFaceTrainer):
         super().__init__(*args, **kwargs)
         without_router_logits(self.model)  # trl sets it in the config, and asks for it in each training step too
         with_bias_of_head(self.model)
+        if not self.aux_loss_enabled:  # the router's loss leaves out the padding
+            without_padding_mask(self.model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -27,7 +27,7 @@ class Arithmetic:
 
     `mixed` says that adapter weights are 32-bit below 16-bit products; `quantized` that the base is in 8 or 4 bits;
     `mask_bytes` what a dropout keeps for each number (one byte in PyTorch's fused kernel, else the number's size);
-    `masked` that attention gets a mask, as it does for rows of several lengths and for packed ones.
+    `masked` that attention gets a mask, as it does for rows that share a sequence.
     """
 
     width: int
@@ -314,7 +314,7 @@ def arithmetic(config: Config, device: str, quantization: str | None = None) -> 
         dropout=config.lora.lora_dropout > 0,
         mask_bytes=1 if kind.fused else width if kind.is_gpu else 4,
         eager=attends == attention.EAGER or kind.whole_attention,
-        masked=not attention.is_flash(attends) and (training.packing or sequences_at_once(config) > 1),
+        masked=not attention.is_flash(attends) and (training.packing or training.padding_free is True),
     )
 
 

@@ -47,16 +47,16 @@ class StandIn:
     def get_device_properties(self, index: int) -> Any:
         return SimpleNamespace(uuid="1234-abcd", total_memory=self.memory[1])
 
-    def memory_reserved(self) -> int:
+    def memory_reserved(self, index: int) -> int:
         return 9 * GIB
 
-    def memory_allocated(self) -> int:
+    def memory_allocated(self, index: int) -> int:
         return 7 * GIB
 
-    def max_memory_reserved(self) -> int:
+    def max_memory_reserved(self, index: int) -> int:
         return 11 * GIB
 
-    def mem_get_info(self) -> tuple[int, int]:
+    def mem_get_info(self, index: int) -> tuple[int, int]:
         return self.memory
 
     def empty_cache(self) -> None:

@@ -5,6 +5,7 @@ training nor the model's mode.
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.preview import Question
 from lora_studio.engine import ranks
-from lora_studio.engine.accelerator import RandomNumbers, device_kind, device_uuid, read_memory
+from lora_studio.engine.accelerator import Memory, RandomNumbers, device_kind, device_uuid, read_memory
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
@@ -276,12 +277,38 @@ def put_trackers_last(trainer: Trainer) -> None:
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
+class MemoryWatch:
+    """Reads the memory twice a second in a thread of its own, until `close`: the driver may take its time to answer."""
+
+    SECONDS = 0.5
+
+    def __init__(self) -> None:
+        self._last: Memory | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def last(self) -> Memory:
+        """The last reading; one of now before the thread has made any."""
+        return self._last or read_memory()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self.SECONDS):
+            self._last = read_memory()
+
+
 class ReportCallback(TrainerCallback):
     """Converts the trainer's callbacks to events. `tokens_before` is the count of earlier starts of a resumed run."""
 
     def __init__(self, log: EventLog, stop: StopSignal, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
         self.log = log
         self.sensors = sensors or Sensors()
+        self.memory = MemoryWatch()
         self.stop = stop
         self.tokens_before = tokens_before
         self.tokens = tokens_before
@@ -344,7 +371,7 @@ class ReportCallback(TrainerCallback):
             return
         now = time.monotonic()
         tokens = self.tokens_before + int(logs["num_tokens"])
-        memory, device = read_memory(), self.sensors.last
+        memory, device = self.memory.last(), self.sensors.last
         point = StepLogged(
             time=time.time(),
             step=state.global_step,

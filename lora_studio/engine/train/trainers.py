@@ -29,8 +29,10 @@ from lora_studio.config.sections import Config
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import ranks
+from lora_studio.engine.accelerator import on_cpu
 from lora_studio.engine.models.adapter import save_as_difference
 from lora_studio.engine.runtime import StopSignal
+from lora_studio.engine.train import later
 from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
 from lora_studio.engine.train.rows import Batch, LabelMeter
 from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
@@ -117,11 +119,13 @@ class RankBatches(torch.utils.data.Sampler[list[int]]):
 class RankLoader(torch.utils.data.DataLoader[Any]):
     """The batches of `RankBatches`. An empty one becomes `blank`: a row that trains nothing, so that all keep step."""
 
-    def __init__(self, dataset: Any, batches: RankBatches, collate: Callable[[list[Any]], Batch], pin: bool) -> None:
+    def __init__(
+        self, dataset: Any, batches: RankBatches, collate: Callable[[list[Any]], Batch], pin: bool, workers: int
+    ) -> None:
         def with_blank(rows: list[Any]) -> Batch:
             return collate(rows) if rows else blank(collate([dataset[0]]))
 
-        super().__init__(dataset, batch_sampler=batches, collate_fn=with_blank, pin_memory=pin)
+        super().__init__(dataset, batch_sampler=batches, collate_fn=with_blank, pin_memory=pin, num_workers=workers)
 
     def set_epoch(self, epoch: int) -> None:
         shares: Any = self.batch_sampler
@@ -173,6 +177,8 @@ class TrainerMixin(WithoutRouterLoss):
         self.world = ranks.world()
         self.initial_state = initial_state
         self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.looks_at_each_loss = on_cpu()
+        self._parameters: int | None = None
         super().__init__(**kwargs)
 
     def row_lengths(self, dataset: Dataset) -> list[int]:
@@ -202,7 +208,8 @@ class TrainerMixin(WithoutRouterLoss):
     def _shared_out(self, dataset: Any, order: Any, batch_size: int, description: str) -> RankLoader:
         rows = self._remove_unused_columns(dataset, description=description)
         batches = RankBatches(order, batch_size, self.world)
-        return RankLoader(rows, batches, self.data_collator, self.args.dataloader_pin_memory)
+        args = self.args
+        return RankLoader(rows, batches, self.data_collator, args.dataloader_pin_memory, args.dataloader_num_workers)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.loraplus_lr_ratio is None or self.optimizer is not None:
@@ -211,11 +218,12 @@ class TrainerMixin(WithoutRouterLoss):
         return self.optimizer
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Logs a loss that is not finite at once, so that `ReportCallback` ends the training."""
+        """On the CPU logs a loss that is not finite at once, so that `ReportCallback` ends the training. A GPU would be
+        waited for; there the next logged loss shows it."""
         shared = self.world.is_shared
         blank_tokens = tokens_of(inputs) if shared and is_blank(inputs) else 0
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        infinite: float = not bool(torch.isfinite(loss))
+        loss = super().training_step(model, inputs, *args, **kwargs).as_subclass(torch.Tensor)
+        infinite: float = self.looks_at_each_loss and not bool(torch.isfinite(loss))
         if shared:
             stop = self.stop
             asked, overdue, infinite, tokens = ranks.total([stop.heard, stop.is_overdue, infinite, blank_tokens])
@@ -225,6 +233,27 @@ class TrainerMixin(WithoutRouterLoss):
         if infinite:
             self.control.should_log = True
         return loss
+
+    def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """trl's loss; what it measures beside it in training stays on the device until the next log."""
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with later.later(self.accelerator):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        later.read(self._metrics["train"])
+        if self._metrics["train"].get("num_tokens"):
+            self._total_train_tokens = self._metrics["train"]["num_tokens"][0]
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """transformers' estimate, which counts the parameters anew in every batch; here they are counted once."""
+        if self._parameters is None:
+            model: Any = self.model
+            self._parameters = int(model.num_parameters(exclude_embeddings=True))
+        ids = inputs.get("input_ids")
+        return 0 if ids is None else 6 * ids.numel() * self._parameters
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         if not self.world.is_shared:
