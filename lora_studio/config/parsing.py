@@ -128,7 +128,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _unmeasured(config)
     yield from _preference(config)
     yield from _processes(config)
-    for path, message in speed_contradictions(config):
+    for path, message in speed_contradictions(config.training, config.training.method, config.compute.strategy):
         yield Problem(path, message)
 
 
@@ -155,12 +155,13 @@ def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:
         yield Problem("training.optim", f"{optim} cannot run here: {why}; use {instead}")
     if model.dtype == FLOAT16 and (why := missing(kind, FLOAT16)):
         yield Problem("model.dtype", f"float16 cannot be trained here: {why}; use auto or float32")
-    chosen, half = attention.expected(model.attn_implementation, kind).name, False if model.dtype == "float32" else None
-    if why := attention.lacking(chosen, kind, half=half):
-        yield Problem("model.attn_implementation", f"{chosen} cannot run here: {why}; use auto or sdpa")
+    attends = attention.expected(model.attn_implementation, kind).name
+    half = False if model.dtype == "float32" else None
+    if why := attention.lacking(attends, kind, half=half):
+        yield Problem("model.attn_implementation", f"{attends} cannot run here: {why}; use auto or sdpa")
     if model.quantization != "none" and (why := missing(kind, model.quantization) or _no_package("bitsandbytes")):
         yield Problem("model.quantization", f"{model.quantization} cannot run here: {why}; use none")
-    for path, message in speed_conflicts(config, kind):
+    for path, message in speed_conflicts(config.training, model.dtype, kind):
         yield Problem(path, message)
     tracker = config.tracking.report_to
     if tracker != "tensorboard" and not _installed(tracker):

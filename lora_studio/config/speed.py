@@ -7,7 +7,7 @@
 import importlib.util
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lora_studio.config.compute import BALANCED, FSDP
 from lora_studio.config.fields import Section, setting
@@ -20,9 +20,6 @@ from lora_studio.models.accelerators import (
     TRITON_KERNELS,
     missing,
 )
-
-if TYPE_CHECKING:
-    from lora_studio.config.sections import Config
 
 SPEED = "Speed and memory"
 
@@ -80,7 +77,7 @@ class Speed(Section):
     )
     torch_compile: bool = setting(
         False,
-        "torch.compile",
+        "Compile (torch.compile)",
         "Compiles the model. The first steps take minutes, later ones less.",
         details="Rows of new lengths can compile again.",
         group=SPEED,
@@ -114,12 +111,11 @@ class Speed(Section):
     )
 
 
-def speed_contradictions(config: "Config") -> Iterator[tuple[str, str]]:
+def speed_contradictions(training: Speed, method: str, strategy: str) -> Iterator[tuple[str, str]]:
     """Switches that don't go together on any machine: the path of a setting and what is wrong with it."""
-    training, strategy = config.training, config.compute.strategy
     if training.padding_free is True and training.packing:
         yield "training.padding_free", "must be auto or false if training.packing is on: packed rows have no padding"
-    if training.padding_free is True and training.method != "sft":
+    if training.padding_free is True and method != "sft":
         yield "training.padding_free", "requires training.method sft: trl pads pairs"
     if training.gradient_checkpointing is False:
         if training.gradient_checkpointing_offload:
@@ -134,10 +130,9 @@ def speed_contradictions(config: "Config") -> Iterator[tuple[str, str]]:
                 yield f"training.{name}", f"requires compute.strategy ddp; it is untested with {strategy}"
 
 
-def speed_conflicts(config: "Config", kind: str) -> Iterator[tuple[str, str]]:
+def speed_conflicts(training: Speed, dtype: str, kind: str) -> Iterator[tuple[str, str]]:
     """Switches that a device of that kind (one of `accelerators.DEVICE_KINDS`) does not have, or whose package is not
-    installed: the path of a setting and why."""
-    training = config.training
+    installed: the path of a setting and why. `dtype` is the setting `model.dtype`."""
     needs = {
         "gradient_checkpointing_offload": HOST_MEMORY,
         "activation_offloading": HOST_MEMORY,
@@ -146,32 +141,31 @@ def speed_conflicts(config: "Config", kind: str) -> Iterator[tuple[str, str]]:
         "tf32": TF32,
     }
     for name, feature in needs.items():
-        if not getattr(training, name) or (name == "tf32" and config.model.dtype != "float32"):
+        if not getattr(training, name) or (name == "tf32" and dtype != "float32"):
             continue
-        why = missing(kind, feature) or (_no_compiler(kind) if name == "torch_compile" else "")
-        if name == "use_liger_kernel" and not why and importlib.util.find_spec("liger_kernel") is None:
-            why = "the package liger-kernel is not installed (pip install liger-kernel)"
-        if why:
-            yield f"training.{name}", f"cannot be used here: {why}; turn it off"
+        reason = missing(kind, feature) or (_no_compiler(kind) if name == "torch_compile" else "")
+        if name == "use_liger_kernel" and not reason and importlib.util.find_spec("liger_kernel") is None:
+            reason = "the package liger-kernel is not installed (pip install liger-kernel)"
+        if reason:
+            yield f"training.{name}", f"cannot be used here: {reason}; turn it off"
 
 
 def _no_compiler(kind: str) -> str:
     """Why torch.compile has nothing to compile with: C++ on the CPU, Triton on a GPU. "" where it has."""
     if kind == CPU:
-        found = any(map(shutil.which, ("g++", "clang++", "cl")))
-        return "" if found else "it needs a C++ compiler, such as g++"
+        compiles = any(map(shutil.which, ("g++", "clang++", "cl")))
+        return "" if compiles else "it needs a C++ compiler, such as g++"
     return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
 
 
-def pins_memory(config: "Config", kind: str) -> bool:
+def pins_memory(training: Speed, kind: str) -> bool:
     """Whether batches are put into page-locked memory: on request, where a device reads from it."""
-    return config.training.dataloader_pin_memory and not missing(kind, PINNED)
+    return training.dataloader_pin_memory and not missing(kind, PINNED)
 
 
-def checkpointing_arguments(config: "Config") -> dict[str, int | bool]:
+def checkpointing_arguments(training: Speed) -> dict[str, int | bool]:
     """transformers' `gradient_checkpointing_kwargs` (`offload` since 5.16, `every_n_layers` since 5.17); none where
     every layer is checkpointed on the device."""
-    training = config.training
     arguments: dict[str, int | bool] = {}
     if training.gradient_checkpointing_every_n_layers > 1:
         arguments["every_n_layers"] = training.gradient_checkpointing_every_n_layers

@@ -119,7 +119,7 @@ def without_padding_mask(model: Any) -> None:
     generation with padding in front.
     """
 
-    def drop(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def drop(_: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         return args, {**kwargs, "attention_mask": None} if "fused_lm_head" in kwargs else kwargs
 
     model.register_forward_pre_hook(drop, with_kwargs=True)

@@ -17,7 +17,6 @@ from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookA
 from lora_studio.jobs.session import READING, Session
 from lora_studio.jobs.targets import TargetLauncher, Targets, local_files, problems_on
 from lora_studio.models import attention
-from lora_studio.models.accelerators import missing
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import (
     Advice,
@@ -112,7 +111,7 @@ def preflight(
         _model(config, numbers, seen),
         *_code(config),
         *_settings(config, machine),
-        *_precision(config, model, machine.device.kind),
+        *_precision(config, model, machine.device),
         *_attention(config, numbers, machine.device.kind),
         _data(config, data, seen),
         _template(data),
@@ -174,12 +173,12 @@ def _settings(config: Config, machine: Machine) -> list[Check]:
     return [Check("Settings", FAILED, f"{problem.path}: {problem.message}.") for problem in problems]
 
 
-def _precision(config: Config, model: Architecture | None, kind: str) -> list[Check]:
+def _precision(config: Config, model: Architecture | None, device: Device) -> list[Check]:
     """That a base which is stored in 4 or 8 bits stays so, whatever is chosen; nothing for all others."""
     if model is None or model.stored == "none":
         return []
     title, stored, chosen = "Precision", BITS[model.stored], config.model.quantization
-    if why := missing(kind, model.stored):
+    if why := device.facts.lacks.get(model.stored):
         found = f"The base is stored in {stored}, which cannot run here: {why}."
         return [Check(title, FAILED, found, "Use a 16-bit version of the base.")]
     if chosen not in ("none", model.stored):
@@ -205,19 +204,19 @@ def _attention(config: Config, numbers: Mapping[str, Any] | None, kind: str) -> 
     """Which attention the run will most likely take and why, and that rows may share a sequence; nothing where the
     settings already told that it can't run."""
     title, training = "Attention", config.training
-    chosen = attention.expected(config.model.attn_implementation, kind, config.model.dtype)
-    if attention.lacking(chosen.name, kind):
+    expected = attention.expected(config.model.attn_implementation, kind, config.model.dtype)
+    if attention.lacking(expected.name, kind):
         return []
     joined = training.packing or training.padding_free is True
     layer = attention.linear_layers(numbers or {})
     if joined and layer and attention.lacks_state_kernels():
         path = "training.packing" if training.packing else "training.padding_free"
-        found = f"The model has layers with linear attention ({layer}), which carry a state from row to row."
-        return [Check(title, FAILED, found, f"Turn {path} off, or install causal_conv1d and flash-linear-attention.")]
-    found = f"{chosen.words}."
-    if joined and not attention.is_flash(chosen.name):
-        found += " Rows that share a sequence are fast with FlashAttention only: each layer reads a mask of all of it."
-    return [Check(title, OK, found)]
+        words = f"The model has layers with linear attention ({layer}), which carry a state from row to row."
+        return [Check(title, FAILED, words, f"Turn {path} off, or install causal_conv1d and flash-linear-attention.")]
+    words = f"{expected.words}."
+    if joined and not attention.is_flash(expected.name):
+        words += " Rows that share a sequence are fast with FlashAttention only: each layer reads a mask of all of it."
+    return [Check(title, OK, words)]
 
 
 def _data(config: Config, data: FirstRows | StudioError, seen: ModelFacts | StudioError | None = None) -> Check:

@@ -41,11 +41,11 @@ class Attention:
     """An implementation by transformers' name, and why it is the one."""
 
     name: str
-    why: str
+    reason: str
 
     @property
     def words(self) -> str:
-        return f"{self.name}: {self.why}"
+        return f"{self.name}: {self.reason}"
 
 
 def lacking(implementation: str, kind: str, *, half: bool | None = None, capability: int | None = None) -> str:
@@ -55,8 +55,8 @@ def lacking(implementation: str, kind: str, *, half: bool | None = None, capabil
     """
     if implementation in (SDPA, EAGER):
         return ""
-    if why := missing(kind, HUB_KERNELS[0] if implementation in HUB_KERNELS else implementation):
-        return why
+    if reason := missing(kind, HUB_KERNELS[0] if implementation in HUB_KERNELS else implementation):
+        return reason
     if implementation == FLEX_ATTENTION:
         return ""
     if half is False:
@@ -79,11 +79,11 @@ def automatic(
     class does not have."""
     reasons: list[str] = []
     for name in BEST_FIRST:
-        why = "the model does not support it" if name in unsupported else ""
-        why = why or lacking(name, kind, half=half, capability=capability)
-        if not why:
+        reason = "the model does not support it" if name in unsupported else ""
+        reason = reason or lacking(name, kind, half=half, capability=capability)
+        if not reason:
             return Attention(name, "the fastest that is installed")
-        reasons.append(f"{TITLES[name]} is not used, {why}")
+        reasons.append(f"{TITLES[name]} is not used, {reason}")
     return Attention(SDPA, reasons[-1])
 
 
@@ -114,9 +114,9 @@ def linear_layers(values: Mapping[str, Any]) -> str:
     text = values.get("text_config")
     text = text if isinstance(text, Mapping) else values
     kinds = text.get("layer_types") or text.get("layers_block_type") or ()
-    found = [str(kind) for kind in kinds if str(kind) in LINEAR_LAYERS]
+    linear = [str(kind) for kind in kinds if str(kind) in LINEAR_LAYERS]
     family = str(text.get("model_type", ""))
-    return found[0] if found else family if family.startswith(LINEAR_FAMILIES) else ""
+    return linear[0] if linear else family if family.startswith(LINEAR_FAMILIES) else ""
 
 
 def lacks_state_kernels() -> bool:

@@ -391,8 +391,8 @@ def _stored_layers(training: Training, layers: list[int], inputs: int, checkpoin
         return sum(layers)
     every = training.gradient_checkpointing_every_n_layers
     whole = sum(octets for layer, octets in enumerate(layers) if layer % every)
-    kept = len(range(0, len(layers), every))
-    return whole + inputs * (min(2, kept) if training.gradient_checkpointing_offload else kept)
+    checkpointed = len(range(0, len(layers), every))
+    return whole + inputs * (min(2, checkpointed) if training.gradient_checkpointing_offload else checkpointed)
 
 
 def _dequantized(model: Architecture, quantization: str) -> int:

@@ -85,11 +85,11 @@ def test_switches_appear_where_they_have_an_effect() -> None:
 
 
 def test_only_what_differs_is_handed_to_transformers() -> None:
-    assert speed.checkpointing_arguments(Config()) == {}
+    assert speed.checkpointing_arguments(Config().training) == {}
     both = parse(
         nest({"training.gradient_checkpointing_every_n_layers": 3, "training.gradient_checkpointing_offload": True})
     )
-    assert speed.checkpointing_arguments(both) == {"every_n_layers": 3, "offload": True}
-    assert speed.pins_memory(Config(), "cuda")
-    assert not speed.pins_memory(changed(training__dataloader_pin_memory=False), "cuda")
-    assert not speed.pins_memory(Config(), "cpu")
+    assert speed.checkpointing_arguments(both.training) == {"every_n_layers": 3, "offload": True}
+    assert speed.pins_memory(Config().training, "cuda")
+    assert not speed.pins_memory(changed(training__dataloader_pin_memory=False).training, "cuda")
+    assert not speed.pins_memory(Config().training, "cpu")

@@ -70,9 +70,9 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(install: Any) -> Non
     assert attention.automatic("cpu").words == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU"
     install("flash-attn")
     assert attention.automatic("cuda", half=True, capability=8).name == FLASH_2
-    assert attention.automatic("cuda", half=False).why.endswith("it needs 16-bit precision")
-    assert "this one has 7" in attention.automatic("cuda", half=True, capability=7).why
-    assert attention.automatic("cuda", unsupported=[FLASH_3, FLASH_2]).why.endswith("the model does not support it")
+    assert attention.automatic("cuda", half=False).reason.endswith("it needs 16-bit precision")
+    assert "this one has 7" in attention.automatic("cuda", half=True, capability=7).reason
+    assert attention.automatic("cuda", unsupported=[FLASH_3, FLASH_2]).reason.endswith("the model does not support it")
     install("flash-attn", "flash-attn-3", "kernels")
     assert attention.automatic("cuda", half=True, capability=9).name == FLASH_3
     assert attention.automatic("cuda", half=True, capability=8).name == FLASH_2

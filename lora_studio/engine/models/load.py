@@ -192,8 +192,8 @@ def choose_attention(setting: str, config: PretrainedConfig, dtype: torch.dtype)
     Raises `StudioError` for one that this device, the installed packages or the model's class do not have.
     """
     if setting == "auto":
-        chosen = _automatic(config, dtype)
-        return None if chosen.name == attention.SDPA else chosen.name
+        best = _automatic(config, dtype).name
+        return None if best == attention.SDPA else best
     lacks = attention.lacking(setting, device_kind(), half=dtype is not torch.float32, capability=capability())
     if not lacks and setting in _unsupported(config):
         lacks = f"the model's class ({config.model_type}) does not support it"
@@ -209,19 +209,19 @@ def _automatic(config: PretrainedConfig, dtype: torch.dtype) -> attention.Attent
 
 def _unsupported(config: PretrainedConfig) -> list[str]:
     """The attention implementations that a model's class lacks; [] for a class that is not transformers' own."""
-    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in known:
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in classes:
         return []
-    model = known[type(config)]
+    model = classes[type(config)]
     head = getattr(config.get_text_config(), "head_dim", None) or 0
     flash = model._supports_flash_attn and head <= attention.LONGEST_HEAD
-    named = model._compatible_flash_implementations  # a model may take certain kernels only
+    kernels = model._compatible_flash_implementations  # a model may take certain kernels only
     has = {
-        **{name: flash and (not named or name in named) for name in attention.FLASH},
+        **{name: flash and (not kernels or name in kernels) for name in attention.FLASH},
         attention.FLEX_ATTENTION: model._supports_flex_attn,
         attention.SDPA: model._supports_sdpa,
     }
-    return [name for name, there in has.items() if not there]
+    return [name for name, supported in has.items() if not supported]
 
 
 def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) -> str:
@@ -229,9 +229,9 @@ def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) ->
     implementation = str(model.config._attn_implementation)
     if setting != "auto":
         return f"{implementation}, as configured"
-    chosen = _automatic(model.config, dtype)
-    if attention.is_flash(chosen.name) or implementation == chosen.name:
-        return f"{implementation}: {chosen.why}"
+    best = _automatic(model.config, dtype)
+    if attention.is_flash(best.name) or implementation == best.name:
+        return f"{implementation}: {best.reason}"
     return f"{implementation}: the model has no other"
 
 

@@ -32,7 +32,7 @@ class Later(torch.Tensor):
 def later(accelerator: Any) -> Iterator[None]:
     """Inside, what trl gathers for its metrics from the processes is read later."""
     names = ("gather", "gather_for_metrics")
-    own = {name: vars(accelerator)[name] for name in names if name in vars(accelerator)}
+    replaced = {name: vars(accelerator)[name] for name in names if name in vars(accelerator)}
     before = {name: getattr(accelerator, name) for name in names}
 
     def postponed(gather: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def later(accelerator: Any) -> Iterator[None]:
     finally:
         for name in names:
             del vars(accelerator)[name]
-        vars(accelerator).update(own)
+        vars(accelerator).update(replaced)
 
 
 def read(metrics: MutableMapping[str, list[Any]]) -> None:

@@ -31,14 +31,12 @@ from lora_studio.engine.models.adapter import (
 )
 from lora_studio.engine.models.load import attention_words, dtype_name, load_model, memory_bytes, shard_base
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
-from lora_studio.engine.models.source import first_line
 from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.memory import foresee
-from lora_studio.engine.train.rows import TrainingRows
+from lora_studio.engine.train.rows import TrainingRows, joins_rows
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import MemoryEstimated, ModelLoaded, Warned
-from lora_studio.models import attention as attention_facts
 from lora_studio.models.adapters import fingerprint
 from lora_studio.models.shape import beyond, stored_quantization
 from lora_studio.models.shape import read_config as read_numbers
@@ -140,67 +138,6 @@ def build_model(
         sharded=sharded,
         padding_free=joined,
     )
-
-
-def joins_rows(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
-    """Whether batches are made without padding, and a note. Raises `StudioError` where packing or padding-free batches
-    were chosen and the rows of a sequence would not stay apart in this model."""
-    training = config.training
-    possible = training.method == "sft" and not training.packing and training.per_device_train_batch_size > 1
-    implementation = str(base.config._attn_implementation)
-    joined = attention_facts.joins_rows(training.padding_free, implementation, possible=possible)
-    if not (joined or training.packing):
-        return False, ""
-    if why := why_rows_meet(base):
-        if training.padding_free == "auto" and not training.packing:
-            return False, f"Batches are padded: {why}."
-        path = "training.packing" if training.packing else "training.padding_free"
-        raise StudioError(f"{config.model.name} cannot have several rows in a sequence: {why}.", f"Turn {path} off.")
-    if attention_facts.is_flash(implementation):
-        return joined, ""
-    what = "Packing" if training.packing else "Padding-free batches"
-    return joined, (
-        f"{what} without FlashAttention ({implementation} is used): each layer reads a mask of the whole sequence, "
-        "which costs time."
-    )
-
-
-PROBE = (9, 7)
-"""Tokens of the two rows of `why_rows_meet`."""
-SAME, ALIKE = 0.01, 0.1
-"""Shares of the largest logit. What a row does not see changes none of its logits; only a mixture of experts adds up in
-another order. A row in a sequence and alone may differ as 16-bit numbers do."""
-
-
-@torch.no_grad()
-def why_rows_meet(model: PreTrainedModel) -> str:
-    """Why the rows of one sequence would not stay apart in a model; "" where they do. Measured on the loaded model, by
-    the logits of a row behind two others and alone: some models build their masks and positions without looking at
-    `position_ids`, and layers with a state need kernels that start anew."""
-    device: Any = model.get_input_embeddings().weight.device
-    first, second = PROBE
-    rows = torch.arange(3, 3 + first + second, device=device)[None]
-    ends = torch.tensor([0, first, first + second], dtype=torch.int32, device=device)
-    joined = {
-        "position_ids": torch.cat([torch.arange(first), torch.arange(second)])[None].to(device),
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": first,
-        "max_length_k": first,
-        "seq_idx": torch.repeat_interleave(torch.arange(2, dtype=torch.int32), torch.tensor(PROBE))[None].to(device),
-    }  # what trl's collator gives a model
-    other = torch.cat([rows[:, :first].flip(1) + 1, rows[:, first:]], dim=1)
-    try:
-        one, two = (model(input_ids=ids, use_cache=False, **joined).logits[:, first:].float() for ids in (rows, other))
-    except (ValueError, TypeError) as error:
-        return first_line(error).rstrip(".")
-    alone = model(input_ids=rows[:, first:], use_cache=False).logits.float()
-    largest = float(alone.abs().max())
-    if float((one - two).abs().max()) > SAME * largest:
-        return "its attention does not keep the rows of a sequence apart"
-    if float((one - alone).abs().max()) > ALIKE * largest:
-        return "its positions do not begin anew with each row of a sequence"
-    return ""
 
 
 def _continued(

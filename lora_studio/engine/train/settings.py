@@ -145,7 +145,7 @@ def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, che
         **({"tf32": True} if training.tf32 else {}),  # left alone, PyTorch's own default counts
         "data_seed": training.seed,
         "gradient_checkpointing": checkpointing,
-        "gradient_checkpointing_kwargs": (checkpointing_arguments(config) or None) if checkpointing else None,
+        "gradient_checkpointing_kwargs": (checkpointing_arguments(training) or None) if checkpointing else None,
         "per_device_eval_batch_size": evaluation.per_device_eval_batch_size,
         "eval_strategy": evaluation.eval_strategy if measured else "no",
         "eval_steps": evaluation.eval_steps,
@@ -158,7 +158,7 @@ def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, che
         "use_cpu": on_cpu,
         "bf16": dtype == "bfloat16" and not on_cpu,
         "fp16": dtype == "float16",
-        "dataloader_pin_memory": pins_memory(config, kind),
+        "dataloader_pin_memory": pins_memory(training, kind),
     }
 
 
