@@ -379,7 +379,7 @@ def test_a_method_that_is_not_available_is_refused_by_its_name(text: str, words:
             4,
             "all devices",
         ),
-        ("axolotl", {"optimizer": "muon"}, None, None, "not available: muon; adamw_torch is used"),
+        ("axolotl", {"optimizer": "muon"}, None, None, "not available: muon; adamw_torch_fused is used"),
         ("axolotl", {"optimizer": "adamw_torch_4bit"}, "training.optim", "adamw_8bit", "comes nearest"),
         ("axolotl", {"lr_scheduler": "rex"}, None, None, "not available: rex; cosine is used"),
         ("axolotl", {"cosine_min_lr_ratio": 0.2}, "training.lr_scheduler_type", "cosine_with_min_lr", ""),

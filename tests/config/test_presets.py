@@ -116,7 +116,7 @@ SETUPS: dict[str, dict[str, Any]] = {
         "training.per_device_train_batch_size": 2,
         "training.gradient_accumulation_steps": 2,
         "training.learning_rate": 2e-4,
-        "training.optim": "adamw_torch",
+        "training.optim": "adamw_torch_fused",
         "training.save_strategy": "epoch",
         "evaluation.per_device_eval_batch_size": 2,
         "tracking.logging_steps": 10,
