@@ -24,7 +24,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.targets import TargetLauncher
 from lora_studio.workspace import RunFolder, Workspace
 from tests.jobs.conftest import fake_command, wait_until
-from tests.serving import PATIENCE, Server
+from tests.serving import PATIENCE, Server, open_tab
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 CLUSTER = Path(__file__).parent.parent / "slurm_two_nodes.sh"
@@ -193,7 +193,9 @@ def test_a_run_that_is_requeued_and_loses_its_node_ends_with_the_losses_of_one_l
     assert losses(state) == losses(undisturbed)
 
 
-def test_the_page_starts_a_run_on_the_cluster_and_stops_it(place: Workspace, browser: Browser) -> None:
+def test_the_page_starts_a_run_on_the_cluster_and_after_a_kill_another_evaluates_there_and_stops_it(
+    place: Workspace, browser: Browser, undisturbed: RunState
+) -> None:
     before = {run.id for run in place.runs()}
     server = Server(place.root)
     try:
@@ -210,6 +212,22 @@ def test_the_page_starts_a_run_on_the_cluster_and_stops_it(place: Workspace, bro
         expect(page.locator("#run-stop")).to_be_visible(timeout=PATIENCE)
         (run,) = [run for run in place.runs() if run.id not in before]
         assert "srun" in (run.path / "job.slurm").read_text(encoding="utf-8")
+        server.kill()
+        server = Server(place.root, port=server.port)
+        page.goto(f"{server.url}/#evaluate")
+        page.get_by_role("button", name="Settings").first.click()
+        page.get_by_label("Test data").click()
+        page.get_by_role("option", name="Film recommender").click()
+        page.locator("#evaluate-target input").click()
+        page.get_by_role("option", name="slurm:one").click()
+        page.get_by_label("Max rows", exact=True).fill("2")
+        page.locator("#evaluate-start").click()
+        expect(page.locator("#evaluation-head")).to_contain_text("Film recommender", timeout=PATIENCE)
+        newest = evaluating.evaluations(place)[0]
+        assert evaluating.request_of(newest).compute_target == "slurm:one"
+        assert read_worker(newest) is not None, "it was submitted"
+        open_tab(page, "Runs")
+        expect(page.locator("#run-headline")).to_contain_text("slurm:one", timeout=PATIENCE)
         page.locator("#run-stop").click()
         expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=2 * PATIENCE)
     finally:
