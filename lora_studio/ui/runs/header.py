@@ -108,32 +108,33 @@ def _build_deletion(studio: Studio, shared: Shared, button: gr.Button) -> None:
 
 def _build_processes(studio: Studio, shared: Shared, button: gr.Button) -> None:
     """Resumes a run in another number of processes, and tells before what becomes of its batches."""
-    with gr.Row(visible=False, elem_classes="run-life-row", elem_id="run-processes-row") as row:
-        count = gr.Number(label="Processes", precision=0, minimum=1, scale=0, min_width=120, elem_id="run-processes")
-        batch_line = gr.HTML(elem_id="run-processes-batch", min_width=200)
-        resume = gr.Button("Resume", variant="primary", size="md", scale=0, min_width=0, elem_id="run-processes-resume")
-        close = gr.Button("Close", size="md", scale=0, min_width=0)
+    with gr.Column(visible=False, elem_id="run-processes-row", min_width=0) as row:
+        with gr.Row(elem_classes="run-life-row"):
+            count = gr.Number(label="Processes", precision=0, minimum=1, scale=0, min_width=120, elem_id="run-in")
+            resume = gr.Button("Resume", variant="primary", size="md", scale=0, min_width=0, elem_id="run-in-resume")
+            close = gr.Button("Close", size="md", scale=0, min_width=0)
+        batch_line = gr.HTML(elem_id="run-in-batch")
     error_box = gr.HTML(visible=False)
 
     def show(run_id: str) -> tuple[Any, ...]:
         try:
             now = load_config(studio.workspace.run(run_id).config).compute.world_size
         except StudioError as error:
-            return gr.Row(visible=False), gr.skip(), gr.skip(), gr.HTML(html.problem(error), visible=True)
-        return gr.Row(visible=True), now, batch_after(studio, run_id, now), gr.HTML(visible=False)
+            return gr.Column(visible=False), gr.skip(), gr.skip(), gr.HTML(html.problem(error), visible=True)
+        return gr.Column(visible=True), now, batch_after(studio, run_id, now), gr.HTML(visible=False)
 
     def act(run_id: str, processes: float | None) -> tuple[Any, Any]:
         try:
             resume_in(studio, run_id, processes)
         except StudioError as error:
             return gr.skip(), gr.HTML(html.problem(error), visible=True)
-        return gr.Row(visible=False), gr.HTML(visible=False)
+        return gr.Column(visible=False), gr.HTML(visible=False)
 
     button.click(show, shared.run, [row, count, batch_line, error_box], **QUIET)
     count.input(partial(batch_after, studio), [shared.run, count], batch_line, **QUIET)
     gr.on([resume.click, count.submit], act, [shared.run, count], [row, error_box], **QUIET)
-    close.click(lambda: gr.Row(visible=False), None, row, **QUIET)
-    shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [row, error_box], **QUIET)
+    close.click(lambda: gr.Column(visible=False), None, row, **QUIET)
+    shared.run.change(lambda: (gr.Column(visible=False), gr.HTML(visible=False)), None, [row, error_box], **QUIET)
 
 
 def batch_after(studio: Studio, run_id: str, processes: float | None) -> str:
