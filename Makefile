@@ -55,6 +55,7 @@ format: .venv/installed-dev  ## formats and mends what ruff can mend
 
 matrix: .venv/installed-dev  ## every architecture beside plain transformers and peft, into docs/architectures.md; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.matrix --table docs/architectures.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families --write
 
 docs: .venv/installed-dev  ## the documentation as a site, into site/; its generated parts are written first
 	$(BIN)/python -m tests.readme

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.utils.other import TrainableTokensWrapper
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     EarlyStoppingCallback,
@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers import Trainer as HuggingFaceTrainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils.quantization_config import Mxfp4Config
 from trl import SFTConfig, SFTTrainer
 
 HERE = Path(__file__).resolve().parent
@@ -216,13 +217,14 @@ def load_model(settings: dict[str, Any], base: str) -> Any:
     quantized = dict(how["quantization"] or {})
     if "bnb_4bit_compute_dtype" in quantized:
         quantized["bnb_4bit_compute_dtype"] = DTYPES[quantized["bnb_4bit_compute_dtype"]]
+    kind = Mxfp4Config if "dequantize" in quantized else BitsAndBytesConfig
     set_seed(settings["training"]["seed"])
-    model = AutoModelForCausalLM.from_pretrained(
+    model = getattr(transformers, how["auto_class"]).from_pretrained(
         base,
         revision=how["revision"],
         dtype=DTYPES[how["dtype"]],
         device_map={"": device(settings["training"]["use_cpu"])},
-        quantization_config=BitsAndBytesConfig(**quantized) if quantized else None,
+        quantization_config=kind(**quantized) if quantized else None,
         attn_implementation=how["attn_implementation"],
         use_safetensors=True,
     )

@@ -23,6 +23,7 @@ from lora_studio.models.advice import (
     advise,
     changes_that_fit,
     label_counts,
+    notes,
     optimizer_steps,
     situation,
     trained_tokens,
@@ -116,6 +117,7 @@ def preflight(
         _data(config, data, seen),
         _template(data),
         _modules(config, model, seen),
+        *_notes(config, machine.device.kind),
         _batch(config, data),
         _evaluation(config, data),
         _disk(config, model, machine),
@@ -272,10 +274,10 @@ def _modules(config: Config, model: Architecture | None, seen: ModelFacts | Stud
         return Check(title, NOTE, f"{missing}: not among the expected modules of this model ({known}).")
     if missing:
         return Check(title, FAILED, f"The model has no module {missing}.", f"Its modules are: {known}.")
-    if trained.stacks and lora.lora_dropout:
+    if trained.on_parameters and lora.lora_dropout:
         advice = "Set lora.lora_dropout to 0, or lora.target_modules to attention."
         return Check(title, FAILED, "Adapters on stacked experts do not support dropout.", advice)
-    if trained.stacks and lora.init_lora_weights in NOT_ON_EXPERTS:
+    if trained.on_parameters and lora.init_lora_weights in NOT_ON_EXPERTS:
         advice = "Set lora.init_lora_weights to default, or lora.target_modules to attention."
         found = f"Adapters on stacked experts do not support the initialization {lora.init_lora_weights}."
         return Check(title, FAILED, found, advice)
@@ -284,6 +286,11 @@ def _modules(config: Config, model: Architecture | None, seen: ModelFacts | Stud
     share = 100 * number / (model.parameters + (trained.added if counted is None else counted))
     about = "" if counted is not None or model.exact else "About "
     return Check(title, OK, f"{about}{number:,} trainable parameters, {share:.2f} % of the model.")
+
+
+def _notes(config: Config, kind: str) -> list[Check]:
+    """What is worth knowing of the base model."""
+    return [Check(note.title, NOTE, note.finding, note.advice) for note in notes(config, kind)]
 
 
 def _why_unknown(config: Config) -> str:
@@ -429,6 +436,7 @@ def look_at_model(config: Config, session: Session) -> ModelFacts | StudioError 
                 lora=config.lora.model_dump(),
                 seed=config.training.seed,
                 adapter=config.model.adapter_name_or_path,
+                quantization=config.model.quantization,
             )
         )
     except StudioError as error:

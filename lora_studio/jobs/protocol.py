@@ -375,6 +375,7 @@ class LookAtModel(Request[ModelFacts]):
     lora: JsonObject
     seed: int
     adapter: str | None = None
+    quantization: str = "none"
 
 
 class Modules(Request[ModuleNames]):

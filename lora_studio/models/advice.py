@@ -18,7 +18,9 @@ from lora_studio.config.settings import effective_batch
 from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8BIT, missing
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.memory import Estimate, estimate, settled, trained_adapter, with_settings
-from lora_studio.models.shape import Architecture, architecture, names, read_config
+from lora_studio.models.notes import Note, model_notes
+from lora_studio.models.shape import Architecture, architecture, read_config
+from lora_studio.models.targets import names
 from lora_studio.workspace import shipped_data
 
 SHOWN = 3
@@ -180,6 +182,16 @@ def _measured(config: Config, change: Change, model: Architecture, device: str, 
     before = estimate(config, model, device, longest).total
     after = estimate(with_settings(config, change.settings), model, device, longest).total
     return Change(change.kind, change.title, change.cost, change.settings, before - after)
+
+
+def notes(config: Config, kind: str) -> tuple[Note, ...]:
+    """What to know of a config's base model on that kind of device; nothing for a model that is not on this machine.
+
+    Raises `PatternError` for an expression of `lora.target_modules` that takes too long.
+    """
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    return tuple(model_notes(config, numbers, model, kind)) if numbers and model else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from lora_studio.config.sections import Config, Training
 from lora_studio.files import JsonObject
 from lora_studio.models import attention
 from lora_studio.models.accelerators import DEVICE_KINDS, MIB
-from lora_studio.models.shape import Adapter, Architecture, Linear, adapter, names
+from lora_studio.models.shape import Architecture, Linear
+from lora_studio.models.targets import Adapter, adapter, expert_rank, names
 
 GATED = ("gate_proj", "gate_up_proj")
 UNLIMITED = 1 << 60
@@ -137,13 +138,16 @@ def fixed_bytes(model: Architecture, adapter: Adapter, how: Arithmetic, layer: i
     """Bytes that one layer keeps however many tokens there are.
 
     peft's DoRA sends an identity matrix through the adapter and, with dropout, multiplies by a copy of the weights.
-    Experts with an adapter are multiplied by a copy of their weights too (peft 0.21, `dora.py` and `ParamWrapper`).
+    Experts and other parameters with an adapter are multiplied by a copy of their weights too (peft 0.21, `dora.py` and
+    `ParamWrapper`).
     """
     stored = 0
     for item, _ in adapter.targets:
         if adapter.magnitudes and layer in item.layers:
             stored += how.width * item.inputs * (item.inputs + adapter.rank) + 12 * item.outputs
             stored += how.width * item.weights if how.dropout and how.mixed else 0
+        if item.name in adapter.wrapped and layer in item.layers:
+            stored += how.width * item.weights
     return stored + sum(how.width * stack.weights for stack in adapter.stacks if layer in stack.layers)
 
 
@@ -273,6 +277,7 @@ def trained_adapter(config: Config, model: Architecture) -> Adapter:
         bias=lora.bias,
         use_dora=lora.use_dora,
         modules_to_save=names(lora.modules_to_save or ""),
+        quantized=quantization_of(config, model) != "none",
     )
 
 
@@ -349,6 +354,9 @@ def optimizer_bytes(optim: str, model: Architecture, trained: Adapter, r: int) -
     """
     if optim == "adafactor":
         rows = sum((2 * r + item.inputs + item.outputs) * layers for item, layers in trained.targets)
+        for stack in trained.stacks:  # two matrices for all experts together
+            ranks = expert_rank(r, stack.experts) * stack.experts
+            rows += (2 * ranks + stack.inputs + stack.outputs) * len(stack.layers)
         return 4 * (rows + trained.magnitudes + trained.biases)
     name = optim.removeprefix("paged_")
     moments = {"sgd": 0, "lion": 1, "adagrad": 1, "rmsprop": 1, "ademamix": 3}.get(name.partition("_")[0], 2)

@@ -1,4 +1,4 @@
-"""The shape of a model and of an adapter on it, computed from its config.json: modules, experts and parameters.
+"""The shape of a model, computed from its config.json: modules, experts and parameters.
 
 Arithmetic only: no weights, no torch, no network. Known families are exact, and a test compares them with the models
 themselves. Others use the layout that a child took from the model; before that they are counted as Llama (`exact`).
@@ -16,10 +16,9 @@ from typing import Any, TypedDict
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.models.adapter_files import is_regular_expression, matching
 from lora_studio.workspace import model_source, write_atomically
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 LAYER, ATTENTION = "model.layers.{}.", "model.layers.{}.self_attn."
@@ -27,12 +26,6 @@ BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
 AROUND_BOTH = (*BEFORE_BOTH, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 """The norms of a layer: before attention and feed-forward part, after them, or around them."""
-EXPERTS_TAKE_LORA = (
-    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
-    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash",
-    "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next", "solar_open",
-)  # fmt: skip
-"""Families whose experts peft's all-linear reaches (peft 0.21, `_convert_peft_config_moe`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +55,26 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The same matrix of every expert of a layer, kept as one tensor, which is no linear module."""
+    """The same matrix of every expert of a layer, kept as one tensor, which is no linear module.
+
+    A `flat` one has no dimension of experts: a router, or matrices of experts below each other.
+    """
 
     name: str
     experts: int
     inputs: int
     outputs: int
     layers: tuple[int, ...]
+    flat: bool = False
 
     @property
     def weights(self) -> int:
         return self.experts * self.inputs * self.outputs
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether these are experts' matrices and not a router's."""
+        return not self.flat or "expert" in self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +409,7 @@ def _mixture(family: str, numbers: JsonObject) -> Architecture:
         linears.append(Linear("model.layers.{}.mlp.shared_expert_gate", hidden, 1, False, sparse))
     place = "model.layers.{}.mlp.experts."
     stacks = (
-        Stack("model.layers.{}.mlp.gate.weight", 1, hidden, experts, sparse),
+        Stack("model.layers.{}.mlp.gate.weight", 1, hidden, experts, sparse, flat=True),
         Stack(place + "gate_up_proj", experts, hidden, 2 * inner, sparse),
         Stack(place + "down_proj", experts, inner, hidden, sparse),
     )
@@ -448,135 +450,3 @@ def beyond(
             f"Set data.max_length to {positions} at most.",
         )
     return None
-
-
-# The projections of attention, and of queries and values alone, under the names that the known families use.
-NAMED = {
-    "attention": (
-        "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "out_proj",
-    ),
-    "q_v": ("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv"),
-}  # fmt: skip
-EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """An adapter in numbers. `targets` are (module, layers it sits in); `missing` are names that the model has not."""
-
-    rank: int
-    targets: tuple[tuple[Linear, int], ...]
-    stacks: tuple[Stack, ...]
-    lora: int
-    magnitudes: int
-    biases: int
-    saved_modules: int
-    saved_copies: int
-    missing: tuple[str, ...]
-
-    @property
-    def trainable(self) -> int:
-        """Parameters that learn."""
-        return self.lora + self.magnitudes + self.biases + self.saved_modules
-
-    @property
-    def added(self) -> int:
-        """Parameters that are in memory besides the base's."""
-        return self.lora + self.magnitudes + self.saved_copies
-
-
-def adapter(
-    model: Architecture,
-    *,
-    r: int,
-    target_modules: str = "all-linear",
-    bias: str = "none",
-    use_dora: bool = False,
-    modules_to_save: Sequence[str] = (),
-) -> Adapter:
-    """The adapter of these settings (Hu et al. 2021, section 4.1: r x (inputs + outputs) for each matrix).
-
-    DoRA (Liu et al. 2024, arXiv:2402.09353) adds one magnitude an output; a module saved whole is trained in a copy.
-    Raises `PatternError` for an expression that takes too long.
-    """
-    targets, missing = _targets(model, target_modules)
-    stacks = model.stacks if _reaches_experts(model, target_modules) else ()
-    lora = sum(r * (item.inputs + item.outputs) * layers for item, layers in targets)
-    lora += sum(_rank(item, r) * item.experts * (item.inputs + item.outputs) * len(item.layers) for item in stacks)
-    adapted = {item.name: layers for item, layers in targets}
-    biases = 0
-    if bias != "none":
-        for item in model.linears:
-            layers = adapted.get(item.name, 0) if bias == "lora_only" else len(item.layers)
-            biases += item.outputs * layers if item.bias else 0
-    whole, copies, unknown = _saved(model, modules_to_save)
-    return Adapter(
-        rank=r,
-        targets=tuple(targets),
-        stacks=stacks,
-        lora=lora,
-        magnitudes=sum(item.outputs * layers for item, layers in targets) if use_dora else 0,
-        biases=biases,
-        saved_modules=whole,
-        saved_copies=copies,
-        missing=(*missing, *unknown),
-    )
-
-
-def _rank(item: Stack, r: int) -> int:
-    """peft doubles the rank of the two expert matrices that transformers 5 keeps as one (`rank_pattern`)."""
-    return 2 * r if item.name.endswith("gate_up_proj") else r
-
-
-def _reaches_experts(model: Architecture, target_modules: str) -> bool:
-    return model.family in EXPERTS_TAKE_LORA and target_modules.strip().lower() == "all-linear"
-
-
-def names(setting: str) -> list[str]:
-    """A comma-separated setting as its names."""
-    return list(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
-
-
-def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]], list[str]]:
-    """The linear modules that a `lora.target_modules` setting names, and the names that fit none."""
-    setting = setting.strip()
-    if setting.lower() == "all-linear":
-        # peft turns these names into those of the experts, and then leaves layers without experts out.
-        lost = EXPERT_NAMES if _reaches_experts(model, setting) else ()
-        return [(item, len(item.layers)) for item in model.linears if item.leaf not in lost], []
-    if is_regular_expression(setting):
-        hit = set(matching(setting, [path for item in model.linears for path in item.paths]))
-        matched = [(item, sum(path in hit for path in item.paths)) for item in model.linears]
-        targets = [(item, layers) for item, layers in matched if layers]
-        return targets, [] if targets else [setting]
-    suffixes = NAMED.get(setting) or names(setting)
-    targets = [(item, len(item.layers)) for item in model.linears if any(_ends_with(item, name) for name in suffixes)]
-    if setting in NAMED:
-        return targets, [] if targets else [setting]
-    return targets, [name for name in suffixes if not any(_ends_with(item, name) for item in model.linears)]
-
-
-def _ends_with(item: Linear, name: str) -> bool:
-    """peft takes a name for every module whose path ends with it."""
-    return item.name == name or item.name.endswith(f".{name}")
-
-
-def _saved(model: Architecture, modules: Sequence[str]) -> tuple[int, int, list[str]]:
-    """Parameters of modules trained whole, those that their copies add, and unknown names.
-
-    peft takes a name for every module whose path ends with it, and with a module all that is inside.
-    """
-    sizes = {"model.embed_tokens": model.embeddings, "lm_head": model.vocabulary * (model.hidden + model.head_bias)}
-    for item in model.linears:
-        sizes |= dict.fromkeys(item.paths, item.weights + (item.outputs if item.bias else 0))
-    for norm in model.norms:
-        sizes |= dict.fromkeys(norm.paths, norm.size)
-    whole = {path for path in sizes if any(_inside(path, name) for name in modules)}
-    total = sum(sizes[path] for path in whole)
-    return total, total, [name for name in modules if not any(_inside(path, name) for path in sizes)]
-
-
-def _inside(path: str, name: str) -> bool:
-    """Whether a module or one that it stands in has a path that ends with that name."""
-    parts = path.split(".")
-    return any(".".join(parts[:depth]).endswith(name) for depth in range(1, len(parts) + 1))

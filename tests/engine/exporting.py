@@ -1,9 +1,14 @@
 """How tests of exports run the child: in this process, with its signal handlers and environment taken back."""
 
+import importlib.util
+import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lora_studio.engine.export import worker
 from lora_studio.export.job import create, make_request
@@ -55,3 +60,16 @@ def texts_in(folder: Path) -> dict[str, str]:
         if path.is_file() and path.suffix not in (".safetensors", ".zip", ".parquet"):
             found[str(path.relative_to(folder))] = path.read_text(encoding="utf-8")
     return found
+
+
+def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[int, float]:
+    """The program of that folder, run to its end in this process; the losses by step."""
+    spec = importlib.util.spec_from_file_location("train_again", folder / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    program.main()
+    history = json.loads((folder / "out" / "history.json").read_text(encoding="utf-8"))
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_studio.models.memory import Arithmetic, fixed_bytes, layer_bytes
-from lora_studio.models.shape import adapter, architecture
+from lora_studio.models.shape import architecture
+from lora_studio.models.targets import adapter
 
 SIZES = {
     "hidden_size": 64,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.engine.models.adapter import add_adapter, last_names, linear_modules, target_modules
+from lora_studio.engine.models.adapter import add_adapter
+from lora_studio.engine.models.layout import last_names, linear_modules, target_modules
 from lora_studio.engine.models.load import load_model
 from lora_studio.errors import StudioError
 

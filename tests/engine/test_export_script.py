@@ -1,8 +1,6 @@
 """The standalone program makes the same run again, with nothing of LoRA Studio."""
 
 import ast
-import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -31,22 +29,9 @@ from lora_studio.workspace import RunFolder
 from tests.adapters import safetensors
 
 from .conftest import MakeRun, build_tokenizer, events
-from .exporting import last_event, take_away, texts_in
+from .exporting import last_event, run_script, take_away, texts_in
 
 LIBRARIES = {"torch", "datasets", "peft", "transformers", "trl"}
-
-
-def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[int, float]:
-    """The program of that folder, run to its end in this process; the losses by step."""
-    spec = importlib.util.spec_from_file_location("train_again", folder / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    program.main()
-    history = json.loads((folder / "out" / "history.json").read_text(encoding="utf-8"))
-    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
 
 def test_the_program_needs_no_library_but_those_it_names() -> None:

@@ -29,8 +29,6 @@ def test_the_rank_is_the_least_that_vllm_takes(rank: int, allowed: int) -> None:
         {"bias": "all"},
         {"lora_bias": True},
         {"trainable_token_indices": [3]},
-        {"alpha_pattern": {"q_proj": 9}},
-        {"rank_pattern": {"q_proj": 4}},
         {"r": 600},
     ],
     ids=str,

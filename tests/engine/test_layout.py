@@ -26,7 +26,8 @@ from lora_studio.engine.models.adapter import look_at_model, take_layout
 from lora_studio.engine.models.load import load_model
 from lora_studio.errors import StudioError
 from lora_studio.models.memory import estimate, trained_adapter, weight_bytes
-from lora_studio.models.shape import EXPERTS_TAKE_LORA, adapter, architecture, kept_layout
+from lora_studio.models.shape import architecture, kept_layout
+from lora_studio.models.targets import EXPERT_NAMES, RENAMED_BY_PEFT, adapter
 
 SIZES = {
     "vocab_size": 90,
@@ -78,23 +79,41 @@ def settings(**changed: Any) -> dict[str, Any]:
     return Config().lora.model_dump() | {"lora_dropout": 0.0} | changed
 
 
+def by_peft(model: Any, r: int) -> int:
+    """What peft trains where each linear module and each stack of experts is named by its whole path."""
+    renamed = set(peft_conversion._MODEL_TO_CONVERSION_PATTERN) & RENAMED_BY_PEFT
+    linear = [path for path, part in model.named_modules() if type(part).__name__ in ("Linear", "Conv1D")]
+    linear.remove(next(path for path in linear if model.get_submodule(path) is model.get_output_embeddings()))
+    weights = [
+        path for path in linear if model.config.model_type in renamed and path.rpartition(".")[2] in EXPERT_NAMES
+    ]
+    stacks = {path: len(tensor) for path, tensor in model.named_parameters() if tensor.ndim == 3 and "experts" in path}
+    lora = LoraConfig(
+        r=r,
+        target_modules=[path for path in linear if path not in weights],
+        target_parameters=[*stacks, *(f"{path}.weight" for path in weights)] or None,
+        rank_pattern={path: max(1, r // experts) for path, experts in stacks.items()},
+        task_type="CAUSAL_LM",
+    )
+    return int(get_peft_model(model, lora).get_nb_trainable_parameters()[0])
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_parameters_and_what_is_trained_are_the_models_own(family: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(family, **FAMILIES[family])
     numbers = save_config(tmp_path, config)
-    seen = look_at_model(str(tmp_path), None, lora=settings(r=4), seed=0, adapter=None)
+    seen = look_at_model(str(tmp_path), None, lora=settings(r=9), seed=0, adapter=None)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config)
         parameters = plain.num_parameters()
-        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        trainable = get_peft_model(plain, lora).get_nb_trainable_parameters()[0]
+        trainable = by_peft(plain, 9)
     layout = architecture(numbers)
     assert layout is not None
     assert (layout.parameters, layout.counted, layout.exact) == (parameters, True, False)
     assert seen["trainable"] == trainable
     assert seen["positions"] == (40 if family in ("gpt2", "opt") else None)
     assert seen["embeddings"] == 90
-    assert adapter(layout, r=4).trainable == trainable
+    assert adapter(layout, r=9).trainable == trainable
 
 
 def test_the_families_whose_experts_are_reached_are_those_of_the_installed_peft() -> None:
@@ -103,7 +122,9 @@ def test_the_families_whose_experts_are_reached_are_those_of_the_installed_peft(
         for family, like in peft_conversion._MODEL_TO_CONVERSION_PATTERN.items()
         if like in peft_conversion._MOE_TARGET_MODULE_MAPPING and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     }
-    assert set(EXPERTS_TAKE_LORA) == reached | {"mixtral"}
+    assert set(RENAMED_BY_PEFT) == reached | {"mixtral", "glm4v_moe"}
+    names = peft_conversion._MOE_TARGET_MODULE_MAPPING["qwen2_moe"]
+    assert set(EXPERT_NAMES) == set(names)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lora_studio.engine.models.adapter import bearing_names, linear_modules
+from lora_studio.engine.models.layout import bearing_names, linear_modules
 from lora_studio.engine.models.load import choose_dtype, load_model, memory_bytes
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.models.source import load_tokenizer, without_weights

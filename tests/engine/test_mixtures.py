@@ -1,6 +1,7 @@
 """Mixtures of experts: a loss that is told is the tokens' cross-entropy, and the router's is told beside it."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GptOssConfig,
     GraniteMoeConfig,
     GraniteMoeHybridConfig,
@@ -17,13 +20,21 @@ from transformers import (
     PhimoeConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
 )
 
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.models.adapter import add_adapter
-from lora_studio.engine.models.multi_adapter import load_base
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Evaluated, QuestionsAnswered, StepLogged
-from tests.engine.conftest import MakeRun, build_tokenizer, events
+from lora_studio.models.adapter_files import scales_differ
+from lora_studio.models.memory import trained_adapter
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.workspace import RunFolder
+from tests.engine.conftest import MakeRun, build_tokenizer, events, run_worker
+from tests.engine.exporting import last_event, take_away
 
 SIZES = {
     "hidden_size": 32,
@@ -46,6 +57,8 @@ MIXTURES: dict[str, PreTrainedConfig] = {
     "granite": GraniteMoeConfig(**SIZES, **MOE, router_aux_loss_coef=0.5),
     "granite-hybrid-without-experts": GraniteMoeHybridConfig(**SIZES, **MAMBA, num_local_experts=0),
     "phi": PhimoeConfig(**SIZES, **MOE, router_aux_loss_coef=0.5),
+    "mixtral": MixtralConfig(**SIZES, **MOE, router_aux_loss_coef=0.5),
+    "qwen3": Qwen3MoeConfig(**SIZES, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=16),
 }
 
 
@@ -128,3 +141,107 @@ def test_a_mixture_whose_config_asks_for_router_scores_generates_in_the_chat(tmp
     loaded = load_base(str(tmp_path))
     ids = tokenizer(["Paint the sky", "Now"], return_tensors="pt", padding=True)
     assert loaded.model.generate(**ids, max_new_tokens=3, do_sample=False).shape[0] == 2
+
+
+QUESTION = [{"role": "user", "content": "Paint the sky red, please."}]
+
+
+@pytest.fixture(scope="module")
+def expert_run(make_run: MakeRun, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A gpt-oss with adapters on its experts, trained for two epochs on eight rows."""
+    folder = tmp_path_factory.mktemp("experts")
+    save(MIXTURES["gpt-oss"], folder / "base")
+    lines = data_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(lines[:8]), encoding="utf-8")
+    run = make_run(
+        model__name=str(folder / "base"),
+        data__train_file=str(folder / "rows.jsonl"),
+        data__validation_fraction=0.0,
+        lora__lora_dropout=0.0,
+        lora__r=9,
+        training__gradient_accumulation_steps=1,
+        training__num_train_epochs=2,
+    )
+    assert run_worker(run) == 0
+    return run
+
+
+def base_of(run: RunFolder) -> Path:
+    return Path(parse(read_yaml(run.config)).model.name)
+
+
+@pytest.mark.slow
+def test_experts_are_trained_with_peft_s_effective_rank_and_counted_exactly(expert_run: RunFolder) -> None:
+    own = json.loads((expert_run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert own["rank_pattern"] == {"experts.gate_up_proj": 2, "experts.down_proj": 2}
+    assert set(own["target_parameters"]) == set(own["rank_pattern"])
+    tensors = load_file(expert_run.adapter / "adapter_model.safetensors")
+    experts = {name: tensor for name, tensor in tensors.items() if ".experts." in name}
+    assert {tuple(tensor.shape) for tensor in experts.values()} == {(8, 32), (128, 8), (8, 64), (32, 8)}
+    assert all(tensor.abs().max() > 0 for name, tensor in experts.items() if "lora_B" in name)
+    config, numbers = parse(read_yaml(expert_run.config)), read_config(str(base_of(expert_run)))
+    layout = architecture(numbers or {})
+    assert layout is not None
+    counted = trained_adapter(config, layout)
+    result = json.loads(expert_run.complete.read_text(encoding="utf-8"))
+    saved = sum(tensor.numel() for tensor in tensors.values())
+    assert counted.trainable == result["trainable_parameters"] == saved
+    assert counted.frozen_experts == 0
+
+
+@pytest.mark.slow
+def test_a_run_on_experts_resumes_to_the_same_losses(expert_run: RunFolder, make_run: MakeRun) -> None:
+    values = read_yaml(expert_run.config)
+    again = make_run(**{section: part for section, part in values.items() if isinstance(part, dict)})
+    shutil.copytree(expert_run.checkpoints / "checkpoint-2", again.checkpoints / "checkpoint-2")
+    assert run_worker(again, "--resume") == 0
+    first = {step.step: step.loss for step in events(expert_run, StepLogged)}
+    assert {step.step: step.loss for step in events(again, StepLogged)} == {
+        step: loss for step, loss in first.items() if step > 2
+    }
+
+
+@pytest.mark.slow
+def test_base_and_experts_answer_beside_each_other_as_plain_peft_does(expert_run: RunFolder) -> None:
+    base = base_of(expert_run)
+    loaded = load_base(str(base), dtype="float32")
+    add_adapters(loaded, {"experts": expert_run.adapter})
+    columns = [Column(None, QUESTION), Column("experts", QUESTION)]
+    answers = [list(answer.ids) for answer in generate(loaded, columns, greedy(loaded, 8))]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base).eval()
+    expected = []
+    for adapted in (False, True):
+        model = PeftModel.from_pretrained(plain, expert_run.adapter) if adapted else plain
+        said = model.generate(**ids, max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+        expected.append(said[0, ids["input_ids"].shape[1] :].tolist())
+    assert answers == expected
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.slow
+def test_the_merged_model_the_script_and_the_folder_for_vllm_keep_the_experts(expert_run: RunFolder) -> None:
+    merged = take_away(expert_run, "merged", dtype="float32", trial=False)
+    base, ids = base_of(expert_run), torch.tensor([[5, 6, 7, 8]])
+    plain: Any = AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        before = plain(ids).logits.clone()
+        wanted = PeftModel.from_pretrained(plain, expert_run.adapter).eval()(ids).logits
+        found = AutoModelForCausalLM.from_pretrained(merged.result).eval()(ids).logits
+    assert float((wanted - before).abs().max()) > 1e-2
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+    script = take_away(expert_run, "script", trial=False, keep_local_base=True)
+    written = json.loads((script.result / "settings.json").read_text(encoding="utf-8"))["lora"]
+    assert written["rank_pattern"] == {"experts.gate_up_proj": 2, "experts.down_proj": 2}
+
+    served = take_away(expert_run, "vllm", trial=False, keep_local_base=True, served_name="", max_model_len=None)
+    assert last_event(served).state == "done", last_event(served).message
+    own = json.loads((served.result / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert not scales_differ(own), "vLLM reads one scale"
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        folded = PeftModel.from_pretrained(plain, served.result / "adapter").eval()(ids).logits
+    assert torch.allclose(folded, wanted, atol=1e-4)
+    assert "multiplied into their weights" in " ".join(served.read_result()["notes"])

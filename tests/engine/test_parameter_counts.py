@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lora_studio.models.shape import adapter, architecture
+from lora_studio.models.shape import architecture
+from lora_studio.models.targets import adapter
 
 TINY = {
     "hidden_size": 64,
@@ -43,12 +44,33 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+DENSE = ["gate_proj", "up_proj", "down_proj"]
+
+
+def recipe(family: str, experts: int) -> dict[str, Any]:
+    """LoraConfig's arguments for a mixture as peft's guide gives them: each expert has rank r // experts, at least 1.
+
+    peft takes the names of dense layers for those of experts in some families: there they are named as parameters.
+    """
+    renamed = family == "qwen3_moe"
+    rank = max(1, 16 // experts)
+    return {
+        "target_modules": [*ATTENTION, *([] if renamed else [*DENSE, "shared_expert_gate"])],
+        "target_parameters": [*STACKS, *(f"mlp.{name}.weight" for name in DENSE if renamed)],
+        "rank_pattern": dict.fromkeys(STACKS, rank),
+    }
+
+
 def counts(family: str, numbers: dict[str, Any], target: str = "all-linear", **lora: Any) -> tuple[int, int]:
     """Parameters of the model, and those that its adapter trains."""
+    experts = numbers.get("num_local_experts") or numbers.get("num_experts")
+    targets = recipe(family, experts) if experts else {"target_modules": target}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **numbers))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        config = LoraConfig(r=16, target_modules=target, task_type="CAUSAL_LM", **lora)
+        config = LoraConfig(r=16, task_type="CAUSAL_LM", **targets, **lora)
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     return parameters, adapted.get_nb_trainable_parameters()[0]
 

@@ -14,7 +14,8 @@ from transformers import get_scheduler
 from lora_studio.config.parsing import parse, read_yaml, resolve, to_yaml
 from lora_studio.config.sections import Training
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.models.adapter import add_adapter, linear_modules, token_batches
+from lora_studio.engine.models.adapter import add_adapter, token_batches
+from lora_studio.engine.models.layout import linear_modules
 from lora_studio.engine.models.load import load_model
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train.settings import scheduler_settings, trainer_settings

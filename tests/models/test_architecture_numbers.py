@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.models.shape import Architecture, adapter, architecture, read_config
+from lora_studio.models.shape import Architecture, architecture, read_config
+from lora_studio.models.targets import adapter
 
 QWEN3_0_6B: dict[str, Any] = {
     "model_type": "qwen3",

@@ -10,7 +10,8 @@ from lora_studio.config.parsing import ConfigError, parse
 from lora_studio.errors import StudioError
 from lora_studio.models import adapter_files
 from lora_studio.models.adapter_files import PROBES, PatternError, check, check_settings, matching
-from lora_studio.models.shape import adapter, architecture, read_config
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.models.targets import adapter
 from tests.cpu_time import CpuTime
 
 EXPLODING = [r"(.|\w|[a-z])*!", r"(\w+\.?)+!", r"((a|o|e|l|m|d|\.|\w)*)*x$", "(?i)" + "[\\0-\U0010ffff]" * 300]

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from lora_studio.data.harmony import ChannelReader, channel_reader, is_harmony, with_reasoning
 from lora_studio.data.messages import is_broken
 from lora_studio.data.render_process import render_text
 from lora_studio.engine.models.multi_adapter import LoadedModel
@@ -30,7 +31,8 @@ Pieces = Callable[[list[str], list[int]], None]
 
 class ColumnText:
     """The growing text of one column. Text that may still change is withheld: an incomplete character, and the
-    beginning of a stop string. `opening` is the part of the answer that the prompt already contains."""
+    beginning of a stop string. `opening` is the part of the answer that the prompt already contains; `reader` leaves
+    out of the text what only frames the model's channels."""
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class ColumnText:
         end_ids: frozenset[int],
         stop_strings: Sequence[str] = (),
         opening: str = "",
+        reader: ChannelReader | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._end_ids = end_ids
@@ -45,6 +48,8 @@ class ColumnText:
         self._window = 0  # decoding starts here: a token's text can depend on the one before it
         self._decoded = 0
         self._waiting = opening
+        self._reader = reader
+        self._shown: list[int] = []
         self.ids: list[int] = []
         self.text = ""
         self.finish = ""
@@ -63,6 +68,7 @@ class ColumnText:
             self.first_token = now
         self.last_token = now
         self.ids.append(token)
+        self._shown += self._reader.read(token) if self._reader else [token]
         if token in self._end_ids:
             self.finish = "eos"
         elif self._stop_strings:
@@ -84,14 +90,14 @@ class ColumnText:
 
     def _read(self, *, all_of_it: bool) -> None:
         """Decodes the tokens since the last call."""
-        before, now = self._decode(self._window, self._decoded), self._decode(self._window, len(self.ids))
+        before, now = self._decode(self._window, self._decoded), self._decode(self._window, len(self._shown))
         if now.endswith(HALF_CHARACTER) and not all_of_it:
             return
-        self._window, self._decoded = self._decoded, len(self.ids)
+        self._window, self._decoded = self._decoded, len(self._shown)
         self._waiting += now[len(before) :]
 
     def _decode(self, start: int, stop: int) -> str:
-        return str(self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=True))
+        return str(self._tokenizer.decode(self._shown[start:stop], skip_special_tokens=True))
 
     def _stop_at(self) -> int | None:
         """The position of the first stop string."""
@@ -228,9 +234,10 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
     card = loaded.cards[column.adapter] if column.adapter else {}
     thinking = card.get("enable_thinking") if enable_thinking is None else enable_thinking
     switch: dict[str, bool] = {} if thinking is None else {"enable_thinking": thinking}
+    messages = with_reasoning(column.messages) if is_harmony(template) else column.messages
     try:
         text = render_text(
-            template, {**loaded.tokenizer_of(column.adapter).special_tokens_map, **switch}, column.messages, prompt=True
+            template, {**loaded.tokenizer_of(column.adapter).special_tokens_map, **switch}, messages, prompt=True
         )
     except TemplateError as error:
         raise StudioError(f"The chat template rejects this conversation: {error}", "Change its messages.") from error
@@ -282,6 +289,7 @@ def generate(
             end_ids(loaded, column.adapter),
             stop_strings,
             _opening(loaded, column.adapter, prompt),
+            _reader(loaded, column.adapter),
         )
         for column, prompt in zip(columns, prompts, strict=True)
     ]
@@ -306,6 +314,11 @@ def generate(
 def _opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
     """The beginning of the reasoning that some templates write into the prompt: it belongs to the answer."""
     return f"{THINK}\n" if str(loaded.tokenizer_of(adapter).decode(prompt[-8:])).rstrip().endswith(THINK) else ""
+
+
+def _reader(loaded: LoadedModel, adapter: str | None) -> ChannelReader | None:
+    """What reads the channels of a column prompted in harmony, as gpt-oss is; None for all others."""
+    return channel_reader(loaded.tokenizer_of(adapter)) if is_harmony(loaded.template(adapter)) else None
 
 
 def _spread(on_pieces: Pieces, texts: Sequence[ColumnText], group: Sequence[int]) -> Pieces:

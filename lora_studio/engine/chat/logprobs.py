@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import torch
 
 from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.harmony import in_channels, is_harmony
 from lora_studio.engine.chat.generate import Column, end_ids, prompt_ids
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog
@@ -44,7 +45,8 @@ def score(
         raise StudioError("Choose an adapter that is in memory.", "The base is the reference of the comparison.")
     prompt = prompt_ids(loaded, Column(adapters[0], messages), None)
     tokenizer = loaded.tokenizer_of(adapters[0])
-    ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
+    spoken = in_channels(answer) if is_harmony(loaded.template(adapters[0])) else answer
+    ids: list[int] = tokenizer.encode(spoken, add_special_tokens=False)
     if not ids:
         raise StudioError("There is no text to score.", "Ask something first.")
     room = min(MAX_TOKENS, (loaded.longest_text or math.inf) - len(prompt))

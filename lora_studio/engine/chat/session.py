@@ -102,7 +102,12 @@ class SessionWorker:
 
         message = call.message
         facts = shapes.look_at_model(
-            message.model, message.revision, lora=message.lora, seed=message.seed, adapter=message.adapter
+            message.model,
+            message.revision,
+            lora=message.lora,
+            seed=message.seed,
+            adapter=message.adapter,
+            quantization=message.quantization,
         )
         return protocol.ModelFacts(**facts)
 

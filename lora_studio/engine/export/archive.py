@@ -4,10 +4,16 @@ Pickles and local paths are left out. Adapters that vLLM cannot serve are refuse
 """
 
 import json
+import math
 import shlex
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
 
 from lora_studio.config.fields import read_yaml
 from lora_studio.config.parsing import load_config, merge, nest, parse, to_yaml
@@ -22,6 +28,8 @@ from lora_studio.engine.export.context import (
     plain_name,
     try_adapter,
 )
+from lora_studio.engine.models.source import without_weights
+from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.files import JsonObject
@@ -34,6 +42,7 @@ from lora_studio.models.adapter_files import (
     extras,
     read_lora,
     read_template,
+    scale,
     scales_differ,
 )
 from lora_studio.models.shape import architecture, read_config
@@ -175,6 +184,9 @@ def export_vllm(
     arguments = serve_arguments(
         source, name, rank=rank, revision=work.card.get("revision"), max_model_len=length, template=template
     )
+    folded = scales_differ(settings)
+    if folded:
+        with_one_scale(work, work.out / "adapter")
     script = work.out / "serve.sh"
     script.write_text(serve_script(source, arguments), encoding="utf-8")
     script.chmod(0o755)
@@ -183,6 +195,11 @@ def export_vllm(
     if is_local(source):
         notes.append(
             f"The base is a folder on this machine, {source}. On other machines: BASE=FOLDER_OR_HUB_NAME ./serve.sh"
+        )
+    if folded:
+        notes.append(
+            "vLLM scales all modules alike. The scales of single modules (rank_pattern, alpha_pattern) were multiplied "
+            "into their weights, which changes no answer."
         )
     if settings.get("target_parameters"):
         notes.append(
@@ -200,8 +217,6 @@ def max_rank(settings: JsonObject) -> int:
     """The smallest --max-lora-rank for the adapter. Raises `StudioError` for adapters that vLLM cannot serve."""
     merged = "Export the merged model instead: vLLM serves it like any other model."
     lacking = extras({**settings, "target_parameters": None})
-    if scales_differ(settings):
-        lacking.append("different scales for some modules (rank_pattern, alpha_pattern)")
     if lacking:
         raise StudioError(f"vLLM does not support adapters with {' and '.join(lacking)}.", merged)
     rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
@@ -209,6 +224,31 @@ def max_rank(settings: JsonObject) -> int:
     if not fitting:
         raise StudioError(f"vLLM supports ranks up to {RANKS[-1]}; this adapter has rank {rank}.", merged)
     return fitting[0]
+
+
+def with_one_scale(work: ExportContext, folder: Path) -> None:
+    """Multiplies the scale of each module, relative to alpha / r, into its B matrix, and gives all the same scale.
+
+    vLLM reads one scale and the ranks of the matrices (vllm/lora/peft_helper.py), peft the patterns of both.
+    """
+    base = str(work.card["base_model"])
+    bare = without_weights(base, work.card.get("revision"))
+    model = put_on(bare, read_weights(folder, bare, base), "default", base)
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    tensors, whole = load_file(folder / WEIGHTS_FILE), scale(settings)
+    layers: Mapping[str, Any] = {
+        f"{name}.lora_B.weight": module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    for key in tensors.keys() & layers.keys():
+        factor = layers[key].scaling["default"] / whole
+        tensors[key] = (tensors[key].float() * factor).to(tensors[key].dtype)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    root = bool(settings.get("use_rslora"))
+    settings["alpha_pattern"] = {
+        pattern: whole * (math.sqrt(rank) if root else rank)
+        for pattern, rank in (settings.get("rank_pattern") or {}).items()
+    }
+    (folder / SETTINGS_FILE).write_text(_json(settings), encoding="utf-8")
 
 
 def longest_text(base: str, revision: str | None) -> int | None:

@@ -4,6 +4,7 @@ The base is loaded again in the chosen precision, so that quantization error doe
 update of each matrix is computed in float32.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from lora_studio.engine.export.context import (
 )
 from lora_studio.engine.models.load import DTYPES, check_in_full, rounding_of
 from lora_studio.engine.models.multi_adapter import LoadedModel, load_base, put, put_in
-from lora_studio.engine.models.source import without_weights
+from lora_studio.engine.models.source import read_config, without_weights
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.export.targets import BYTES_A_WEIGHT
 from lora_studio.models.adapter_files import WEIGHTS_FILE, cannot_merge, read_lora
 from lora_studio.models.adapters import read_header
+from lora_studio.models.shape import model_folder
 
 COLUMN = "adapter"
 
@@ -47,7 +49,7 @@ def export(work: ExportContext, *, dtype: str, max_shard_size: str) -> ExportRes
     del loaded  # one model in memory is enough
     tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
     words = "A stand-alone model: any program that loads Hugging Face models can load the folder."
-    notes = [note] if (note := rounded_base(work)) else []
+    notes = [note for note in (rounded_base(work), copy_processor(work)) if note]
     return ExportResult(words, tried=tried, same=same, notes=notes)
 
 
@@ -151,6 +153,29 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: Exp
     """Writes the tokenizer with the template that the adapter was trained with."""
     tokenizer.chat_template = template
     tokenizer.save_pretrained(str(work.out))
+
+
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def copy_processor(work: ExportContext) -> str:
+    """Copies what turns images into tokens beside a multimodal model; a note where the base has none here."""
+    base, revision = str(work.card["base_model"]), work.card.get("revision")
+    config = read_config(base, revision)
+    if config.get_text_config() is config:
+        return ""
+    folder = model_folder(base, revision)
+    files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()] if folder else []
+    for file in files:
+        shutil.copyfile(file, work.out / file.name)
+    if files:
+        return ""
+    return f"The image processor of {base} is not on this machine: copy {PROCESSOR_FILES[0]} from it to read images."
 
 
 def write_card(work: ExportContext, dtype: str) -> None:

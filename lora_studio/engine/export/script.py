@@ -23,7 +23,7 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import train_script
 from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
-from lora_studio.engine.models.source import load_tokenizer, without_weights
+from lora_studio.engine.models.source import auto_class, load_tokenizer, read_config, without_weights
 from lora_studio.engine.runtime import data_progress
 from lora_studio.engine.train.settings import (
     SCHEDULE,
@@ -196,6 +196,7 @@ def check_names(before: Path, trained: Path) -> None:
 class BaseSettings(TypedDict):
     """How the script loads the base."""
 
+    auto_class: str
     name: str
     revision: str | None
     dtype: str
@@ -235,6 +236,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
     evaluation = config.evaluation
     return {
         "base": {
+            "auto_class": auto_class(config.model.name, read_config(config.model.name, config.model.revision)).__name__,
             "name": base,
             "revision": config.model.revision,
             "dtype": state.dtype,
@@ -265,9 +267,10 @@ def lora_settings(config: Config, adapter: Path) -> Mapping[str, Any]:
 
 
 def quantization(config: Config, dtype: str) -> dict[str, str | bool] | None:
-    """The arguments of BitsAndBytesConfig; None for an unquantized base."""
+    """The arguments of BitsAndBytesConfig, or of Mxfp4Config for a base in mxfp4; None for an unquantized base."""
     if config.model.quantization == "none":
-        return None
+        stored = read_config(config.model.name, config.model.revision).to_dict().get("quantization_config") or {}
+        return {"dequantize": True} if stored.get("quant_method") == "mxfp4" else None
     if config.model.quantization == "8bit":
         return {"load_in_8bit": True}
     values: dict[str, str | bool] = {

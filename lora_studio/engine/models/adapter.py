@@ -1,7 +1,5 @@
 """Puts a LoRA adapter on a base for training, new or existing, with initial weights that are random or of a method.
 
-Shapes of families that `models.shape` does not know exactly are measured on the meta device, without weights.
-
 PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) move a part of the base's weights into the adapter. The saved
 adapter has to work on the unchanged base, so it is saved as the difference from its initial weights: an ordinary
 adapter of twice the rank. LoftQ (arXiv:2310.08659) starts from the 4-bit quantization error, EVA (arXiv:2410.07170)
@@ -11,10 +9,9 @@ from the principal directions of the activations.
 import json
 import math
 import random
-import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -30,19 +27,34 @@ from peft import (
     initialize_lora_eva_weights,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import Linear4bit, ParamWrapper
+from peft.tuners.lora import Linear4bit
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.data.encode import Example
-from lora_studio.engine.models.load import check_tensors
+from lora_studio.engine.models.layout import (
+    bearing_names,
+    expert_parameters,
+    last_names,
+    layout_of,
+    linear_modules,
+    targets_of,
+    whole_modules,
+)
+from lora_studio.engine.models.load import check_tensors, learned_positions
 from lora_studio.engine.models.multi_adapter import Biases, fitting, with_biases
-from lora_studio.engine.models.source import adapter_tokenizer, checked_source, read_config, without_weights
+from lora_studio.engine.models.source import (
+    adapter_tokenizer,
+    auto_class,
+    checked_source,
+    read_config,
+    without_weights,
+)
 from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -51,103 +63,12 @@ from lora_studio.models.adapter_files import (
     WEIGHTS_FILE,
     check,
     is_regular_expression,
-    matching,
     read_lora,
     read_template,
 )
 from lora_studio.models.hub import may_run_code_of
-from lora_studio.models.shape import NAMED, Architecture, Linear, Stack, architecture, keep_layout, names
+from lora_studio.models.shape import architecture, keep_layout, stored_quantization
 from lora_studio.models.shape import read_config as read_numbers
-
-ALL_LINEAR = "all-linear"
-
-
-def linear_modules(model: Any) -> list[str]:
-    """Paths of the model's linear modules, without the output layer, in the model's order."""
-    head = model.get_output_embeddings()
-    return [
-        path
-        for path, module in model.named_modules()
-        # Quantized layers are linear too; GPT-2's Conv1D is one with a transposed weight.
-        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
-        and module is not head
-        and not is_router(module)
-    ]
-
-
-def is_router(module: torch.nn.Module) -> bool:
-    """Whether a module is a mixture's router, which returns more than its product and cannot take an adapter."""
-    return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
-
-
-def last_names(paths: list[str]) -> list[str]:
-    """The distinct last parts of module paths: layers.0.mlp.up_proj and layers.1.mlp.up_proj give up_proj."""
-    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-
-
-def target_modules(setting: str, paths: list[str]) -> str | list[str]:
-    """peft's value for a `lora.target_modules` setting, given the paths of the model's linear modules.
-
-    Raises `StudioError` for modules that the model does not have.
-    """
-    available = last_names(paths)
-    setting = setting.strip()
-    if setting == ALL_LINEAR:
-        return ALL_LINEAR
-    if setting in NAMED:
-        matches = [name for name in available if name in NAMED[setting]]
-        if not matches:
-            raise StudioError(
-                f"This model has no modules with the names known for {setting}.",
-                f"Name them explicitly. The model has {', '.join(available)}.",
-            )
-        return matches
-    if is_regular_expression(setting):
-        if not matching(setting, paths):
-            raise StudioError(
-                f"The regular expression {setting} matches no linear module of the model.",
-                f"It must match whole paths, such as {paths[0]} or {paths[-1]}.",
-            )
-        return setting
-    module_names = names(setting)
-    unknown = [name for name in module_names if not any(path == name or path.endswith(f".{name}") for path in paths)]
-    if unknown or not module_names:
-        noun = "module" if len(unknown) == 1 else "modules"
-        raise StudioError(
-            f"The model has no linear {noun} {', '.join(unknown)}." if unknown else "No target module is set.",
-            f"Its linear modules are: {', '.join(available)}. `all-linear` selects all of them.",
-        )
-    return module_names
-
-
-def bearing_names(model: Any) -> list[str]:
-    """Last parts of the names of modules that hold weights themselves."""
-    return last_names([path for path, part in model.named_modules() if list(part.parameters(recurse=False))])
-
-
-def whole_modules(setting: str | None, model: Any) -> list[str] | None:
-    """The modules of a `lora.modules_to_save` setting. Raises `StudioError` for those that cannot be trained fully."""
-    module_names = names(setting or "")
-    for name in module_names:
-        modules = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
-        if not modules:
-            raise StudioError(
-                f"The model has no module {name} to train in full.",
-                f"Its modules are: {', '.join(bearing_names(model))}.",
-            )
-        if not all(weight.is_floating_point() for module in modules for weight in module.parameters()):
-            raise StudioError(
-                f"{name} is quantized, so it cannot be trained in full.",
-                "Remove it from lora.modules_to_save, or set model.quantization to none.",
-            )
-    return module_names or None
-
-
-def reaches_experts(model: Any, config: LoraConfig) -> bool:
-    """Whether peft would put such an adapter on a mixture's experts, which are stacked in one tensor."""
-    with torch.device("meta"):
-        tried = get_peft_model(type(model)(model.config), replace(config, init_lora_weights=True))
-    return any(isinstance(module, ParamWrapper) for module in tried.modules())
 
 
 def add_adapter(
@@ -159,29 +80,34 @@ def add_adapter(
     seed: int,
     init_lora_weights: str = "default",
     modules_to_save: str | None = None,
+    quantized: bool = False,
     **lora: Any,
 ) -> PeftModel:
-    """`model` with a new adapter; `lora` are LoraConfig's own settings. The seed determines the initial weights."""
+    """`model` with a new adapter; `lora` are LoraConfig's own settings. The seed determines the initial weights.
+
+    `quantized` says that the base's linear modules are in 8 or 4 bits, or will be."""
     paths = linear_modules(model)
     if is_regular_expression(target):
         check([target], [path for path, _ in model.named_modules()])  # peft matches it with every module
     torch.manual_seed(seed)
     try:
+        targets = targets_of(target, model, r=lora.get("r", LoraConfig.r), quantized=quantized)
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            target_modules=target_modules(target, paths),
             modules_to_save=whole_modules(modules_to_save, model),
-            exclude_modules=[path for path, module in model.named_modules() if is_router(module)] or None,
             revision=revision,
+            **targets,
             **peft_settings(init_lora_weights),
             **lora,
         )
-        if init_lora_weights in NOT_ON_EXPERTS and reaches_experts(model, config):
+        if init_lora_weights in NOT_ON_EXPERTS and targets["target_parameters"]:
             raise StudioError(
                 f"Adapters on stacked experts do not support the initialization {init_lora_weights}.",
                 "Set lora.init_lora_weights to default, or lora.target_modules to attention.",
             )
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft looks for ranks among modules, and not among parameters
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+            adapted = get_peft_model(model, config)
     except ValueError as error:  # peft knows what each kind of module can't bear (experts, state spaces)
         raise StudioError(
             f"This adapter cannot be added to the model: {error}",
@@ -247,78 +173,6 @@ def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, 
 
 MAX_READ = 4 * 1024**3
 """Bytes up to which a checkpoint's tensors are checked before a run; larger ones are checked by the run."""
-_LAYER = re.compile(r"\.(\d+)\.")
-
-
-def layout_of(model: Any) -> Architecture:
-    """The layout of a model whose parameters are counted; the activation memory of a step remains an estimate."""
-    text = model.config.get_text_config()
-    values = text.to_dict()
-
-    def number(name: str) -> int:
-        """A number of the config; 0 where it has none. Some have one a layer, whose first choice stands in the dict."""
-        return int((values[name] if name in values else getattr(text, name, None)) or 0)
-
-    hidden, heads = number("hidden_size"), number("num_attention_heads") or 1
-    embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings()
-    linears, stacks = _linears(model), _stacks(model)
-    layout = Architecture(
-        family=str(text.model_type),
-        hidden=hidden,
-        layers=number("num_hidden_layers"),
-        vocabulary=int(embeddings.shape[0]),
-        heads=heads,
-        kv_heads=number("num_key_value_heads") or heads,
-        head_size=number("head_dim") or hidden // heads,
-        linears=linears,
-        stacks=stacks,
-        tied=output is None or output.weight is embeddings,
-        active_experts=number("num_experts_per_tok"),
-        longest=number("max_position_embeddings") or None,
-        exact=False,
-    )
-    other_parameters = sum(parameter.numel() for parameter in model.parameters()) - layout.parameters
-    return replace(layout, other_parameters=other_parameters)
-
-
-def _linears(model: Any) -> tuple[Linear, ...]:
-    """The linear modules, grouped over layers."""
-    modules = dict(model.named_modules())
-    layers_of: dict[tuple[str, int, int, bool], list[int]] = {}
-    for path in linear_modules(model):
-        weight = modules[path].weight
-        turned = type(modules[path]).__name__ == "Conv1D"
-        inputs, outputs = weight.shape if turned else reversed(weight.shape)
-        layer = _LAYER.search(f"{path}.")
-        name = _LAYER.sub(".{}.", path, count=1) if layer else path
-        key = name, int(inputs), int(outputs), modules[path].bias is not None
-        layers_of.setdefault(key, []).append(int(layer[1]) if layer else 0)
-    return tuple(Linear(*key, tuple(layers)) for key, layers in layers_of.items())
-
-
-def _stacks(model: Any) -> tuple[Stack, ...]:
-    """The experts' matrices, each kind in one three-dimensional tensor, and routers that are not linear modules."""
-    layers_of: dict[tuple[str, int, int, int], list[int]] = {}
-    linear = {f"{path}.weight" for path in linear_modules(model)}
-    for path, parameter in model.named_parameters():
-        layer = _LAYER.search(path)
-        router = parameter.ndim == 2 and path.endswith(".mlp.gate.weight") and path not in linear
-        if layer and (router or (parameter.ndim == 3 and "experts" in path)):
-            experts, outputs, inputs = (1, *parameter.shape) if router else parameter.shape
-            key = _LAYER.sub(".{}.", path, count=1), int(experts), int(inputs), int(outputs)
-            layers_of.setdefault(key, []).append(int(layer[1]))
-    return tuple(Stack(*key, tuple(layers)) for key, layers in layers_of.items())
-
-
-def learned_positions(model: Any) -> int | None:
-    """The context length of a model with learned position embeddings, such as GPT-2 and OPT; None for all others."""
-    tables = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe"))
-    ]
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if tables and limit else None
 
 
 def take_layout(name: str, revision: str | None = None) -> JsonObject:
@@ -332,9 +186,9 @@ def take_layout(name: str, revision: str | None = None) -> JsonObject:
 
 
 def module_names(name: str, revision: str | None = None) -> tuple[list[str], list[str]]:
-    """The names by which an adapter can ask for a model's linear layers, and for modules to be trained in full."""
+    """Last names of a model's modules and experts that an adapter can target, and of those that hold weights."""
     model = without_weights(name, revision)
-    return list(last_names(linear_modules(model))), list(bearing_names(model))
+    return last_names([*linear_modules(model), *expert_parameters(model)]), bearing_names(model)
 
 
 class CountedModel(TypedDict):
@@ -349,7 +203,13 @@ class CountedModel(TypedDict):
 
 
 def look_at_model(
-    name: str, revision: str | None, *, lora: Mapping[str, Any], seed: int, adapter: str | None
+    name: str,
+    revision: str | None,
+    *,
+    lora: Mapping[str, Any],
+    seed: int,
+    adapter: str | None,
+    quantization: str = "none",
 ) -> CountedModel:
     """The sizes of a model on this machine, for the checks before a start.
 
@@ -368,22 +228,30 @@ def look_at_model(
         "parameters": layout.parameters,
         "problem": _whole(name, revision, numbers),
     }
+    quantized = (quantization, stored_quantization(numbers)) != ("none", "none")
     try:
         with torch.device("meta"):
-            facts["trainable"] = _adapted(name, model, lora, seed, adapter).get_nb_trainable_parameters()[0]
+            facts["trainable"] = _adapted(name, model, lora, seed, adapter, quantized).get_nb_trainable_parameters()[0]
     except StudioError as error:
         facts["adapter_problem"] = (error.message, error.hint)
     return facts
 
 
-def _adapted(name: str, model: Any, lora: Mapping[str, Any], seed: int, adapter: str | None) -> Any:
+def _adapted(name: str, model: Any, lora: Mapping[str, Any], seed: int, adapter: str | None, quantized: bool) -> Any:
     if adapter:
         return continue_adapter(model, Path(adapter), base=name, revision=None, dropout=lora["lora_dropout"])[0]
     settings = {name: value for name, value in lora.items() if name not in ("target_modules", "loraplus_lr_ratio")}
     first = settings.pop("init_lora_weights", "default")
     kind = first if first in ("default", "gaussian") else "default"  # the others need weights, and as many parameters
     return add_adapter(
-        model, base="", revision=None, target=lora["target_modules"], seed=seed, init_lora_weights=kind, **settings
+        model,
+        base="",
+        revision=None,
+        target=lora["target_modules"],
+        seed=seed,
+        init_lora_weights=kind,
+        quantized=quantized,
+        **settings,
     )
 
 
@@ -393,7 +261,7 @@ def _whole(name: str, revision: str | None, numbers: Mapping[str, Any]) -> tuple
     files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files or "quantization_config" in numbers or sum(file.stat().st_size for file in files) > MAX_READ:
         return None
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = auto_class(name, read_config(name, revision)).from_pretrained(
         str(folder),
         device_map={"": "meta"},
         output_loading_info=True,

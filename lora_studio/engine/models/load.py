@@ -7,16 +7,19 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils.quantization_config import Mxfp4Config
 
 from lora_studio.engine.accelerator import auto_dtype, capability, device, device_kind, empty_cache, read_memory
-from lora_studio.engine.models.source import Download, Phases, checked_source, first_line, not_loadable, read_config
+from lora_studio.engine.models.source import (
+    Download,
+    Phases,
+    auto_class,
+    checked_source,
+    first_line,
+    not_loadable,
+    read_config,
+)
 from lora_studio.errors import StudioError
 from lora_studio.models import attention
 from lora_studio.models.accelerators import CPU, FLOAT16, missing
@@ -83,15 +86,16 @@ def load_model(
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
     attends = choose_attention(attn_implementation, config, torch_dtype)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(name, config).from_pretrained(
             source,
             config=config,
             revision=revision,
             dtype=torch_dtype,
             device_map="balanced" if spread else {"": "cpu" if on_cpu else device()},
-            quantization_config=None
-            if stored != "none"
-            else _quantization(quantization, torch_dtype, **(four_bit or {})),
+            quantization_config=_quantization(
+                "none" if stored != "none" else quantization, torch_dtype, **(four_bit or {})
+            )
+            or _dequantized(config),
             attn_implementation=attends,
             trust_remote_code=may_run_code_of(name),
             use_safetensors=True,
@@ -186,6 +190,17 @@ def make_full(model: PreTrainedModel) -> None:
     )
 
 
+def learned_positions(model: Any) -> int | None:
+    """The context length of a model with learned position embeddings, such as GPT-2 and OPT; None for all others."""
+    tables = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe"))
+    ]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if tables and limit else None
+
+
 def choose_attention(setting: str, config: PretrainedConfig, dtype: torch.dtype) -> str | None:
     """The attention to load a model with; None leaves it to transformers, which takes SDPA where the model has it.
 
@@ -209,7 +224,7 @@ def _automatic(config: PretrainedConfig, dtype: torch.dtype) -> attention.Attent
 
 def _unsupported(config: PretrainedConfig) -> list[str]:
     """The attention implementations that a model's class lacks; [] for a class that is not transformers' own."""
-    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    classes: Any = auto_class(config.model_type, config)._model_mapping
     if type(config) not in classes:
         return []
     model = classes[type(config)]
@@ -233,6 +248,13 @@ def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) ->
     if attention.is_flash(best.name) or implementation == best.name:
         return f"{implementation}: {best.reason}"
     return f"{implementation}: the model has no other"
+
+
+def _dequantized(config: PretrainedConfig) -> Mxfp4Config | None:
+    """What unpacks the experts of a base that is stored in mxfp4, as gpt-oss is: there is no backward pass through
+    packed ones. None for all others."""
+    stored = config.to_dict().get("quantization_config") or {}
+    return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
 
 
 def _quantization(

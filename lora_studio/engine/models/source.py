@@ -15,8 +15,11 @@ from typing import Any, Protocol
 import torch
 from tqdm.auto import tqdm
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -107,9 +110,29 @@ def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
     config = read_config(name, revision)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=may_run_code_of(name))
+            model: PreTrainedModel = auto_class(name, config).from_config(
+                config, trust_remote_code=may_run_code_of(name)
+            )
+            return model
     except (ValueError, ImportError) as error:
         raise not_loadable(name, revision, error) from error
+
+
+def auto_class(name: str, config: PretrainedConfig) -> Any:
+    """The class that loads all of a checkpoint: of a multimodal model also the parts that are not text, which stay as
+    they are. Raises `StudioError` for a model that is neither causal nor multimodal."""
+    called = (config.architectures or [type(config).__name__])[0]
+    if config.get_text_config() is not config and not called.endswith("ForCausalLM"):
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not config.is_encoder_decoder:
+            return AutoModelForImageTextToText
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise StudioError(f"{name} is a {called}, whose language model cannot be trained alone.", ANOTHER)
+    if config.is_encoder_decoder:
+        raise StudioError(f"{name} is a {called}, which has an encoder and a decoder.", ANOTHER)
+    return AutoModelForCausalLM
+
+
+ANOTHER = "Choose a causal language model (…ForCausalLM), or a multimodal one of transformers."
 
 
 MIN_BYTES = 1_000_000  # an index or a config is here before anyone could read of it

@@ -282,10 +282,12 @@ def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trai
     raises if shapes differ.
     """
     weights.config.inference_mode = not trainable
-    if isinstance(model, PeftModel):
-        model.add_adapter(adapter, weights.config, autocast_adapter_dtype=False)
-    else:
-        model = PeftModelForCausalLM(model, weights.config, adapter, autocast_adapter_dtype=trainable)
+    with warnings.catch_warnings():  # peft looks for ranks among modules, and not among parameters
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        if isinstance(model, PeftModel):
+            model.add_adapter(adapter, weights.config, autocast_adapter_dtype=False)
+        else:
+            model = PeftModelForCausalLM(model, weights.config, adapter, autocast_adapter_dtype=trainable)
     expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     places = renamed(weights.tensors, expected)
     tensors = {places.get(key, key): tensor for key, tensor in weights.tensors.items()}

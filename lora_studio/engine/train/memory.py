@@ -9,7 +9,7 @@ from lora_studio.engine.accelerator import available_bytes, device_kind, read_me
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import MemoryEstimated, RunState
 from lora_studio.models.accelerators import DEVICE_KINDS
-from lora_studio.models.advice import correction
+from lora_studio.models.advice import correction, notes
 from lora_studio.models.memory import Estimate, estimate, settled
 from lora_studio.models.shape import architecture
 from lora_studio.units import GIB
@@ -39,6 +39,11 @@ def foresee(config: Config, numbers: JsonObject, longest: int) -> tuple[bool, Me
         gradient_checkpointing=expected.gradient_checkpointing,
         reason=_reason(config, expected, available),
     )
+
+
+def base_notes(config: Config) -> list[str]:
+    """What to know of the base model on this device, in sentences: experts without an adapter, a slow path."""
+    return [note.words for note in notes(config, device_kind())]
 
 
 def _reason(config: Config, expected: Estimate, available: int) -> str:

@@ -25,15 +25,21 @@ from lora_studio.engine.models.adapter import (
     continue_adapter,
     fill,
     initial_lora_state,
-    learned_positions,
     other_text,
     take_layout,
 )
-from lora_studio.engine.models.load import attention_words, dtype_name, load_model, memory_bytes, shard_base
+from lora_studio.engine.models.load import (
+    attention_words,
+    dtype_name,
+    learned_positions,
+    load_model,
+    memory_bytes,
+    shard_base,
+)
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
 from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.memory import foresee
+from lora_studio.engine.train.memory import base_notes, foresee
 from lora_studio.engine.train.rows import TrainingRows, joins_rows
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import MemoryEstimated, ModelLoaded, Warned
@@ -119,6 +125,8 @@ def build_model(
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention, computes_with, joined))
     take_layout(config.model.name, config.model.revision)
     numbers = read_numbers(config.model.name, config.model.revision) or base.config.to_dict()
+    for message in base_notes(config):
+        log.emit(Warned(time.time(), message))
     checkpointing, foreseen = foresee(config, numbers, rows.prepared.train.longest)
     if foreseen:
         log.emit(foreseen)
@@ -164,6 +172,7 @@ def _fresh(config: Config, base: PreTrainedModel, rows: TrainingRows, checkpoint
         revision=config.model.revision,
         target=config.lora.target_modules,
         seed=config.training.seed,
+        quantized=stored_quantization(base.config.to_dict()) != "none",
         **config.lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"}),
     )
     if checkpoint is None or config.training.method == "dpo":

@@ -84,7 +84,8 @@ def memory(needed: MemoryPlan | None) -> str:
     total = gib(estimate.total)
     available = gib(needed.available) if needed.available else "an unknown amount"
     tight = needed.verdict != "fits"
-    return render("train.memory", VERDICTS[needed.verdict], total, available, needed.device.name, parts, notes, tight)
+    verdict, name = VERDICTS[needed.verdict], needed.device.name
+    return render("train.memory", verdict, total, available, name, parts, notes, tight, needed.notes)
 
 
 IN_SIGHT = 2

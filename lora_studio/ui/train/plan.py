@@ -16,7 +16,7 @@ from lora_studio.jobs.targets import Targets
 from lora_studio.models.accelerators import CUDA, MPS, ROCM, XPU
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import Advice, Change, advise, best_changes, optimizer_steps, situation
+from lora_studio.models.advice import Advice, Change, advise, best_changes, notes, optimizer_steps, situation
 from lora_studio.models.hardware import Device, device_for, recent_devices
 from lora_studio.models.memory import UNLIMITED, Estimate, estimate, quantization_of, settled, verdict, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
@@ -33,7 +33,8 @@ class MemoryPlan:
     """The estimate against the device: "fits", "tight", "does not fit" or "a guess", and the changes that save most. On
     a target beside this machine `available` is not known, and 0.
 
-    `assumed_tokens` is the length that every row is taken to have while nobody has looked at the data.
+    `assumed_tokens` is the length that every row is taken to have while nobody has looked at the data; `notes` are on
+    the base model.
     """
 
     estimate: Estimate
@@ -42,6 +43,7 @@ class MemoryPlan:
     verdict: str
     changes: tuple[Change, ...]
     assumed_tokens: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +220,13 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     elsewhere = not device.memory_total
     resolved = settled(config, model, device.kind, UNLIMITED if elsewhere else available, longest)
     estimated = estimate(resolved, model, device.kind, longest)
+    about = tuple(note.words for note in notes(config, device.kind))
     if elsewhere:
-        return MemoryPlan(estimated, device, 0, GUESSED, ())
+        return MemoryPlan(estimated, device, 0, GUESSED, (), notes=about)
     changes = best_changes(resolved, model, device.kind, longest)
     assumed = config.data.max_length if longest is None else None
     outcome = verdict(estimated.total, available) if model.counted else GUESSED
-    return MemoryPlan(estimated, device, available, outcome, tuple(changes), assumed)
+    return MemoryPlan(estimated, device, available, outcome, tuple(changes), assumed, about)
 
 
 def fit_of(name: str, config: Config, device: Device) -> str:
