@@ -1,0 +1,89 @@
+"""The prepared run on a GPU does every part with tiny shapes on the CPU, and packs what its machine lacks."""
+
+import argparse
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu, gpu_pack
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dry run of all parts."""
+    out = tmp_path_factory.mktemp("gpu")
+    gpu.everything(argparse.Namespace(only=list(gpu.PARTS), dry=True), out)
+    return out
+
+
+@pytest.mark.slow
+def test_a_dry_run_does_every_part_and_says_what_is_missing(results: Path) -> None:
+    found = json.loads((results / "gpu.json").read_text(encoding="utf-8"))
+    parts: dict[str, dict[str, dict[str, Any]]] = found["parts"]
+    assert list(parts) == list(gpu.PARTS)
+    states = {f"{part}, {case}": result.get("state") for part, cases in parts.items() for case, result in cases.items()}
+    assert "failed" not in states.values(), states
+    for case in ("LoRA", "QLoRA", "DPO", "attention sdpa", "attention eager", "stop and resume", "chat, three columns"):
+        assert states[f"smoke, {case}"] == "done"
+    assert 0 < parts["smoke"]["stop and resume"]["stopped_at"] < parts["smoke"]["stop and resume"]["steps"]
+    assert "cannot run here" in parts["smoke"]["attention flash_attention_2"]["refused"]
+    assert all(0.5 < result["ratio"] < 2 for result in parts["memory"].values())
+    assert parts["speed"]["tiny, ours"]["share_of_matrix_rate"] > 0
+    assert parts["chat"]["two in a batch"]["columns"] == 2
+    assert any("float16" in line for line in found["missing"])
+
+
+@pytest.mark.slow
+def test_its_table_has_each_case_and_the_machine(results: Path) -> None:
+    table = (results / "gpu.md").read_text(encoding="utf-8")
+    found = json.loads((results / "gpu.json").read_text(encoding="utf-8"))
+    assert f"torch {found['machine']['torch']}" in table
+    assert all(f"| {case} |" in table for cases in found["parts"].values() for case in cases)
+    assert all(f"- {line}" in table for line in found["missing"])
+
+
+def test_a_case_that_fails_leaves_the_next_ones_and_no_time_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cases(world: gpu.World) -> Any:
+        yield "first", lambda: 1 / 0
+        yield "second", lambda: {"state": "done"}
+
+    monkeypatch.setitem(gpu.PARTS, "smoke", cases)
+    written: dict[str, Any] = {}
+    gpu.run_part("smoke", gpu.World(tmp_path, dry=True), 60, written.__setitem__)
+    assert written["first"]["message"].startswith("ZeroDivisionError")
+    assert written["second"]["state"] == "done"
+    gpu.run_part("smoke", gpu.World(tmp_path, dry=True), -1, written.__setitem__)
+    found = {"parts": {"smoke": {"first": {"state": "failed", "message": "boom"}, "second": written["second"]}}}
+    assert gpu.missing(found, {"chat": "its process ended with code 1"}) == [
+        "chat: its process ended with code 1",
+        "smoke, first: failed: boom",
+        "smoke, second: no time was left",
+    ]
+
+
+def test_the_parts_together_take_at_most_eight_minutes() -> None:
+    assert sum(gpu.SECONDS.values()) <= 480
+    assert set(gpu.SECONDS) == set(gpu.PARTS)
+
+
+def test_a_stripped_wheel_keeps_the_binary_of_one_cuda_and_a_true_list_of_files(tmp_path: Path) -> None:
+    wheel = tmp_path / "bitsandbytes-0-py3-none-any.whl"
+    names = [f"bitsandbytes/libbitsandbytes_{kind}.so" for kind in ("cuda118", "cuda130", "rocm70", "cpu")]
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in [*names, "bitsandbytes/nn.py"]:
+            file.writestr(name, "x" * 1000)
+        listed = "\n".join(f"{name},sha256=0,1000" for name in [*names, "bitsandbytes/nn.py"])
+        file.writestr("bitsandbytes-0.dist-info/RECORD", listed)
+    gpu_pack.strip(wheel, "130")
+    with zipfile.ZipFile(wheel) as file:
+        left = set(file.namelist())
+        record = file.read("bitsandbytes-0.dist-info/RECORD").decode()
+    assert left == {names[1], names[3], "bitsandbytes/nn.py", "bitsandbytes-0.dist-info/RECORD"}
+    assert {line.partition(",")[0] for line in record.split()} == left - {"bitsandbytes-0.dist-info/RECORD"}
+    with pytest.raises(FileNotFoundError, match="cuda999"):
+        gpu_pack.strip(wheel, "999")
