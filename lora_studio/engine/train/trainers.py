@@ -158,6 +158,7 @@ class TrainerMixin(WithoutRouterLoss):
 
     sequences: tuple[str, ...] = ("input_ids",)
     packing = False
+    reads_later = False
     _metrics: Any
     _total_train_tokens: int
 
@@ -235,8 +236,9 @@ class TrainerMixin(WithoutRouterLoss):
         return loss
 
     def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        """trl's loss; what it measures beside it in training stays on the device until the next log."""
-        if not model.training:
+        """trl's loss; what it measures beside it in training stays on the device until the next log, for a trainer that
+        `reads_later`: one that never leaves a mean out by a number that it just measured."""
+        if not (model.training and self.reads_later):
             return super().compute_loss(model, inputs, *args, **kwargs)
         with later.later(self.accelerator):
             return super().compute_loss(model, inputs, *args, **kwargs)
@@ -340,6 +342,8 @@ def unshared(tensor: torch.Tensor) -> torch.Tensor:
 class StudioTrainer(TrainerMixin, SFTTrainer):
     """SFTTrainer with the differences that the module's docstring names."""
 
+    reads_later = True
+
     def __init__(self, *, meter: LabelMeter | None = None, **kwargs: Any) -> None:
         self.meter = meter
         self.packing = kwargs["args"].packing
@@ -401,6 +405,7 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
     """DPOTrainer with the differences that the module's docstring names."""
 
     sequences = ("chosen_ids", "rejected_ids")
+    reads_later = True
 
     def __init__(self, **kwargs: Any) -> None:
         self._pairs: list[int] = []
