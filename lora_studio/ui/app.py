@@ -31,9 +31,11 @@ def build_banner(studio: Studio) -> None:
 
     def refresh() -> str:
         workspace = studio.workspace
-        name = hub_name(workspace.policy.owner_id)
-        rents = login and workspace.policy.jobs_token(workspace.policy.owner_id) == "" and _offers_jobs(studio)
-        return theme.guest_banner(ABOUT, owned=workspace.policy.is_admin, login=login, name=name, rents=rents)
+        owned, name = workspace.policy.is_admin, hub_name(workspace.policy.owner_id)
+        token = workspace.policy.jobs_token(workspace.policy.owner_id)
+        offers = login and token is not None and _offers_jobs(studio)
+        rents, allowed = offers and not token, offers and bool(token)
+        return theme.guest_banner(ABOUT, owned=owned, login=login, name=name, rents=rents, allowed=allowed)
 
     gr.on(None, refresh, None, banner, show_progress="hidden", api_visibility="private")
 

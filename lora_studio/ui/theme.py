@@ -21,6 +21,7 @@ SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "A
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if you own it.'
 JOBS_LOGIN = ' <a href="login/hub/jobs" target="_blank">Train larger models on your own Hugging Face account</a>.'
+ON_JOBS = " On the targets of Hugging Face Jobs you can train other models, paid by your own account."
 LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
 # Gradio's seven steps, on the design's four type sizes, one radius, and distances of multiples of four.
 TEXT = Size("12px", "12px", "12px", "14px", "14px", "16px", "20px", name="studio_text")
@@ -158,9 +159,12 @@ def free_of(device: Device) -> str:
     return f"{device.memory_free / GIB:.1f} of {device.memory_total / GIB:.1f} GiB free"
 
 
-def guest_banner(about: str, *, owned: bool, login: bool, name: str = "", rents: bool = False) -> str:
+def guest_banner(
+    about: str, *, owned: bool, login: bool, name: str = "", rents: bool = False, allowed: bool = False
+) -> str:
     """The banner of a public demonstration. `name` is that of a Hub account that does not own the studio; `rents` says
-    that visitors may run jobs on their own accounts there, and this one has not allowed it yet."""
+    that visitors may run jobs on their own accounts there, and this one has not allowed it yet; `allowed`, that it
+    has."""
     link = LOGIN if login else ""
     if owned or name:
         link = f" {LOG_OUT}"
@@ -169,7 +173,7 @@ def guest_banner(about: str, *, owned: bool, login: bool, name: str = "", rents:
     if owned:
         about = "You are the owner: no limits apply to you."
     elif name:
-        about = f"You are logged in as {name}, who does not own this studio. {about}"
+        about = f"You are logged in as {name}, who does not own this studio. {about}{ON_JOBS if allowed else ''}"
     return notice("This is a public demo.", about, link=link)
 
 

@@ -24,3 +24,6 @@ def test_who_logged_in_without_owning_it_is_told_so_and_can_log_out() -> None:
     assert str(LIMITS.rows) in told
     assert 'action="logout"' in told
     assert "login/hub" not in told
+    assert "Hugging Face Jobs" not in told
+    allowed = guest_banner(ABOUT, owned=False, login=True, name="bert", allowed=True)
+    assert "On the targets of Hugging Face Jobs you can train other models, paid by your own account." in allowed
