@@ -208,3 +208,18 @@ def test_a_count_that_took_too_long_is_tried_again(tmp_path: Any, monkeypatch: p
         busy.setattr(session, "WALL_SECONDS", 0.001)
         assert session.count_rows(file).rows is None
     assert session.count_rows(file).rows == 1
+
+
+def test_what_a_base_model_lacks_stands_above_its_memory(tmp_path: Path) -> None:
+    mixture = {
+        **{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(mixture))
+    needed = plans.needed_memory(
+        config(model__name=str(tmp_path), lora__target_modules="attention"), GPU, 300, busy=False
+    )
+    shown = card.memory(needed)
+    assert "weights of experts, get no adapter and stay frozen." in shown
+    assert shown.index("Base model</h3>") < shown.index("Memory <span")
+    assert "Base model</h3>" not in card.memory(plans.needed_memory(config(), GPU, 300, busy=False))
