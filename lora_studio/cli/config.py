@@ -15,7 +15,7 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model_alone
 from lora_studio.models.adapters import continued
-from lora_studio.models.advice import Advice, advise, best_changes, situation
+from lora_studio.models.advice import Advice, advise, best_changes, notes, situation
 from lora_studio.models.hardware import all_devices, device_for
 from lora_studio.models.memory import PARTS, settled, verdict
 from lora_studio.models.memory import estimate as estimate_of
@@ -154,10 +154,14 @@ def check(workspace: Workspace, args: argparse.Namespace) -> int:
             print_json({"ok": True, "config": config.model_dump(), "preflight": as_json(report)})
         return 0
     advice = advise(situation(config))
+    about = [note.words for note in notes(config, device_for(config.compute.device, all_devices()).kind)]
     if args.json:
-        print_json({"ok": True, "config": config.model_dump(), "advice": advice_as_json(advice)})
+        listed = advice_as_json(advice)
+        print_json({"ok": True, "config": config.model_dump(), "advice": listed, "notes": about})
     else:
         print(to_yaml(config), end="")
+        for words in about:
+            say(f"Note: {words}")
         say_advice(advice)
         say("The config is valid.")
     return 0
