@@ -247,8 +247,8 @@ class UserPolicy(Policy):
     def check_request(self, params: Mapping[str, Any]) -> None:
         for name in FILE_PARAMETERS:
             self.check_path(str(params.get(name) or ""))
-        for folder in (params.get("adapters") or {}).values():
-            self.check_path(str(folder))
+        for name in (*(params.get("adapters") or {}).values(), *(params.get("documents") or ())):
+            self.check_path(str(name))
         revision = str(params.get("revision") or "")
         if revision and (".." in revision or not _REVISION.fullmatch(revision)):
             raise StudioError(f"{revision!r} is not a valid revision.", "Give a branch, a tag or a commit.")

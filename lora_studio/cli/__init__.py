@@ -27,6 +27,7 @@ COMMANDS = {
     "estimate": ("config", "estimate"),
     "inspect": ("data", "inspect"),
     "cache": ("data", "cache"),
+    "rows": ("rows", "rows"),
     "chat": ("chat", "chat"),
     "evaluate": ("evaluate", "evaluate"),
     "export": ("export", "export"),
@@ -77,7 +78,7 @@ ABOUT_ACTIONS = (
     "evaluation"
 )
 WITH_ALL_SETTINGS = ("train", "check", "import", "estimate")
-WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export")
+WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export", "rows")
 """Commands whose flags are made from the schema, which takes a moment to import."""
 
 
@@ -113,6 +114,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_inspect_flags(inspect)
     cache = add("cache", "show or clear the cache of prepared data", output)
     cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
+    rows = add("rows", "let a model write questions with answers about documents, as training rows", output)
+    _add_rows_flags(rows)
     estimate = add("estimate", "estimate memory by part, trainable parameters and the best savings", output)
     estimate.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
     estimate.add_argument("--device", choices=tuple(DEVICE_KINDS), help="estimate for another device than this one")
@@ -140,7 +143,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     )
     imported = _add_import_flags(add("import", "read a config file of another trainer", output))
     _add_ui_flags(add("ui", "start the web page"))
-    _add_settings((train, check, imported, estimate, inspect, chat, evaluate, export), arguments)
+    _add_settings((train, check, imported, estimate, inspect, chat, evaluate, export, rows), arguments)
     return parser
 
 
@@ -220,6 +223,21 @@ def _add_mix_flags(mix: argparse.ArgumentParser) -> None:
     mix.add_argument("--out", metavar="DIR", help="folder of the new adapter (default: one among external adapters)")
 
 
+def _add_rows_flags(rows: argparse.ArgumentParser) -> None:
+    rows.add_argument("documents", nargs="*", metavar="DOC", help="text, Markdown, PDF or DOCX file")
+    rows.add_argument("--model", metavar="M", help="base model that writes, or the name of the server's model")
+    rows.add_argument("--adapter", metavar="RUN", help=f"adapter that writes: {ADAPTER}")
+    about = "base URL of an OpenAI-compatible server that writes; its key is read from LORA_STUDIO_SERVER_KEY"
+    rows.add_argument("--server", metavar="URL", help=about)
+    tokenizer = "with --server: model whose tokenizer counts the tokens of chunks (default: demo)"
+    rows.add_argument("--tokenizer", metavar="M", default="demo", help=tokenizer)
+    rows.add_argument("--prompt-file", metavar="FILE", help="text file with the prompt, in place of --prompt")
+    rows.add_argument("--form", choices=("chat", "prompt"), default="chat", help="`messages`, or prompt and completion")
+    rows.add_argument("--out", metavar="FILE", help="write the rows to a new JSONL file")
+    rows.add_argument("--at-once", action="store_true", help=AT_ONCE)
+    rows.add_argument("--resume", metavar="JOB", help="continue a job that ended early")
+
+
 def _add_runs_flags(runs: argparse.ArgumentParser) -> None:
     runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
     runs.add_argument("run", nargs="?", metavar="RUN", help='id, start of an id, name, or "last"')
@@ -237,7 +255,7 @@ def _add_groups_flags(groups: argparse.ArgumentParser) -> None:
 
 def _add_jobs_flags(jobs: argparse.ArgumentParser) -> None:
     jobs.add_argument("action", nargs="?", choices=JOB_ACTIONS, default="list", help=ABOUT_JOBS)
-    jobs.add_argument("job", nargs="?", metavar="JOB", help="id of a run, evaluation, export or benchmark")
+    jobs.add_argument("job", nargs="?", metavar="JOB", help="id of a job of any kind")
     jobs.add_argument("--yes", action="store_true", help="delete without asking")
 
 
@@ -294,6 +312,11 @@ def _add_settings(with_settings: Sequence[argparse.ArgumentParser], arguments: S
             from lora_studio.export.targets import TARGETS
 
             add_sections(parsers[name], {target.name: target.settings for target in TARGETS.values()})
+        elif name == "rows":
+            from lora_studio.chat.documents import Writing
+            from lora_studio.cli.settings import add_model
+
+            add_model(parsers[name], Writing)
         else:
             add_section(parsers[name], "data" if name == "inspect" else "generation")
 

@@ -34,6 +34,9 @@ _PHASE_WORDS = {
     "check": "searching for duplicates",
     "tokenizer": "loading tokenizer",
     "rows": "reading raw rows",
+    "documents": "reading documents",
+    "pages": "reading pages",
+    "chunks": "splitting into chunks",
 }
 _LISTED_BAD_ROWS = 10
 _SAY_SECONDS = 3.0

@@ -1,12 +1,15 @@
 """`jobs` and `runs`: list, show, follow, stop, resume and delete jobs, also those started on the page."""
 
 import argparse
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lora_studio.chat import documents
 from lora_studio.cli import evaluate, export
+from lora_studio.cli import rows as document_rows
 from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line
 from lora_studio.cli.output import age, confirmed, print_json, say, table
 from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
@@ -14,8 +17,19 @@ from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import KINDS, STATES, TRAIN, EvaluationFolder, ExportFolder, Kind, ending_words
+from lora_studio.jobs.kinds import (
+    DOCUMENTS,
+    KINDS,
+    STATES,
+    TRAIN,
+    DocumentsFolder,
+    EvaluationFolder,
+    ExportFolder,
+    Kind,
+    ending_words,
+)
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.hub import SERVER_KEY
 from lora_studio.units import duration, gib, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
@@ -41,7 +55,10 @@ def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: 
     if action in ("stop", "cancel"):
         end(supervisor, kind, folder.id, at_once=action == "cancel")
     if action == "resume":
-        supervisor.resume(folder.id)
+        if kind is DOCUMENTS:
+            documents.resume(supervisor, folder.id, key=os.environ.get(SERVER_KEY, ""))
+        else:
+            supervisor.resume(folder.id)
         say(f"Resumed in the background. Follow it: `python -m lora_studio jobs follow {folder.id}`")
     state = supervisor.state(folder.id)
     if as_json:
@@ -60,6 +77,8 @@ def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int
             return evaluate.tell_to_end(supervisor, folder, as_json, leaves=True)
         case ExportFolder():
             return export.tell_to_end(supervisor, folder, as_json, leaves=True)
+        case DocumentsFolder():
+            return document_rows.tell_to_end(supervisor, folder, as_json, leaves=True)
     state = follow(supervisor, folder.id, _BENCHMARKING, leaves=True)
     if as_json:
         print_json({KINDS[state.kind].noun: folder.id, **facts(state), **folder.read_result()})

@@ -39,6 +39,22 @@ def add_section(parser: argparse.ArgumentParser, section: str) -> None:
             _add(group, setting, "--" + setting.path.rpartition(".")[2].replace("_", "-"))
 
 
+def add_model(parser: argparse.ArgumentParser, section: type[Section]) -> None:
+    """A flag for each setting of a section that is no part of the config; `section_values` gives their values."""
+    group = parser.add_argument_group("settings")
+    for setting in described(section):
+        _add(group, setting, "--" + setting.path.replace("_", "-"))
+
+
+def section_values(args: argparse.Namespace) -> SettingValues:
+    """The settings of such a section that were given as flags, by name."""
+    return {
+        name.removeprefix(_PREFIX): value
+        for name, value in vars(args).items()
+        if name.startswith(_PREFIX) and value is not None
+    }
+
+
 def add_sections(parser: argparse.ArgumentParser, sections: Mapping[str, type[Section]]) -> None:
     """A flag for each setting of several sections, by its name: --max-shard-size 2GB; one that several have is one."""
     group = parser.add_argument_group("settings")
@@ -71,11 +87,7 @@ def overrides(args: argparse.Namespace) -> SettingValues:
     them with all other problems.
     """
     optional = {setting.path for setting in settings() if setting.optional}
-    values = {
-        name.removeprefix(_PREFIX): value
-        for name, value in vars(args).items()
-        if name.startswith(_PREFIX) and value is not None
-    }
+    values = section_values(args)
     values |= _unknown_flags(list(args.unknown))
     return {path: None if path in optional and value in ("none", "") else value for path, value in values.items()}
 

@@ -6,6 +6,7 @@ ended.
 
 import argparse
 import errno
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, Reason, RunState, fold_lines, to_line
 from lora_studio.models.hardware import CPU_ONLY, one_gpu
 from lora_studio.workspace import JobFolder, RunFolder
@@ -149,6 +151,29 @@ class EventLog:
     def state(self) -> RunState:
         """The state folded from the events so far: a live view that changes with further events."""
         return self._state
+
+
+class JsonLines:
+    """Appends objects to a JSONL file, one a line; they are flushed before `add` returns. A torn last line, as a killed
+    process leaves it, is cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "JsonLines":
+        if self._path.is_file():
+            whole = self._path.read_bytes()
+            if not whole.endswith(b"\n"):
+                os.truncate(self._path, whole.rfind(b"\n") + 1)
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Sequence[JsonObject]) -> None:
+        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self._file.flush()
 
 
 def data_progress(log: EventLog) -> Callable[[str, int, int], None]:

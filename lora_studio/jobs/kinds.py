@@ -62,15 +62,20 @@ class EvaluationFolder(JobFolder):
             return {}
 
     def rows(self) -> Iterator[JsonObject]:
-        """The answered rows; a line that a killed process left torn is no row."""
-        try:
-            with self.predictions.open(encoding="utf-8") as file:
-                for line in file:
-                    with contextlib.suppress(ValueError, RecursionError):
-                        if line.endswith("\n") and isinstance(row := json.loads(line), dict):
-                            yield row
-        except (FileNotFoundError, UnicodeDecodeError):
-            return
+        """The answered rows."""
+        return _lines_of(self.predictions)
+
+
+def _lines_of(path: Path) -> Iterator[JsonObject]:
+    """The objects of a JSONL file that a worker appends to; a line that a killed process left torn is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, RecursionError):
+                    if line.endswith("\n") and isinstance(row := json.loads(line), dict):
+                        yield row
+    except (FileNotFoundError, UnicodeDecodeError):
+        return
 
 
 class ExportFolder(JobFolder):
@@ -134,6 +139,39 @@ def membership(facts: Mapping[str, object]) -> Membership | None:
         return None
     name, metric = str(group.get("name") or group["id"]), str(group.get("metric", "loss"))
     return Membership(str(group["id"]), name, group["values"], bool(group.get("stop_weak")), metric)
+
+
+class DocumentsFolder(JobFolder):
+    """The files of one job that writes rows about documents."""
+
+    @property
+    def chunks(self) -> Path:
+        """The documents in chunks, written before the start: the documents themselves are not read again."""
+        return self.path / "chunks.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        """One line a chunk, appended as answers come."""
+        return self.path / "answers.jsonl"
+
+    @property
+    def review(self) -> Path:
+        """What a person changed in the rows or dropped."""
+        return self.path / "review.json"
+
+    @property
+    def complete(self) -> Path:
+        """How many rows there are, and what they cost: the last file written."""
+        return self.path / "result.json"
+
+    def read_answers(self) -> Iterator[JsonObject]:
+        """The answers so far, in the order in which they came; those of a damaged file as far as they are whole."""
+        for answer in _lines_of(self.answers):
+            rows = answer.get("rows")
+            if type(answer.get("chunk")) is not int or not isinstance(rows, list):
+                continue
+            if all(isinstance(row, dict) and {"question", "answer"} <= row.keys() for row in rows):
+                yield {"input_tokens": None, "output_tokens": None, "cut": False, "text": "", **answer}
 
 
 def damaged_request(folder: JobFolder) -> StudioError:
@@ -273,7 +311,15 @@ BENCHMARK = Kind(
     place=lambda workspace: workspace.benchmarks_folder,
     resumes=False,
 )
-KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK)}
+DOCUMENTS = Kind(
+    name="documents",
+    noun="generation",
+    module="lora_studio.engine.chat.documents",
+    folder=DocumentsFolder,
+    place=lambda workspace: workspace.root / "documents",
+    resumes=True,
+)
+KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK, DOCUMENTS)}
 """By name, in the order in which lists show them."""
 
 
@@ -422,6 +468,14 @@ _WORDS = {
         cancelled="incomplete results were not kept",
         begin="Start it again.",
         early="to ask",
+    ),
+    "documents": KindWords(
+        worker="worker",
+        interrupted=_always("Resume asks about the remaining chunks."),
+        stopped="Resume asks about the remaining chunks.",
+        cancelled="rows so far were kept",
+        begin="Resume starts it.",
+        early="to write",
     ),
 }
 

@@ -131,6 +131,17 @@ class SavedCopy(SavedRows):
     removed: int
 
 
+class SplitDocuments(Result):
+    """The chunks of documents, all of them in the file that was asked for. `documents` has name, chunks, tokens and
+    notes of each that could be read, `problems` message and hint for each that could not."""
+
+    chunks: int
+    tokens: int
+    prompt_tokens: int
+    documents: list[JsonObject]
+    problems: list[tuple[str, str]] = []
+
+
 class FetchedConfig(Result):
     """A model's config.json."""
 
@@ -349,6 +360,21 @@ class TryReading(Request[TriedReading]):
     mapping: JsonObject | None = None
 
 
+class Split(Request[SplitDocuments]):
+    """Reads documents and writes their chunks as JSONL into the file `path`. The tokenizer of `model` counts the tokens
+    of the chunks, and of the `prompt` that goes with each."""
+
+    method: ClassVar[str] = "split"
+
+    documents: list[str]
+    model: str
+    revision: str | None = None
+    chunk_size: int
+    chunk_overlap: int
+    prompt: str = ""
+    path: str
+
+
 class LookAtFirst(DataRequest[FirstRows]):
     """The first rows as training would see them."""
 
@@ -500,6 +526,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     SaveCleaned,
     LookAtFirst,
     TryReading,
+    Split,
     FetchConfig,
     LookAtModel,
     Load,
@@ -513,7 +540,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     Stop,
 )
 _BY_METHOD = {request.method: request for request in _REQUESTS}
-READING = (Inspect, Preview, SaveBadRows, SaveCleaned, LookAtFirst, TryReading)
+READING = (Inspect, Preview, SaveBadRows, SaveCleaned, LookAtFirst, TryReading, Split)
 """Requests that read files of other people, which may take only so much memory."""
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, fits
-from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind
 from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.hardware import Device
@@ -150,6 +151,18 @@ def with_at_once(entries: list[QueueEntry], job_id: str) -> list[QueueEntry]:
     if job_id not in [entry.job for entry in entries]:
         raise StudioError(f"{job_id} is not in the queue.", "Only queued jobs can be started.")
     return [replace(entry, at_once=entry.at_once or entry.job == job_id) for entry in entries]
+
+
+def check_resumable(kind: Kind, state: RunState) -> None:
+    """Raises `StudioError` where a job can't go on: its kind does not, it has not ended, or it is finished."""
+    if not kind.resumes:
+        raise StudioError(
+            f"{kind.noun.capitalize()}s cannot be resumed: incomplete results are not kept.", "Start it again."
+        )
+    if not state.final:
+        raise StudioError(f"This {kind.noun} is already {state.state}.", "Wait until it ends, or stop it first.")
+    if kind is not TRAIN and state.state == "done":
+        raise StudioError(f"This {kind.noun} is finished.", "Only jobs that ended early can be resumed.")
 
 
 def check_longer(extra_epochs: float, *, saved: bool) -> None:

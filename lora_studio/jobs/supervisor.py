@@ -25,6 +25,7 @@ from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     QueueEntry,
     check_longer,
+    check_resumable,
     check_room,
     is_shown,
     lock,
@@ -318,21 +319,24 @@ class Supervisor:
             check_room(self.workspace, read_queue(self.workspace))
             self._clear_unfinished(kind)
             folder = make()
-            if secrets:
-                self._secrets[folder.id] = dict(secrets)
-                self._had_secrets.add(folder.id)
-            self._enqueue(QueueEntry(folder.id, kind=kind.name, at_once=at_once or bool(secrets)))
+            self._enqueue(QueueEntry(folder.id, kind=kind.name, at_once=at_once), secrets)
         return folder.id
 
     def resume(
-        self, job_id: str, extra_epochs: float = 0.0, *, other_rows: bool = False, at_once: bool = False
+        self,
+        job_id: str,
+        extra_epochs: float = 0.0,
+        *,
+        other_rows: bool = False,
+        at_once: bool = False,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         """Goes on from what the job's last worker left: a run from its last checkpoint, or from the beginning where
         there is none yet.
 
         `extra_epochs` are added to those of the run's config, which stays as it was written; a run that is done needs
         them, for without it has nothing left to do. `other_rows` lets it go on where its data files have changed.
-        `at_once` is as for `submit`.
+        `at_once` and `secrets` are as for `submit`.
         """
         if not 0 <= extra_epochs <= MAX_EXTRA_EPOCHS:
             raise StudioError(f"{extra_epochs:g} extra epochs are not possible.", "Give a number from 0 to 1000.")
@@ -341,16 +345,7 @@ class Supervisor:
         with self._lock, lock(self.workspace):
             follower = self._follow(job_id)
             state, kind = follower.state, follower.kind
-            if not kind.resumes:
-                raise StudioError(
-                    f"{kind.noun.capitalize()}s cannot be resumed: incomplete results are not kept.", "Start it again."
-                )
-            if not state.final:
-                raise StudioError(
-                    f"This {kind.noun} is already {state.state}.", "Wait until it ends, or stop it first."
-                )
-            if kind is not TRAIN and state.state == "done":
-                raise StudioError(f"This {kind.noun} is finished.", "Only jobs that ended early can be resumed.")
+            check_resumable(kind, state)
             if kind is TRAIN and state.state == "done":
                 check_longer(extra_epochs, saved=bool(follower.folder.checkpoint_folders()))
             check_room(self.workspace, read_queue(self.workspace))
@@ -358,7 +353,7 @@ class Supervisor:
             follower.demand.check(self.devices())
             folder = follower.folder
             saved = folder.has_checkpoints if isinstance(folder, RunFolder) else True
-            self._enqueue(QueueEntry(folder.id, saved, extra_epochs, other_rows, kind.name, at_once))
+            self._enqueue(QueueEntry(folder.id, saved, extra_epochs, other_rows, kind.name, at_once), secrets)
 
     def stop(self, job_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting job out of the queue; one that ended stays as it is."""
@@ -427,7 +422,11 @@ class Supervisor:
 
     # -- inside: self._lock is held; for the queue also the workspace's lock
 
-    def _enqueue(self, entry: QueueEntry) -> None:
+    def _enqueue(self, entry: QueueEntry, secrets: Mapping[str, str] | None = None) -> None:
+        if secrets:
+            self._secrets[entry.job] = secrets
+            self._had_secrets.add(entry.job)
+            entry = dataclasses.replace(entry, at_once=True)
         kind = default_devices(self.devices())[0].kind
         entry = dataclasses.replace(entry, device_kind="" if kind == CPU else kind)
         write_queue(self.workspace, [*read_queue(self.workspace), entry])

@@ -29,7 +29,9 @@ JOBS_TOKEN = "LORA_STUDIO_JOBS_TOKEN"
 PASSWORD, USERS = "LORA_STUDIO_PASSWORD", "LORA_STUDIO_USERS"
 API_KEY, TOKEN = "LORA_STUDIO_API_KEY", "LORA_STUDIO_TOKEN"
 CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
-SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET)
+SERVER_KEY = "LORA_STUDIO_SERVER_KEY"
+"""The key for the server that writes rows about documents."""
+SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET, SERVER_KEY)
 """Variables of the server's environment that no child inherits."""
 VISITORS = ("hub-", "guest-")
 """How the names of visitors of a public demonstration begin: with an account of the Hub, and without."""

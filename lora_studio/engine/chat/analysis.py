@@ -3,19 +3,22 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from lora_studio.data.chunks import Chunk, split, write_chunks
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.examples import largest_id
 from lora_studio.data.mapping import ReadingError
+from lora_studio.data.memory_limit import MemoryLimitError
 from lora_studio.data.messages import Record
 from lora_studio.data.preview import first_records, tried, unread
 from lora_studio.data.quality import near_groups
+from lora_studio.data.readers.documents import read_document
 from lora_studio.data.report import Look, describe, preview, save_bad_rows
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -207,6 +210,49 @@ class DataAnalysis:
             report=lambda done, total: progress("duplicates", done, total),
         )
         return protocol.SavedCopy(rows=rows, removed=removed)
+
+    def split(self, call: Call[protocol.Split]) -> protocol.SplitDocuments:
+        """Reads documents and writes their chunks into a file. One that can't be read does not keep the others back."""
+        message, progress = call.message, _progress(call)
+        progress("tokenizer", 0, 0)
+        tokenizer = self._tokenizer(message.model, message.revision)
+
+        def count(texts: Sequence[str]) -> list[int]:
+            if not texts:
+                return []
+            encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            return [len(ids) for ids in encoded]
+
+        chunks: list[Chunk] = []
+        described: list[JsonObject] = []
+        problems: list[tuple[str, str]] = []
+        for number, path in enumerate(map(Path, message.documents)):
+            progress("documents", number, len(message.documents))
+            try:
+                document = read_document(path, lambda done, total: progress("pages", done, total))
+                progress("chunks", 0, 0)
+                own = split(document, count, message.chunk_size, message.chunk_overlap, first=len(chunks))
+            except MemoryError:
+                raise MemoryLimitError(
+                    f"{path.name} was not read: it needs more memory than a document may take.",
+                    "It is highly compressed, or damaged. Remove it, or split it.",
+                ) from None
+            except StudioError as error:
+                if call.stopped.is_set():
+                    raise
+                problems.append((error.message, error.hint))
+                continue
+            chunks += own
+            tokens = sum(chunk.tokens for chunk in own)
+            described.append({"name": path.name, "chunks": len(own), "tokens": tokens, "notes": document.notes})
+        write_chunks(Path(message.path), chunks)
+        return protocol.SplitDocuments(
+            chunks=len(chunks),
+            tokens=sum(chunk.tokens for chunk in chunks),
+            prompt_tokens=count([message.prompt])[0] if message.prompt else 0,
+            documents=described,
+            problems=problems,
+        )
 
     def look_at_first(self, call: Call[protocol.LookAtFirst]) -> protocol.FirstRows:
         """The first rows as training would see them."""

@@ -63,6 +63,7 @@ class SessionWorker:
             protocol.SaveCleaned: data.save_cleaned,
             protocol.LookAtFirst: data.look_at_first,
             protocol.TryReading: data.try_reading,
+            protocol.Split: data.split,
             protocol.FetchConfig: self.fetch_config,
             protocol.LookAtModel: self.look_at_model,
             protocol.Load: self.load,

@@ -18,6 +18,7 @@ from lora_studio.engine.runtime import (
     WRONG_INPUT,
     EventLog,
     Explained,
+    JsonLines,
     StopSignal,
     begin,
     data_progress,
@@ -187,33 +188,11 @@ def _answer(
         enable_thinking=thinking_of(list(voices.values())),
         stop=lambda: stop.asked,
     )
-    with Predictions(folder) as predictions:
+    with JsonLines(folder.predictions) as predictions:
         for batch in batches:
             predictions.add(batch)
             done += len(batch)
             log.progress(done, total)
-
-
-class Predictions:
-    """Appends answered rows; each batch is flushed before `add` returns. A torn last line is cut off first."""
-
-    def __init__(self, folder: EvaluationFolder) -> None:
-        self._path = folder.predictions
-
-    def __enter__(self) -> "Predictions":
-        if self._path.is_file():
-            whole = self._path.read_bytes()
-            if not whole.endswith(b"\n"):
-                os.truncate(self._path, whole.rfind(b"\n") + 1)
-        self._file = self._path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def add(self, rows: Sequence[JsonObject]) -> None:
-        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self._file.flush()
 
 
 def write_summary(folder: EvaluationFolder, request: EvaluationRequest, state: str, log: EventLog) -> None:
