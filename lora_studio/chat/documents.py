@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from lora_studio.config.fields import Section, plain_words, setting
 from lora_studio.data.chunks import Chunk, read_chunks
-from lora_studio.data.generated import PROMPT, Row, check_prompt, reviewed, training_row
+from lora_studio.data.generated import PROMPT, Row, check_prompt, marks, reviewed, training_row
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder, JobFolders, JobStarter, damaged_request
@@ -318,6 +318,11 @@ def rows_of(folder: DocumentsFolder) -> list[Row]:
         for number, row in enumerate(answer["rows"])
     ]
     return reviewed(rows, read_review(folder))
+
+
+def marks_of(folder: DocumentsFolder, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What is doubtful in the rows of a job, by their keys (`data.generated.marks`)."""
+    return marks(rows, {chunk.number: chunk.text for chunk in read_chunks(folder.chunks)})
 
 
 def read_review(folder: DocumentsFolder) -> JsonObject:

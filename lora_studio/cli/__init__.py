@@ -114,8 +114,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_inspect_flags(inspect)
     cache = add("cache", "show or clear the cache of prepared data", output)
     cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
-    rows = add("rows", "let a model write questions with answers about documents, as training rows", output)
-    _add_rows_flags(rows)
+    rows = _add_rows_flags(add("rows", "let a model write training rows about documents", output))
     estimate = add("estimate", "estimate memory by part, trainable parameters and the best savings", output)
     estimate.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
     estimate.add_argument("--device", choices=tuple(DEVICE_KINDS), help="estimate for another device than this one")
@@ -223,7 +222,7 @@ def _add_mix_flags(mix: argparse.ArgumentParser) -> None:
     mix.add_argument("--out", metavar="DIR", help="folder of the new adapter (default: one among external adapters)")
 
 
-def _add_rows_flags(rows: argparse.ArgumentParser) -> None:
+def _add_rows_flags(rows: argparse.ArgumentParser) -> argparse.ArgumentParser:
     rows.add_argument("documents", nargs="*", metavar="DOC", help="text, Markdown, PDF or DOCX file")
     rows.add_argument("--model", metavar="M", help="base model that writes, or the name of the server's model")
     rows.add_argument("--adapter", metavar="RUN", help=f"adapter that writes: {ADAPTER}")
@@ -236,6 +235,7 @@ def _add_rows_flags(rows: argparse.ArgumentParser) -> None:
     rows.add_argument("--out", metavar="FILE", help="write the rows to a new JSONL file")
     rows.add_argument("--at-once", action="store_true", help=AT_ONCE)
     rows.add_argument("--resume", metavar="JOB", help="continue a job that ended early")
+    return rows
 
 
 def _add_runs_flags(runs: argparse.ArgumentParser) -> None:

@@ -1,13 +1,11 @@
 """`jobs` and `runs`: list, show, follow, stop, resume and delete jobs, also those started on the page."""
 
 import argparse
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lora_studio.chat import documents
 from lora_studio.cli import evaluate, export
 from lora_studio.cli import rows as document_rows
 from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line
@@ -29,7 +27,6 @@ from lora_studio.jobs.kinds import (
     ending_words,
 )
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.hub import SERVER_KEY
 from lora_studio.units import duration, gib, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
@@ -56,7 +53,7 @@ def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: 
         end(supervisor, kind, folder.id, at_once=action == "cancel")
     if action == "resume":
         if kind is DOCUMENTS:
-            documents.resume(supervisor, folder.id, key=os.environ.get(SERVER_KEY, ""))
+            document_rows.resume(supervisor, folder.id)
         else:
             supervisor.resume(folder.id)
         say(f"Resumed in the background. Follow it: `python -m lora_studio jobs follow {folder.id}`")

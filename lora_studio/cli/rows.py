@@ -11,13 +11,11 @@ from lora_studio.cli.data import PhaseLines
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import section_values
-from lora_studio.data.chunks import read_chunks
-from lora_studio.data.generated import MIN_OVERLAP, NEAR, UNGROUNDED, marks
+from lora_studio.data.generated import MIN_OVERLAP, NEAR, UNGROUNDED
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import DocumentsFolder, ending_words
-from lora_studio.jobs.protocol import SplitDocuments
+from lora_studio.jobs.protocol import JsonObject, SplitDocuments
 from lora_studio.jobs.session import READING, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hub import SERVER_KEY
@@ -43,7 +41,7 @@ def rows(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.resume:
         if args.documents:
             raise StudioError("--resume takes no documents: their chunks are kept.", "Remove them.")
-        documents.resume(supervisor, args.resume, key=key, at_once=args.at_once)
+        resume(supervisor, args.resume, at_once=args.at_once)
         name = args.resume
     else:
         name = _start(workspace, supervisor, args, key)
@@ -51,6 +49,11 @@ def rows(workspace: Workspace, args: argparse.Namespace) -> int:
     say(f"Generation {name}: {request_of(folder).title}")
     say(goes_on(name))
     return tell_to_end(supervisor, folder, args.json, out=out, form=args.form)
+
+
+def resume(supervisor: Supervisor, job_id: str, *, at_once: bool = False) -> None:
+    """Goes on with a job that ended early; the key of its server is in the environment."""
+    documents.resume(supervisor, job_id, key=os.environ.get(SERVER_KEY, ""), at_once=at_once)
 
 
 def _start(workspace: Workspace, supervisor: Supervisor, args: argparse.Namespace, key: str) -> str:
@@ -114,7 +117,7 @@ def tell_to_end(
 
 
 def _result(folder: DocumentsFolder, state: RunState, out: Path | None, written: int) -> JsonObject:
-    doubtful = marks(rows_of(folder), {chunk.number: chunk.text for chunk in read_chunks(folder.chunks)})
+    doubtful = documents.marks_of(folder, rows_of(folder))
     words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}
     counts = {name: sum(name in found for found in doubtful.values()) for name in (NEAR, UNGROUNDED)}
     return {

@@ -33,7 +33,7 @@ PATHS = (MODEL, "model.adapter_name_or_path", *FILES)
 SEPARATOR = " · "
 """Between a model's name and what the list of models says of it."""
 TARGET = "compute.target"
-LONG_TEXT = ("data.system_prompt", "generation.stop_strings", "extra")
+LONG_TEXT = ("data.system_prompt", "generation.stop_strings", "extra", "prompt")
 SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 """The settings of how an answer is sampled, in the order of their widgets."""
 

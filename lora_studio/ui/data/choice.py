@@ -12,6 +12,7 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
+from lora_studio.data.readers.documents import BINARY
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
 from lora_studio.models.advice import label_counts, trained_tokens
@@ -139,7 +140,7 @@ def analysis_of(workspace: Workspace, values: SettingValues) -> Any:
 
 def sources(workspace: Workspace) -> list[tuple[str, str]]:
     """What is offered: uploads, newest first, then the sets that come with the studio, as (label, value)."""
-    uploads = [(path.name, str(path)) for path in workspace.uploads()]
+    uploads = [(path.name, str(path)) for path in workspace.uploads() if path.suffix.lower() not in BINARY]
     shipped = [(f"{data.title} (built in)", name) for name, data in shipped_data().items()]
     return uploads + shipped
 

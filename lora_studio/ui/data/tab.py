@@ -8,7 +8,7 @@ import gradio as gr
 from lora_studio.config.fields import SettingValues
 from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.components import QUIET, EventOptions, Shared
-from lora_studio.ui.data import lengths, mapping_form, report
+from lora_studio.ui.data import documents, lengths, mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataControls, DataView
 from lora_studio.ui.studio import Studio
@@ -22,8 +22,9 @@ def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     controls = draw_controls(studio)
     with controls.whole:
+        made = documents.build(studio)
         view = draw_view(studio, controls)
-    _wire(AnalysisHandlers(studio, controls, view), shared)
+    _wire(AnalysisHandlers(studio, controls, view), shared, made)
 
 
 def draw_controls(studio: Studio) -> DataControls:
@@ -222,7 +223,7 @@ def _draw_quality(studio: Studio, controls: DataControls) -> Quality:
     return bad_line, bad_rows, save_bad, saved_bad, hygiene, remove, remove_near
 
 
-def _wire(act: AnalysisHandlers, shared: Shared) -> None:
+def _wire(act: AnalysisHandlers, shared: Shared, made: gr.State) -> None:
     c, v = act.controls, act.view
     settings, outputs = c.chosen(), [*c.all(), *v.all()]
     inspect: EventOptions = {"concurrency_id": "inspect", "concurrency_limit": 1, **QUIET}
@@ -235,7 +236,9 @@ def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
     c.source.input(act.choose_other, c.source, outputs, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
-    shared.wish.change(act.open_wished, [shared.wish, *settings], outputs, **inspect)
+    for wish in (shared.wish, made):
+        wish.change(act.open_wished, [wish, *settings], outputs, **inspect)
+    made.change(None, js=theme.call("showAnalysis"), api_visibility="private")
     loaded = c.hub_load.click(act.choose_hub, [c.hub_id, c.hub_subset, c.hub_split], outputs, **QUIET)
     loaded.then(act.analyze_other, settings, outputs, **inspect)
     c.validation.input(act.measure_other, settings, outputs, **inspect)
