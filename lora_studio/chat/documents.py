@@ -150,26 +150,26 @@ def make_request(
 
     Raises `StudioError` for what can't be done or may not be done by the caller.
     """
-    policy = workspace.policy
+    policy, model = workspace.policy, model.strip()
+    if server and not policy.is_admin:
+        raise StudioError("Only the owner can send documents to a server.", "Choose a base model or an adapter.")
     names = check_documents(workspace, documents)
     about = _about(names)
     writing = writing.model_copy(update={"max_chunks": policy.test_rows(writing.max_chunks)})
     policy.check_request({"settings": {"max_new_tokens": writing.max_new_tokens}})
     if server:
-        if not policy.is_admin:
-            raise StudioError("Only the owner can send documents to a server.", "Choose a base model or an adapter.")
-        if not model.strip():
+        if not model:
             raise StudioError("No model of the server is named.", "Enter the name that the server gives it.")
         check_length("The name of the model", model, LINE)
-        return DocumentsRequest(f"{model} on {about}", names, model.strip(), writing, server=check_server(server))
+        return DocumentsRequest(f"{model} on {about}", names, model, writing, server=check_server(server))
     if adapter:
         found = named_adapter(workspace, adapter)
         base = read_card(found.folder).base
         return DocumentsRequest(f"{found.title} on {about}", names, base, writing, adapter=str(found.folder))
-    if not model.strip():
+    if not model:
         raise StudioError("No model is named.", "Enter a base model: a folder, or its name on the Hub.")
     policy.check_request({"model": model})
-    return DocumentsRequest(f"{model} on {about}", names, model.strip(), writing)
+    return DocumentsRequest(f"{model} on {about}", names, model, writing)
 
 
 def _about(names: Sequence[str]) -> str:

@@ -160,9 +160,14 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 def overlap(answer: str, chunk: str) -> float:
     """The share of an answer's words, each counted once, that occur in the chunk, whatever their case; 1 for an answer
-    without words. Of scripts without spaces each character counts as a word."""
+    without words.
+
+    Words of at least four letters and numbers count, because short ones such as "the" occur everywhere; all words where
+    there are no others. Of scripts without spaces each character counts.
+    """
     words = set(_WORD.findall(answer.casefold()))
-    return len(words & set(_WORD.findall(chunk.casefold()))) / len(words) if words else 1.0
+    telling = {word for word in words if len(word) >= 4 or not word.isascii() or any(map(str.isdigit, word))} or words
+    return len(telling & set(_WORD.findall(chunk.casefold()))) / len(telling) if telling else 1.0
 
 
 def marks(rows: Sequence[Row], chunks: Mapping[int, str]) -> dict[str, list[str]]:
@@ -203,8 +208,8 @@ def reviewed(rows: Sequence[Row], decisions: Mapping[str, Any]) -> list[Row]:
 
 def training_row(row: Row, chunk: Chunk, form: str) -> JsonObject:
     """A row as training takes it: `chat` has `messages`, `prompt` has `prompt` and `completion`; both name where it
-    comes from."""
-    place = {"source": chunk.source, "chunk": chunk.number, "heading": chunk.heading, "page": chunk.page}
+    comes from, with chunks counted from 1."""
+    place = {"source": chunk.source, "chunk": chunk.number + 1, "heading": chunk.heading, "page": chunk.page}
     if form == "prompt":
         return {"prompt": row.question, "completion": row.answer, **place}
     turns = [{"role": "user", "content": row.question}, {"role": "assistant", "content": row.answer}]

@@ -270,6 +270,8 @@ def test_near_duplicates_and_ungrounded_answers_are_marked_and_dropped_rows_are_
     assert marks(rows, {0: text}) == {"0:1": [NEAR], "0:2": [UNGROUNDED], "0:4": [EMPTY]}
     assert overlap("Listens on PORT 7860", text) == 1.0
     assert overlap("port nine", text) == 0.5
+    assert overlap("the end of an era in it", text) == 0
+    assert overlap("A bank of the town on port 7860", text) == 0.5
     assert overlap("猫は起きる", "猫は寝る") == pytest.approx(3 / 5)
     first, second = reviewed(rows[:2], {"0:0": {"dropped": True}, "0:1": {"question": "Port?", "answer": "7860"}})
     assert (first.dropped, second.question, second.edited) == (True, "Port?", True)
@@ -280,7 +282,7 @@ def test_near_duplicates_and_ungrounded_answers_are_marked_and_dropped_rows_are_
 def test_a_training_row_names_where_it_comes_from_and_is_read_by_its_columns(form: str, shape: str) -> None:
     chunk = Chunk(3, "book.pdf", "Guide > Ports", 2, "text", 1)
     row = generated.training_row(Row(3, 0, "Port?", "7860"), chunk, form)
-    assert (row["source"], row["chunk"], row["page"]) == ("book.pdf", 3, 2)
+    assert (row["source"], row["chunk"], row["page"]) == ("book.pdf", 4, 2)
     found = detect_format([Record(at, json.loads(json.dumps(row))) for at in range(1, 4)])
     assert found.name == shape
 

@@ -141,7 +141,7 @@ def _ask_model(
         revision=card.revision if card else None,
         quantization=card.quantization if card else writing.quantization,
         four_bit=card.values.get("four_bit") if card else None,
-        tqdm_class=load.Download(log).bar_class(),
+        log=log,
     )
     if card:
         multi_adapter.add_adapters(model, {ADAPTER: Path(request.adapter)})

@@ -70,7 +70,7 @@ class Documents:
         settings = self._draw_settings()
         self.fields: list[Any] = [chosen, *writer, *(settings[setting.path] for setting in SETTINGS)]
         with gr.Row(elem_classes="data-buttons"):
-            self.split = gr.Button("Split documents", scale=0, min_width=160, elem_id="documents-split")
+            self.split = gr.Button("Split documents", scale=0, min_width=180, elem_id="documents-split")
             self.start = gr.Button("Write rows", variant="primary", scale=0, min_width=160, elem_id="documents-start")
             self.stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
         self.message = gr.HTML(elem_id="documents-message")
@@ -157,7 +157,7 @@ class Documents:
                     )
                     self.use = gr.Button("Use rows", variant="primary", scale=0, min_width=160, elem_id="documents-use")
                     self.download = gr.Button("Download JSONL", scale=0, min_width=160)
-                with gr.Group(visible=False, elem_id="documents-edit") as self.editor:
+                with gr.Column(visible=False, elem_id="documents-edit") as self.editor:
                     self.question = gr.Textbox(label="Question", lines=2, max_lines=8)
                     self.answer = gr.Textbox(label="Answer", lines=4, max_lines=16)
                     with gr.Row():
@@ -174,15 +174,16 @@ class Documents:
         self.upload.upload(
             self.take_uploads, [self.upload, self.fields[0]], [self.upload, self.fields[0], self.message], **QUIET
         )
-        gr.on([field.input for field in self.fields], self.keep, self.fields, None, trigger_mode="always_last", **QUIET)
+        # `change`, for of a field that was an output the first `input` is swallowed by Gradio.
+        gr.on(
+            [field.change for field in self.fields], self.keep, self.fields, None, trigger_mode="always_last", **QUIET
+        )
         self.fields[1].change(self.show_writer, self.fields[1], [*self.fields[2:4], self.of_server], **QUIET)
         self.split.click(self.split_documents, self.fields, busy, **inspect)
         self.start.click(self.begin, [self.view, self.key, *self.fields], [*busy, self.view], **inspect)
         self.stop.click(self.stop_splitting, queue=False, **QUIET)
         self.chunks.click(self.turn, [self.page, *self.fields], [self.chunks, self.page], **QUIET)
-        self.reset.click(lambda: Writing().prompt, None, self.fields[-1], **QUIET).then(
-            self.keep, self.fields, None, **QUIET
-        )
+        self.reset.click(lambda: Writing().prompt, None, self.fields[-1], **QUIET)
         job_views.wire(
             self.parts,
             self.view,
@@ -232,7 +233,7 @@ class Documents:
         if values["writer"] not in [value for _, value in writers]:
             values["writer"] = BASE
         documents_there = [str(path) for path in values["documents"] or ()]
-        values["documents"] = gr.Dropdown(choices=self.offered(), value=documents_there)
+        values["documents"] = gr.Dropdown(choices=self.offered(), value=documents_there, allow_custom_value=True)
         writer, adapter = values["writer"], values["adapter"]
         values["writer"] = gr.Radio(choices=writers, value=writer)
         values["base"] = gr.Textbox(value=values["base"], visible=writer == BASE)
@@ -260,7 +261,7 @@ class Documents:
         value = list(dict.fromkeys([*(chosen or ()), *saved]))
         draft = self.studio.workspace.read_draft(DRAFT)
         self.studio.workspace.write_draft(DRAFT, {**(draft if isinstance(draft, dict) else {}), "documents": value})
-        return None, gr.Dropdown(choices=self.offered(), value=value), ""
+        return None, gr.Dropdown(choices=self.offered(), value=value, allow_custom_value=True), ""
 
     def request(self, values: Mapping[str, Any]) -> tuple[DocumentsRequest, list[str]]:
         """What the form asks for, and the documents. Raises `StudioError` for what can't be done."""
@@ -431,7 +432,7 @@ class Documents:
     def _folder(self, view: GenerationView) -> Any:
         return documents.folders(self.studio.workspace).find(view.job)
 
-    def open_editor(self, view: GenerationView) -> tuple[gr.Group, Any, Any]:
+    def open_editor(self, view: GenerationView) -> tuple[gr.Column, Any, Any]:
         """The fields of the row that is edited; hidden while there is none."""
         try:
             rows = self.board.reviewed(self._folder(view)).rows if view.editing else []
@@ -439,8 +440,8 @@ class Documents:
             rows = []
         row = next((row for row in rows if row.key == view.editing), None)
         if row is None:
-            return gr.Group(visible=False), gr.skip(), gr.skip()
-        return gr.Group(visible=True), row.question, row.answer
+            return gr.Column(visible=False), gr.skip(), gr.skip()
+        return gr.Column(visible=True), row.question, row.answer
 
     def save_row(self, view: GenerationView, question: str, answer: str) -> tuple[GenerationView, str]:
         """Puts the person's words into the row."""

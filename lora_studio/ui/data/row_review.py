@@ -219,7 +219,7 @@ def _place(chunk: Chunk | None) -> str:
 
 
 def chunks_preview(found: SplitDocuments, writing: Writing, file: Path, page: int, tokenizer: str) -> str:
-    """What the documents were split into, what a writer would read and write, and some of the chunks, which are in the `file`."""
+    """What the documents were split into, what a writer would read and write, and some of the chunks of the `file`."""
     chunks = read_chunks(file)
     input_tokens, output_tokens = estimate(writing, found.chunks, found.tokens, found.prompt_tokens)
     used = min(found.chunks, writing.max_chunks or found.chunks)
