@@ -22,7 +22,6 @@ from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder, JobFolders, JobStarter, damaged_request
 from lora_studio.jobs.protocol import Split, SplitDocuments
 from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
-from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device
 from lora_studio.models.hub import SERVER_KEY
@@ -249,7 +248,7 @@ def start(
     return supervisor.submit(DOCUMENTS, make, at_once=at_once, secrets=_secrets(request, key))
 
 
-def resume(supervisor: Supervisor, job_id: str, *, key: str = "", at_once: bool = False) -> None:
+def resume(supervisor: JobStarter, job_id: str, *, key: str = "", at_once: bool = False) -> None:
     """Goes on with the chunks that have no answer yet. A server needs its key again, which no file holds."""
     request = request_of(folders(supervisor.workspace).find(job_id))
     if request.server and not supervisor.workspace.policy.is_admin:

@@ -137,9 +137,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_presets_flags(add("presets", "list presets or show one", output))
     check = add("check", "print the complete config, or all errors in it", output)
     check.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
-    check.add_argument(
-        "--preflight", action="store_true", help="also check data, model, memory and disk, as before a start"
-    )
+    before = "also check data, model, memory and disk, as before a start"
+    check.add_argument("--preflight", action="store_true", help=before)
     imported = _add_import_flags(add("import", "read a config file of another trainer", output))
     _add_ui_flags(add("ui", "start the web page"))
     _add_settings((train, check, imported, estimate, inspect, chat, evaluate, export, rows), arguments)

@@ -341,6 +341,9 @@ class JobStarter(Protocol):
     ) -> str:
         """Makes a job's folder and starts its worker, or queues it; gives its id."""
 
+    def resume(self, job_id: str, *, at_once: bool = False, secrets: Mapping[str, str] | None = None) -> None:
+        """Goes on with a job that ended early."""
+
 
 class JobIndex:
     """The folders of all kinds of jobs in a workspace, whoever made them. What was seen once is not looked into again:
