@@ -42,8 +42,9 @@ MIN_OVERLAP = 0.5
 QUESTIONS = ("question", "q", "prompt", "instruction", "user", "input")
 ANSWERS = ("answer", "a", "response", "completion", "output", "assistant")
 _THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_DECORATION = " \t>*_#-"
 _LINE = re.compile(
-    r"[\s>*_#-]*(?:\d{1,3}[.)]\s*)?[*_]*(q|question|a|answer)\s*(?:\d{1,3})?\s*[*_]*\s*[:：][*_\s]*(.*)", re.IGNORECASE
+    r"(?:\d{1,3}[.)] {0,3})?[*_]{0,3}(q|question|a|answer) {0,2}\d{0,3}[*_]{0,3} {0,2}[:：](.*)", re.IGNORECASE
 )
 _TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
@@ -147,9 +148,9 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
     """Pairs out of lines with marks: `Q: ...`, `**Answer 2:** ...`; further lines belong to the part above them."""
     parts: list[tuple[str, str]] = []
     for line in text.splitlines():
-        mark = _LINE.fullmatch(line)
+        mark = _LINE.fullmatch(line.lstrip(_DECORATION))
         if mark:
-            parts.append((mark[1][0].lower(), mark[2].strip()))
+            parts.append((mark[1][0].lower(), mark[2].lstrip(_DECORATION).strip()))
         elif parts:
             kind, before = parts[-1]
             parts[-1] = kind, f"{before}\n{line.rstrip()}"
