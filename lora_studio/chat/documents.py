@@ -162,9 +162,9 @@ def make_request(
         check_length("The name of the model", model, LINE)
         return DocumentsRequest(f"{model} on {about}", names, model, writing, server=check_server(server))
     if adapter:
-        found = named_adapter(workspace, adapter)
-        base = read_card(found.folder).base
-        return DocumentsRequest(f"{found.title} on {about}", names, base, writing, adapter=str(found.folder))
+        result = named_adapter(workspace, adapter)
+        base = read_card(result.folder).base
+        return DocumentsRequest(f"{result.title} on {about}", names, base, writing, adapter=str(result.folder))
     if not model:
         raise StudioError("No model is named.", "Enter a base model: a folder, or its name on the Hub.")
     policy.check_request({"model": model})
@@ -175,11 +175,11 @@ def _about(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def with_read(request: DocumentsRequest, found: SplitDocuments) -> DocumentsRequest:
+def with_read(request: DocumentsRequest, result: SplitDocuments) -> DocumentsRequest:
     """The request about the documents that could be read. Raises `StudioError` where there is none."""
-    names = tuple(str(document["name"]) for document in found.documents)
-    if not names or not found.chunks:
-        message, hint = found.problems[0] if found.problems else ("The documents hold no text.", "Choose others.")
+    names = tuple(str(document["name"]) for document in result.documents)
+    if not names or not result.chunks:
+        message, hint = result.problems[0] if result.problems else ("The documents hold no text.", "Choose others.")
         raise StudioError(message, hint)
     title = request.title.removesuffix(_about(request.documents)) + _about(names)
     return replace(request, documents=names, title=title)

@@ -64,11 +64,11 @@ def _start(workspace: Workspace, supervisor: Supervisor, args: argparse.Namespac
     )
     with tempfile.TemporaryDirectory() as temporary:
         chunks = Path(temporary) / "chunks.jsonl"
-        asked = split_request(request, args.documents, args.tokenizer, chunks)
+        request_to_reader = split_request(request, args.documents, args.tokenizer, chunks)
         with Session(workspace.logs_folder / "cli-rows.log", patience=lambda: READING) as reader:
-            found = reader.call(asked, on_progress=PhaseLines().show)
-        _tell_chunks(found, request)
-        request = documents.with_read(request, found)
+            split = reader.call(request_to_reader, on_progress=PhaseLines().show)
+        _tell_chunks(split, request)
+        request = documents.with_read(request, split)
         memory = None
         if not request.server:
             memory = documents.memory_for(request, supervisor.allocation().for_session()).need
@@ -82,15 +82,15 @@ def _prompt(name: str) -> str:
         raise StudioError(f"The prompt file {name} cannot be read.", "Give a text file.") from None
 
 
-def _tell_chunks(found: SplitDocuments, request: DocumentsRequest) -> None:
-    for message, hint in found.problems:
+def _tell_chunks(split: SplitDocuments, request: DocumentsRequest) -> None:
+    for message, hint in split.problems:
         say(f"  not read: {message} {hint}")
-    for document in found.documents:
+    for document in split.documents:
         say(f"  {document['name']}: {count(document['chunks'], 'chunk')}, {count(document['tokens'], 'token')}")
         for note in document["notes"]:
             say(f"    note: {note}")
     writing = request.writing
-    input_tokens, output_tokens = documents.estimate(writing, found.chunks, found.tokens, found.prompt_tokens)
+    input_tokens, output_tokens = documents.estimate(writing, split.chunks, split.tokens, split.prompt_tokens)
     cost = f", at most {dollars(writing.cost(input_tokens, output_tokens))}" if writing.is_paid else ""
     say(f"About {input_tokens:,} input tokens, at most {output_tokens:,} output tokens{cost}.")
 
@@ -119,7 +119,7 @@ def tell_to_end(
 def _result(folder: DocumentsFolder, state: RunState, out: Path | None, written: int) -> JsonObject:
     doubtful = documents.marks_of(folder, rows_of(folder))
     words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}
-    counts = {name: sum(name in found for found in doubtful.values()) for name in (NEAR, UNGROUNDED)}
+    counts = {name: sum(name in reasons for reasons in doubtful.values()) for name in (NEAR, UNGROUNDED)}
     return {
         "generation": folder.id,
         **result_of(folder, request_of(folder), state.state),

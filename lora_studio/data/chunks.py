@@ -93,9 +93,9 @@ def _units(document: Document, count: Count, size: int) -> Iterator[_Unit]:
 
 def _parts(text: str, count: Count, size: int) -> Iterator[tuple[str, int, str]]:
     """Sentences with their tokens and the white space before them; those that are too long by words or characters."""
-    first, *others = _SENTENCE.split(text)
-    joints = ["\n" if "\n" in space else " " if space else "" for space in ("", *others[::2])]
-    sentences = [(part, joint) for part, joint in zip((first, *others[1::2]), joints, strict=True) if part.strip()]
+    first, *parts = _SENTENCE.split(text)
+    joints = ["\n" if "\n" in space else " " if space else "" for space in ("", *parts[::2])]
+    sentences = [(part, joint) for part, joint in zip((first, *parts[1::2]), joints, strict=True) if part.strip()]
     counts = count([sentence for sentence, _ in sentences])
     for (sentence, joint), tokens in zip(sentences, counts, strict=True):
         if tokens < size and len(sentence) <= MAX_CHARACTERS_PER_TOKEN * size:
@@ -120,15 +120,15 @@ def _packed(units: Iterable[_Unit], size: int, overlap: int) -> Iterator[list[_U
     block: list[_Unit] = []
     fresh = 0  # units of the block that the chunk before does not have
     for unit in units:
-        total = sum(each.tokens for each in block)
+        total = sum(member.tokens for member in block)
         section = unit.paragraph.opens and total * _SECTION_SHARE >= size
         if block and fresh and (section or total + unit.tokens > size):
             # A heading at the end belongs to what follows it.
-            held = [block.pop()] if len(block) > 1 and block[-1].paragraph.opens and not section else []
+            heading = [block.pop()] if len(block) > 1 and block[-1].paragraph.opens and not section else []
             yield list(block)
-            again = [] if section or held else _tail(block, min(overlap, size - unit.tokens))
-            block, fresh = [*again, *held], len(held)
-            while block and sum(each.tokens for each in block) + unit.tokens > size:
+            again = [] if section or heading else _tail(block, min(overlap, size - unit.tokens))
+            block, fresh = [*again, *heading], len(heading)
+            while block and sum(member.tokens for member in block) + unit.tokens > size:
                 block.pop(0)
         block.append(unit)
         fresh += 1

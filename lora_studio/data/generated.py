@@ -132,7 +132,7 @@ def _pairs(value: Any) -> Iterator[tuple[str, str]]:
                 continue
         inner = list(item.values()) if isinstance(item, Mapping) else item if isinstance(item, list) else []
         if depth < 3:
-            waiting += [(each, depth + 1) for each in inner if isinstance(each, list | dict)]
+            waiting += [(nested, depth + 1) for nested in inner if isinstance(nested, list | dict)]
 
 
 def _is_text(value: Any) -> bool:
@@ -150,7 +150,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
         mark = _LINE.fullmatch(line.lstrip(_DECORATION))
         if mark:
-            parts.append((mark[1][0].lower(), mark[2].lstrip(_DECORATION).strip()))
+            parts.append((mark[1][0].lower(), mark[2].lstrip("*_ \t").strip()))
         elif parts:
             kind, before = parts[-1]
             parts[-1] = kind, f"{before}\n{line.rstrip()}"
@@ -185,11 +185,11 @@ def marks(rows: Sequence[Row], chunks: Mapping[int, str]) -> dict[str, list[str]
     near |= {at for at, chat in enumerate(conversations) if first.setdefault(group_key(chat), at) != at}
     result: dict[str, list[str]] = {}
     for at, row in enumerate(used):
-        found = [EMPTY] if not (row.question.strip() and row.answer.strip()) else []
-        found += [NEAR] if at in near else []
-        found += [UNGROUNDED] if overlap(row.answer, chunks.get(row.chunk, "")) < MIN_OVERLAP else []
-        if found:
-            result[row.key] = found
+        doubts = [EMPTY] if not (row.question.strip() and row.answer.strip()) else []
+        doubts += [NEAR] if at in near else []
+        doubts += [UNGROUNDED] if overlap(row.answer, chunks.get(row.chunk, "")) < MIN_OVERLAP else []
+        if doubts:
+            result[row.key] = doubts
     return result
 
 

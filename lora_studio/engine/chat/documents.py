@@ -102,13 +102,13 @@ def _ask_server(
     request: DocumentsRequest, prompts: Sequence[str], log: EventLog, stop: StopSignal, key: str, done: int
 ) -> Replies:
     """Several requests at a time, without a device."""
-    writing, told = request.writing, set[str]()
+    writing, reported = request.writing, set[str]()
 
     def tell(words: str) -> None:
         """A warning, once for each reason."""
         reason = words.partition(" Trying again")[0]
-        if reason not in told:
-            told.add(reason)
+        if reason not in reported:
+            reported.add(reason)
             log.emit(Warned(time.time(), words))
 
     log.emit(RunStarted(time.time(), os.getpid(), "", "", done, CPU))

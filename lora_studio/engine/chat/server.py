@@ -150,8 +150,8 @@ class Server:
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
             tokens = [count if type(count) is int and count >= 0 else None for count in counts]
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            seen = shorten(self._clean(content[:200].decode("utf-8", "replace")), 80)
-            raise _TryAgainError(f"{self._host} sent no chat completion ({seen!r}).") from None
+            excerpt = shorten(self._clean(content[:200].decode("utf-8", "replace")), 80)
+            raise _TryAgainError(f"{self._host} sent no chat completion ({excerpt!r}).") from None
         finish = choice.get("finish_reason")
         return Reply(text if isinstance(text, str) else "", tokens[0], tokens[1], cut=finish == "length")
 
@@ -177,8 +177,8 @@ class Server:
     def _refusal(self, response: httpx.Response, content: bytes) -> StudioError:
         status, reason = response.status_code, self._reason(response, content)
         if status in (401, 403):
-            given = "the API key" if self._key else "the request: no API key was given"
-            return StudioError(f"{self._host} refuses {given} ({status}: {reason}).", _KEY_HINT)
+            subject = "the API key" if self._key else "the request: no API key was given"
+            return StudioError(f"{self._host} refuses {subject} ({status}: {reason}).", _KEY_HINT)
         if 300 <= status < 400:
             target = shorten(self._clean(response.headers.get("location", "")), 120)
             return StudioError(f"{self._host} redirects to {target!r}.", "Enter that address if you trust it.")

@@ -48,27 +48,27 @@ DELETES = "Delete this job, its chunks and all of its rows?"
 
 def build(studio: Studio) -> gr.State:
     """Draws the fold and wires it; the state holds a `Wish` for the dataset that was made of the rows."""
-    made = gr.State(Wish())
+    dataset = gr.State(Wish())
     with gr.Accordion("Make rows from documents", open=False, elem_id="documents"):
         gr.HTML(html.hint(ABOUT))
-        Documents(studio, made).wire()
-    return made
+        Documents(studio, dataset).wire()
+    return dataset
 
 
 class Documents:
     """The fold: its components, and what their events do."""
 
-    def __init__(self, studio: Studio, made: gr.State) -> None:
-        self.studio, self.made = studio, made
+    def __init__(self, studio: Studio, dataset: gr.State) -> None:
+        self.studio, self.made = studio, dataset
         self.board = GenerationBoard(studio.workspace, studio.supervisor)
         self._stopping: set[str] = set()  # whoever asked for the end of their split
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
-                chosen = self._draw_documents()
+                selected = self._draw_documents()
             with gr.Column(scale=1, min_width=300):
                 writer = self._draw_writer()
         settings = self._draw_settings()
-        self.fields: list[Any] = [chosen, *writer, *(settings[setting.path] for setting in SETTINGS)]
+        self.fields: list[Any] = [selected, *writer, *(settings[setting.path] for setting in SETTINGS)]
         with gr.Row(elem_classes="data-buttons"):
             self.split = gr.Button("Split documents", scale=0, min_width=180, elem_id="documents-split")
             self.start = gr.Button("Write rows", variant="primary", scale=0, min_width=160, elem_id="documents-start")
@@ -79,7 +79,7 @@ class Documents:
         self._draw_jobs()
 
     def _draw_documents(self) -> gr.Dropdown:
-        chosen = gr.Dropdown(
+        selected = gr.Dropdown(
             [],
             label="Documents",
             multiselect=True,
@@ -95,7 +95,7 @@ class Documents:
             file_types=list(SUFFIXES),
             elem_id="documents-upload",
         )
-        return chosen
+        return selected
 
     def _draw_writer(self) -> list[Any]:
         """The writer's fields in the order of `FIELDS`."""
@@ -122,20 +122,20 @@ class Documents:
         return [writer, base, adapter, server, model]
 
     def _draw_settings(self) -> dict[str, Any]:
-        drawn: dict[str, Any] = dict(self.prices)
+        widgets: dict[str, Any] = dict(self.prices)
         with gr.Row():
             for setting in SETTINGS:
                 if setting.path in BASIC:
-                    drawn[setting.path] = form.draw_widget(setting, f"documents-{setting.path}")
+                    widgets[setting.path] = form.draw_widget(setting, f"documents-{setting.path}")
         with gr.Accordion("Prompt, generation, max chunks", open=False):
             with gr.Row():
                 for setting in SETTINGS:
-                    if setting.path not in drawn and setting.path != "prompt":
-                        drawn[setting.path] = form.draw_widget(setting, f"documents-{setting.path}")
+                    if setting.path not in widgets and setting.path != "prompt":
+                        widgets[setting.path] = form.draw_widget(setting, f"documents-{setting.path}")
             prompt = next(setting for setting in SETTINGS if setting.path == "prompt")
-            drawn["prompt"] = form.draw_widget(prompt, "documents-prompt")
+            widgets["prompt"] = form.draw_widget(prompt, "documents-prompt")
             self.reset = gr.Button("Reset prompt", size="sm", scale=0, min_width=140)
-        return drawn
+        return widgets
 
     def _draw_jobs(self) -> None:
         clicks = theme.on_load("evaluation", questions={"delete": DELETES})
@@ -249,7 +249,7 @@ class Documents:
             gr.Column(visible=writer == SERVER),
         )
 
-    def take_uploads(self, paths: list[str] | None, chosen: list[str] | None) -> tuple[None, Any, Any]:
+    def take_uploads(self, paths: list[str] | None, selected: list[str] | None) -> tuple[None, Any, Any]:
         """Copies documents into the workspace and chooses them beside those that are chosen."""
         try:
             names = [Path(path) for path in paths or ()]
@@ -258,7 +258,7 @@ class Documents:
             saved = [str(self.studio.workspace.save_upload(path)) for path in names]
         except StudioError as error:
             return None, gr.skip(), html.problem(error)
-        value = list(dict.fromkeys([*(chosen or ()), *saved]))
+        value = list(dict.fromkeys([*(selected or ()), *saved]))
         draft = self.studio.workspace.read_draft(DRAFT)
         self.studio.workspace.write_draft(DRAFT, {**(draft if isinstance(draft, dict) else {}), "documents": value})
         return None, gr.Dropdown(choices=self.offered(), value=value, allow_custom_value=True), ""
@@ -293,34 +293,37 @@ class Documents:
 
     def _signature(self, request: DocumentsRequest, paths: list[str], base: str) -> tuple[Any, list[Any]]:
         """The request to the reader, and what makes another one of it: its settings, and the documents' times."""
-        asked = split_request(request, paths, base, self.chunk_file)
-        return asked, [asked.to_fields(), [list(stat_of(Path(path))) for path in asked.documents]]
+        split_message = split_request(request, paths, base, self.chunk_file)
+        return split_message, [
+            split_message.to_fields(),
+            [list(stat_of(Path(path))) for path in split_message.documents],
+        ]
 
     def _split(self, request: DocumentsRequest, paths: list[str], base: str) -> Iterator[str | SplitDocuments]:
         """Progress in markup, and the result last: at once where this was split before."""
         workspace = self.studio.workspace
-        asked, signature = self._signature(request, paths, base)
+        split_message, signature = self._signature(request, paths, base)
         last = workspace.read_draft(SPLIT)
         if isinstance(last, dict) and last.get("signature") == signature and self.chunk_file.is_file():
             yield SplitDocuments(**last["found"])
             return
-        last_update, found, maker = 0.0, None, workspace.policy.owner_id
+        last_update, result, maker = 0.0, None, workspace.policy.owner_id
         self._stopping.discard(maker)
-        for answer in self.studio.inspector.stream(asked, beat=True):
+        for answer in self.studio.inspector.stream(split_message, beat=True):
             if maker in self._stopping:
                 raise StudioError("Stopped. The documents are still chosen.")
             if isinstance(answer, SplitDocuments):
-                found = answer
+                result = answer
             elif isinstance(answer, Progress) and time.monotonic() - last_update >= STEP_SECONDS:
                 last_update = time.monotonic()
                 yield html.progress(PHASES.get(answer.phase, "Splitting documents"), answer.done, answer.total)
-        if found is None:
+        if result is None:
             raise StudioError("The documents were not split.", "Try again.")
-        workspace.write_draft(SPLIT, {"signature": signature, "found": found.to_fields()})
-        yield found
+        workspace.write_draft(SPLIT, {"signature": signature, "found": result.to_fields()})
+        yield result
 
-    def _preview(self, found: SplitDocuments, writing: Writing, page: int, tokenizer: str) -> str:
-        return chunks_preview(found, writing, self.chunk_file, page, tokenizer)
+    def _preview(self, result: SplitDocuments, writing: Writing, page: int, tokenizer: str) -> str:
+        return chunks_preview(result, writing, self.chunk_file, page, tokenizer)
 
     def _while_splitting(self, *, ends: bool) -> dict[Any, Any]:
         return {
@@ -359,9 +362,9 @@ class Documents:
             last = self.studio.workspace.read_draft(SPLIT)
             if not isinstance(last, dict) or last.get("signature") != signature:
                 raise StudioError("The documents or settings have changed.", "Split the documents again.")
-            found, page = SplitDocuments(**last["found"]), max(0, page + int(event.value))
+            result, page = SplitDocuments(**last["found"]), max(0, page + int(event.value))
             tokenizer, _ = documents.tokenizer_of(request, str(values["base"] or ""))
-            return self._preview(found, request.writing, page, tokenizer), page
+            return self._preview(result, request.writing, page, tokenizer), page
         except StudioError as error:
             return html.problem(error), 0
 

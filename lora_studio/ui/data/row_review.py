@@ -40,10 +40,10 @@ MARK_WORDS = {
     UNGROUNDED: f"Less than {MIN_OVERLAP:.0%} of the answer's words occur in its chunk.",
 }
 FILTERS: dict[str, tuple[str, Callable[[Row, Sequence[str]], bool]]] = {
-    "all": ("All rows", lambda row, found: True),
-    "kept": ("Kept", lambda row, found: not row.dropped),
-    "marked": ("Marked", lambda row, found: bool(found)),
-    "dropped": ("Dropped", lambda row, found: row.dropped),
+    "all": ("All rows", lambda row, doubts: True),
+    "kept": ("Kept", lambda row, doubts: not row.dropped),
+    "marked": ("Marked", lambda row, doubts: bool(doubts)),
+    "dropped": ("Dropped", lambda row, doubts: row.dropped),
 }
 
 
@@ -93,9 +93,9 @@ class GenerationBoard:
         if self._seen[0] != stamp or self._seen[1] is None:
             answers = list(folder.read_answers())
             rows, chunks = rows_of(folder), {chunk.number: chunk for chunk in read_chunks(folder.chunks)}
-            found = marks(rows, {number: chunk.text for number, chunk in chunks.items()})
+            doubts = marks(rows, {number: chunk.text for number, chunk in chunks.items()})
             unreadable = [answer for answer in answers if not answer["rows"]]
-            self._seen = stamp, Reviewed(rows, found, chunks, totals(answers), unreadable)
+            self._seen = stamp, Reviewed(rows, doubts, chunks, totals(answers), unreadable)
         assert self._seen[1] is not None
         return self._seen[1]
 
@@ -193,9 +193,9 @@ def table(reviewed: Reviewed, view: GenerationView) -> str:
         for name, (words, fits) in FILTERS.items()
     ]
     counts = [
-        f"{sum(name in found for found in reviewed.marks.values()):,} {name}: {words}"
+        f"{sum(name in reasons for reasons in reviewed.marks.values()):,} {name}: {words}"
         for name, words in MARK_WORDS.items()
-        if any(name in found for found in reviewed.marks.values())
+        if any(name in doubts for doubts in reviewed.marks.values())
     ]
     rows = [
         (row, reviewed.marks.get(row.key, ()), _place(reviewed.chunks.get(row.chunk)), reviewed.chunks.get(row.chunk))
@@ -218,22 +218,26 @@ def _place(chunk: Chunk | None) -> str:
     return ", ".join(filter(None, (chunk.source, page, chunk.heading, f"chunk {chunk.number + 1}")))
 
 
-def chunks_preview(found: SplitDocuments, writing: Writing, file: Path, page: int, tokenizer: str) -> str:
+def chunks_preview(result: SplitDocuments, writing: Writing, file: Path, page: int, tokenizer: str) -> str:
     """What the documents were split into, what a writer would read and write, and some of the chunks of the `file`."""
     chunks = read_chunks(file)
-    input_tokens, output_tokens = estimate(writing, found.chunks, found.tokens, found.prompt_tokens)
-    used = min(found.chunks, writing.max_chunks or found.chunks)
+    input_tokens, output_tokens = estimate(writing, result.chunks, result.tokens, result.prompt_tokens)
+    used = min(result.chunks, writing.max_chunks or result.chunks)
     facts = [
-        (f"{found.chunks:,}", "chunks", f"{used:,} used" if used < found.chunks else ""),
-        (f"{found.tokens:,}", "tokens", f"tokenizer of {tokenizer}"),
+        (f"{result.chunks:,}", "chunks", f"{used:,} used" if used < result.chunks else ""),
+        (f"{result.tokens:,}", "tokens", f"tokenizer of {tokenizer}"),
         (f"{input_tokens:,}", "input tokens", "chunks and prompts"),
         (f"{output_tokens:,}", "output tokens", "at most"),
     ]
     if writing.is_paid:
         facts.append((dollars(writing.cost(input_tokens, output_tokens)), "estimated cost", "at most"))
-    notes = [(message, hint, "error") for message, hint in found.problems]
-    notes += [(f"{document['name']}: {note}", "", "info") for document in found.documents for note in document["notes"]]
+    notes = [(message, hint, "error") for message, hint in result.problems]
+    notes += [
+        (f"{document['name']}: {note}", "", "info") for document in result.documents for note in document["notes"]
+    ]
     page = min(max(0, page), max(0, (len(chunks) - 1) // CHUNKS))
-    shown = [(_place(chunk), f"{chunk.tokens:,}", chunk.text) for chunk in chunks[page * CHUNKS : (page + 1) * CHUNKS]]
+    listed_chunks = [
+        (_place(chunk), f"{chunk.tokens:,}", chunk.text) for chunk in chunks[page * CHUNKS : (page + 1) * CHUNKS]
+    ]
     turned = pager(len(chunks), len(chunks), page, CHUNKS, "chunk") if chunks else ""
-    return render("rows.chunks", tiles(facts), notes, shown, turned)
+    return render("rows.chunks", tiles(facts), notes, listed_chunks, turned)

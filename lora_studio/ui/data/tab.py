@@ -22,9 +22,9 @@ def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     controls = draw_controls(studio)
     with controls.whole:
-        made = documents.build(studio)
+        rows_wish = documents.build(studio)
         view = draw_view(studio, controls)
-    _wire(AnalysisHandlers(studio, controls, view), shared, made)
+    _wire(AnalysisHandlers(studio, controls, view), shared, rows_wish)
 
 
 def draw_controls(studio: Studio) -> DataControls:
@@ -223,7 +223,7 @@ def _draw_quality(studio: Studio, controls: DataControls) -> Quality:
     return bad_line, bad_rows, save_bad, saved_bad, hygiene, remove, remove_near
 
 
-def _wire(act: AnalysisHandlers, shared: Shared, made: gr.State) -> None:
+def _wire(act: AnalysisHandlers, shared: Shared, rows_wish: gr.State) -> None:
     c, v = act.controls, act.view
     settings, outputs = c.chosen(), [*c.all(), *v.all()]
     inspect: EventOptions = {"concurrency_id": "inspect", "concurrency_limit": 1, **QUIET}
@@ -236,9 +236,9 @@ def _wire(act: AnalysisHandlers, shared: Shared, made: gr.State) -> None:
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
     c.source.input(act.choose_other, c.source, outputs, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
-    for wish in (shared.wish, made):
+    for wish in (shared.wish, rows_wish):
         wish.change(act.open_wished, [wish, *settings], outputs, **inspect)
-    made.change(None, js=theme.call("showAnalysis"), api_visibility="private")
+    rows_wish.change(None, js=theme.call("showAnalysis"), api_visibility="private")
     loaded = c.hub_load.click(act.choose_hub, [c.hub_id, c.hub_subset, c.hub_split], outputs, **QUIET)
     loaded.then(act.analyze_other, settings, outputs, **inspect)
     c.validation.input(act.measure_other, settings, outputs, **inspect)
