@@ -19,7 +19,7 @@ from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import Progress, SplitDocuments
 from lora_studio.ui import form, html, job_views, theme
-from lora_studio.ui.components import QUIET, Wish, stat_of
+from lora_studio.ui.components import QUIET, Components, Wish, stat_of
 from lora_studio.ui.data.row_review import LOOKED_AT, PARTS, GenerationBoard, GenerationView, chunks_preview
 from lora_studio.ui.studio import Studio
 
@@ -121,8 +121,8 @@ class Documents:
                 }
         return [writer, base, adapter, server, model]
 
-    def _draw_settings(self) -> dict[str, Any]:
-        widgets: dict[str, Any] = dict(self.prices)
+    def _draw_settings(self) -> Components:
+        widgets: Components = dict(self.prices)
         with gr.Row():
             for setting in SETTINGS:
                 if setting.path in BASIC:
