@@ -210,6 +210,15 @@ class Generated(Result):
     columns: list[ColumnAnswer]
 
 
+class Ended(Message):
+    """A column of a batch ended: its answer, or what was wrong with its request."""
+
+    position: int
+    answer: ColumnAnswer | None = None
+    message: str = ""
+    hint: str = ""
+
+
 class Scored(Result):
     """Log-probabilities (nats) of an answer's tokens under the base and each adapter, and KL(adapter || base)."""
 
@@ -247,17 +256,17 @@ class Request(Message, Generic[R]):
         """The request as it is written to the child."""
         return {"id": number, "method": self.method, "params": self.to_fields()}
 
-    def parse_answer(self, line: JsonObject) -> Progress | Piece | Failure | R:
+    def parse_answer(self, line: JsonObject) -> Progress | Piece | Ended | Failure | R:
         """An answer to this request, from its line. Raises `ValueError` where the line is none."""
         fields = {name: value for name, value in line.items() if name not in ("id", "kind")}
         if line["kind"] == "result":
             return cast(R, self.result.from_fields(fields))
         if line["kind"] not in _KINDS:
             raise ValueError(f"There is no kind of answer {line['kind']!r}.")
-        return cast(Progress | Piece | Failure, _KINDS[line["kind"]].from_fields(fields))
+        return cast(Progress | Piece | Ended | Failure, _KINDS[line["kind"]].from_fields(fields))
 
 
-_KINDS: dict[str, type[Message]] = {"progress": Progress, "piece": Piece, "error": Failure}
+_KINDS: dict[str, type[Message]] = {"progress": Progress, "piece": Piece, "ended": Ended, "error": Failure}
 
 
 def kind_of(answer: Message) -> str:
@@ -485,6 +494,31 @@ class Generate(Request[Generated]):
     stop: list[str] = []
 
 
+class BatchColumn(ColumnPrompt):
+    """A request of a batch, with its own settings of the generation section and its own stop texts."""
+
+    settings: JsonObject = {}
+    stop: list[str] = []
+
+
+class GenerateBatch(Request[Done]):
+    """Requests that know nothing of each other are answered in one batch; each ends by itself, with `Ended`."""
+
+    method: ClassVar[str] = "generate_batch"
+
+    batch: str
+    columns: list[BatchColumn]
+
+
+class StopColumn(Request[Done]):
+    """Ends one column of a batch early, if that is what is being answered; answered at once."""
+
+    method: ClassVar[str] = "stop_column"
+
+    batch: str
+    position: int
+
+
 class Score(Request[Scored]):
     """How base and adapters predict a given answer, token by token."""
 
@@ -531,6 +565,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     LookAtModel,
     Load,
     Generate,
+    GenerateBatch,
     Score,
     Modules,
     Mix,
@@ -538,6 +573,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     WarmUp,
     Rest,
     Stop,
+    StopColumn,
 )
 _BY_METHOD = {request.method: request for request in _REQUESTS}
 READING = (Inspect, Preview, SaveBadRows, SaveCleaned, LookAtFirst, TryReading, Split)

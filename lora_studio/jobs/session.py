@@ -22,6 +22,7 @@ from lora_studio.errors import EngineError, StudioError
 from lora_studio.jobs.launchers import last_lines
 from lora_studio.jobs.launchers.local import ProcessPipes, child_environment, python_module
 from lora_studio.jobs.protocol import (
+    Ended,
     Failure,
     JsonObject,
     Piece,
@@ -31,6 +32,7 @@ from lora_studio.jobs.protocol import (
     Rest,
     Result,
     Stop,
+    StopColumn,
     Waiting,
     WarmUp,
 )
@@ -224,7 +226,7 @@ class Session:
 
     def stream(
         self, request: Request[R], *, beat: bool = False
-    ) -> Generator[Progress | Piece | Waiting | R, None, None]:
+    ) -> Generator[Progress | Piece | Ended | Waiting | R, None, None]:
         """Yields progress and pieces as they come and the result last.
 
         Leaving the iteration early stops the request. With `beat`, `Waiting` comes every second in which nothing else
@@ -242,7 +244,9 @@ class Session:
                     raise
                 yield from self._answers_to(request, beat)
 
-    def _answers_to(self, request: Request[R], beat: bool) -> Generator[Progress | Piece | Waiting | R, None, None]:
+    def _answers_to(
+        self, request: Request[R], beat: bool
+    ) -> Generator[Progress | Piece | Ended | Waiting | R, None, None]:
         child, number = self._living_child(), next(self._ids)
         patience, sent = self._patience() if self._patience else Patience(), time.monotonic()
         lines = child.send(number, request)
@@ -315,6 +319,12 @@ class Session:
         child = self._child
         if child is not None and self._one_request.locked():
             child.post(next(self._ids), Stop())
+
+    def stop_column(self, batch: str, position: int) -> None:
+        """Ends one column of the batch that is being answered, from any thread."""
+        child = self._child
+        if child is not None and self._one_request.locked():
+            child.post(next(self._ids), StopColumn(batch=batch, position=position))
 
     def close(self) -> None:
         """Ends the child, and with it whatever it holds. The next request starts a new one."""

@@ -9,7 +9,16 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.data import render_process
-from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config, greedy, prompt_ids
+from lora_studio.engine.chat.generate import (
+    Answer,
+    BatchPrompt,
+    Column,
+    generate,
+    generate_batch,
+    generation_config,
+    greedy,
+    prompt_ids,
+)
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
@@ -178,3 +187,63 @@ def test_a_template_that_never_ends_costs_one_answer_and_not_what_is_loaded(
 
 def test_an_answer_goes_out_without_its_ids() -> None:
     assert "ids" not in Answer("a", 1, 1.0, 1.0, 1.0, "eos", (1,)).to_dict()
+
+
+SETTINGS = {"max_new_tokens": LONGEST, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+SETTINGS |= {"min_p": 0.0, "seed": 0, "enable_thinking": None}
+REQUESTS = [
+    (None, QUESTIONS[0], SETTINGS),
+    ("run.1", QUESTIONS[1], SETTINGS | {"max_new_tokens": 5}),
+    ("early", QUESTIONS[2], SETTINGS | {"repetition_penalty": 1.3}),
+    ("run.1", QUESTIONS[3], SETTINGS | {"temperature": 0.9, "seed": 7}),
+    (None, QUESTIONS[1], SETTINGS | {"temperature": 1.4, "seed": 8, "top_p": 0.9, "top_k": 40, "min_p": 0.01}),
+    ("early", QUESTIONS[0], SETTINGS),
+]
+"""Requests that differ in who answers, in the length of the prompt, and in every setting."""
+
+
+def batch_of(requests: list[Any]) -> list[BatchPrompt]:
+    return [BatchPrompt(Column(adapter, ask(text)), settings) for adapter, text, settings in requests]
+
+
+def in_batch(loaded: LoadedModel, prompts: list[BatchPrompt], **options: Any) -> dict[int, Any]:
+    ended: dict[int, Any] = {}
+
+    def end(position: int, answer: Any) -> None:
+        assert position not in ended
+        ended[position] = answer
+
+    options.setdefault("on_pieces", lambda texts, tokens: None)
+    generate_batch(loaded, prompts, on_end=end, **options)
+    return ended
+
+
+def test_requests_in_one_batch_are_answered_as_each_alone_greedily_and_sampled(loaded: LoadedModel) -> None:
+    pieces = [""] * len(REQUESTS)
+
+    def grow(texts: list[str], _tokens: list[int]) -> None:
+        for at, text in enumerate(texts):
+            pieces[at] += text
+
+    together = in_batch(loaded, batch_of(REQUESTS), on_pieces=grow)
+    for at, (adapter, text, settings) in enumerate(REQUESTS):
+        values = {name: value for name, value in settings.items() if name not in ("seed", "enable_thinking")}
+        (answer,) = generate(
+            loaded, [Column(adapter, ask(text))], generation_config(loaded, **values), seed=int(settings["seed"] or 0)
+        )
+        assert (together[at].ids, together[at].finish) == (answer.ids, answer.finish), at
+        assert together[at].text == pieces[at] == answer.text
+
+
+def test_one_request_of_a_batch_ends_or_fails_and_the_others_go_on(loaded: LoadedModel) -> None:
+    alone = in_batch(loaded, batch_of(REQUESTS[:1]))[0]
+    prompts = [*batch_of([REQUESTS[0], REQUESTS[5], (None, "word " * 400, SETTINGS)])]
+    left = {1}
+    together = in_batch(loaded, prompts, stopped_columns=left)
+    assert together[0].ids == alone.ids
+    assert together[1].finish == "stopped"
+    assert len(together[1].ids) <= 1
+    assert isinstance(together[2], StudioError)
+    assert "reads at most 256" in together[2].message
+    stops = BatchPrompt(prompts[0].column, SETTINGS, [alone.text[3:6]])
+    assert in_batch(loaded, [prompts[1], stops])[1].text == alone.text[: alone.text.index(alone.text[3:6])]

@@ -74,12 +74,13 @@ M = TypeVar("M", bound=protocol.Request[Any])
 
 
 class Call(Generic[M]):
-    """A request in progress: its message, a flag that "stop" sets, and the way to answer."""
+    """A request in progress: its message, what "stop" sets for it or for some of its columns, and the way to answer."""
 
     def __init__(self, number: int, message: M, write: Callable[[JsonObject], None]) -> None:
         self.number = number
         self.message = message
         self.stopped = threading.Event()
+        self.stopped_columns: set[int] = set()
         self._write = write
         self._sent = 0.0
         self._phase, self._began = "", 0.0

@@ -5,14 +5,24 @@ second, until an end token or a stop string.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    MinPLogitsWarper,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from lora_studio.data.harmony import ChannelReader, channel_reader, is_harmony, with_reasoning
@@ -31,8 +41,8 @@ Pieces = Callable[[list[str], list[int]], None]
 
 class ColumnText:
     """The growing text of one column. Text that may still change is withheld: an incomplete character, and the
-    beginning of a stop string. `opening` is the part of the answer that the prompt already contains; `reader` leaves
-    out of the text what only frames the model's channels."""
+    beginning of a stop string. `opening` is the part of the answer that the prompt already contains, `limit` the number
+    of tokens at which it ends; `reader` leaves out of the text what only frames the model's channels."""
 
     def __init__(
         self,
@@ -41,7 +51,9 @@ class ColumnText:
         stop_strings: Sequence[str] = (),
         opening: str = "",
         reader: ChannelReader | None = None,
+        limit: int | None = None,
     ) -> None:
+        self.limit = limit
         self._tokenizer = tokenizer
         self._end_ids = end_ids
         self._stop_strings = stop_strings
@@ -75,6 +87,8 @@ class ColumnText:
             self._read(all_of_it=False)
             if self._stop_at() is not None:
                 self.finish = "stop_string"
+        if not self.ended and len(self.ids) == self.limit:
+            self.finish = "length"
 
     def take(self, *, all_of_it: bool = False) -> str:
         """The text since the last call."""
@@ -115,9 +129,16 @@ class ColumnText:
 class Streamer(BaseStreamer):
     """Receives one token per column and step from `generate` and passes text on."""
 
-    def __init__(self, columns: Sequence[ColumnText], on_pieces: Pieces, seconds: float = PIECE_SECONDS) -> None:
+    def __init__(
+        self,
+        columns: Sequence[ColumnText],
+        on_pieces: Pieces,
+        seconds: float = PIECE_SECONDS,
+        on_end: Callable[[int], None] = lambda column: None,
+    ) -> None:
         self.columns = columns
-        self._on_pieces = on_pieces
+        self._on_pieces, self._on_end = on_pieces, on_end
+        self._open = set(range(len(columns)))
         self._seconds = seconds
         self._prompts_seen = False
         self._handed_on = time.monotonic()
@@ -140,16 +161,31 @@ class Streamer(BaseStreamer):
         texts = [column.take(all_of_it=all_of_it or column.ended) for column in self.columns]
         if any(texts):
             self._on_pieces(texts, [len(column.ids) for column in self.columns])
+        for at in sorted(self._open):
+            if all_of_it or self.columns[at].ended:
+                self._open.discard(at)
+                self._on_end(at)
 
 
 class AnswerEnding(StoppingCriteria):
-    """Ends each column at its own last token, and all of them on request; `generate` checks after each token."""
+    """Ends each column at its own last token, and all or some of them on request; `generate` checks after each token.
 
-    def __init__(self, columns: Sequence[ColumnText], stop_requested: Callable[[], bool]) -> None:
-        self._columns, self._asked = columns, stop_requested
+    `stopped` holds positions among the columns.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[ColumnText],
+        stop_requested: Callable[[], bool],
+        stopped: Callable[[int], bool] = lambda column: False,
+    ) -> None:
+        self._columns, self._asked, self._stopped = columns, stop_requested, stopped
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         stopped = self._asked()
+        for at, column in enumerate(self._columns):
+            if not column.ended and self._stopped(at):
+                column.finish = "stopped"
         return torch.tensor([stopped or column.ended for column in self._columns], device=input_ids.device)
 
 
@@ -298,13 +334,14 @@ def generate(
     requested_at = time.monotonic()
     for group in loaded.groups([column.adapter for column in columns]):
         began = time.monotonic()
+        streamer = Streamer([texts[position] for position in group], _spread(on_pieces, texts, group))
         _generate_group(
             loaded,
             [columns[position].adapter for position in group],
             [prompts[position] for position in group],
             settings,
-            Streamer([texts[position] for position in group], _spread(on_pieces, texts, group)),
-            stop,
+            streamer,
+            AnswerEnding(streamer.columns, stop),
         )
         for position in group:
             answers[position] = _answer(texts[position], len(prompts[position]), requested_at, began, stopped=stop())
@@ -337,16 +374,18 @@ def _generate_group(
     prompts: Sequence[list[int]],
     settings: GenerationConfig,
     streamer: Streamer,
-    stop: Callable[[], bool],
+    ending: AnswerEnding,
+    rows: "RowSampling | None" = None,
 ) -> None:
-    """One call of the model's `generate`, on left-padded prompts."""
+    """One call of the model's `generate`, on left-padded prompts. With `rows` each row has settings of its own, and
+    ends by itself."""
     longest = max(map(len, prompts))
     pad = loaded.tokenizer.pad_token_id
     device = loaded.model.device
     input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     most = settings.max_new_tokens
-    if loaded.longest_text is not None:
+    if loaded.longest_text is not None and rows is None:
         most = min(most, loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters)))
     names: dict[str, list[str]] = {}
     context: Any = nullcontext(loaded.model)
@@ -362,9 +401,123 @@ def _generate_group(
             max_new_tokens=most,
             eos_token_id=sorted(frozenset.intersection(*(end_ids(loaded, adapter) for adapter in adapters))) or None,
             streamer=streamer,
-            stopping_criteria=[AnswerEnding(streamer.columns, stop)],
+            stopping_criteria=[ending],
+            logits_processor=[rows] if rows else None,
             **names,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPrompt:
+    """A request of a batch: its prompt, its own settings of the generation section, and its stop strings."""
+
+    column: Column
+    settings: Mapping[str, Any]
+    stop_strings: Sequence[str] = ()
+
+
+class RowSampling(LogitsProcessor):
+    """Samples each row by its own settings and seed, in the order of transformers' processors.
+
+    What was sampled is left as the only possible token, so that greedy decoding of the batch takes it. Each row sees
+    its own tokens without the padding before them, as if it were alone.
+    """
+
+    def __init__(self, settings: Sequence[Mapping[str, Any]], padding: Sequence[int], device: torch.device) -> None:
+        self._padding = padding
+        self._processors = [_processors(values) for values in settings]
+        self._generators = [
+            torch.Generator(device).manual_seed(values["seed"]) if values["temperature"] > 0 else None
+            for values in settings
+        ]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row, (processors, generator) in enumerate(zip(self._processors, self._generators, strict=True)):
+            if not processors and generator is None:
+                continue
+            own = scores[row : row + 1]
+            for process in processors:
+                own = process(input_ids[row : row + 1, self._padding[row] :], own)
+            if generator is not None:
+                token = torch.multinomial(own.softmax(dim=-1), 1, generator=generator)
+                own = torch.full_like(own, -torch.inf).scatter(1, token, 0.0)
+            scores[row : row + 1] = own
+        return scores
+
+
+def _processors(values: Mapping[str, Any]) -> list[LogitsProcessor]:
+    """What transformers' `generate` does to the scores with these settings."""
+    processors: list[LogitsProcessor] = []
+    if values["repetition_penalty"] != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(values["repetition_penalty"]))
+    if values["temperature"] > 0:
+        if values["temperature"] != 1:
+            processors.append(TemperatureLogitsWarper(values["temperature"]))
+        if values["top_k"]:
+            processors.append(TopKLogitsWarper(values["top_k"]))
+        if values["top_p"] < 1:
+            processors.append(TopPLogitsWarper(values["top_p"]))
+        if values["min_p"]:
+            processors.append(MinPLogitsWarper(values["min_p"]))
+    return processors
+
+
+def generate_batch(
+    loaded: LoadedModel,
+    asked: Sequence[BatchPrompt],
+    *,
+    on_pieces: Pieces,
+    on_end: Callable[[int, Answer | StudioError], None],
+    stop: Callable[[], bool] = lambda: False,
+    stopped_columns: Collection[int] = (),
+) -> None:
+    """Answers requests that know nothing of each other in one batch, each as if it were alone.
+
+    `on_end` is called once for each, as soon as it ends, with what was wrong if it cannot be answered.
+    `stopped_columns` are positions of those whose answer nobody waits for any more; it may grow meanwhile.
+    """
+    prompts: dict[int, list[int]] = {}
+    for at, item in enumerate(asked):
+        try:
+            prompts[at] = prompt_ids(loaded, item.column, item.settings["enable_thinking"])
+        except StudioError as error:
+            on_end(at, error)
+    texts = [_batch_text(loaded, item, prompts.get(at, [])) for at, item in enumerate(asked)]
+    requested_at = time.monotonic()
+    able = list(prompts)
+    for places in loaded.groups([asked[at].column.adapter for at in able]) if able else ():
+        group, began = [able[place] for place in places], time.monotonic()
+
+        def end(row: int, group: list[int] = group, began: float = began) -> None:
+            at = group[row]
+            on_end(at, _answer(texts[at], len(prompts[at]), requested_at, began, stopped=stop()))
+
+        def left(row: int, group: list[int] = group) -> bool:
+            return group[row] in stopped_columns
+
+        longest = max(len(prompts[at]) for at in group)
+        streamer = Streamer([texts[at] for at in group], _spread(on_pieces, texts, group), on_end=end)
+        _generate_group(
+            loaded,
+            [asked[at].column.adapter for at in group],
+            [prompts[at] for at in group],
+            greedy(loaded, max(texts[at].limit or 1 for at in group)),
+            streamer,
+            AnswerEnding(streamer.columns, stop, left),
+            RowSampling(
+                [asked[at].settings for at in group], [longest - len(prompts[at]) for at in group], loaded.model.device
+            ),
+        )
+
+
+def _batch_text(loaded: LoadedModel, item: BatchPrompt, prompt: list[int]) -> ColumnText:
+    """The text of a request, which ends at its own limit of tokens, or at the end of what the base can read."""
+    adapter, limit = item.column.adapter, int(item.settings["max_new_tokens"])
+    if loaded.longest_text is not None:
+        limit = min(limit, loaded.longest_text - len(prompt) - loaded.virtual_tokens(adapter))
+    opening = _opening(loaded, adapter, prompt) if prompt else ""
+    ends, reader = end_ids(loaded, adapter), _reader(loaded, adapter)
+    return ColumnText(loaded.tokenizer_of(adapter), ends, item.stop_strings, opening, reader, limit)
 
 
 def _answer(text: ColumnText, prompt_tokens: int, requested_at: float, began: float, *, stopped: bool) -> Answer:

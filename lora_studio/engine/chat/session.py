@@ -68,6 +68,7 @@ class SessionWorker:
             protocol.LookAtModel: self.look_at_model,
             protocol.Load: self.load,
             protocol.Generate: self.generate,
+            protocol.GenerateBatch: self.generate_batch,
             protocol.Score: self.score,
             protocol.Modules: self.modules,
             protocol.Mix: self.mix,
@@ -206,6 +207,33 @@ class SessionWorker:
         )
         return protocol.Generated(columns=[protocol.ColumnAnswer(**answer.to_dict()) for answer in answers])
 
+    def generate_batch(self, call: Call[protocol.GenerateBatch]) -> protocol.Done:
+        """Answers requests with settings of their own in one batch; each ends when its own answer does."""
+        from lora_studio.engine.chat import generate
+
+        prompts = []
+        for column in call.message.columns:
+            settings = parse({"generation": column.settings}).generation
+            values = settings.model_dump(exclude={"stop_strings"})
+            stops = (*settings.stop_texts, *column.stop)
+            prompts.append(generate.BatchPrompt(generate.Column(column.adapter, column.messages), values, stops))
+
+        def end(position: int, answer: "generate.Answer | StudioError") -> None:
+            if isinstance(answer, StudioError):
+                call.answer(protocol.Ended(position=position, message=answer.message, hint=answer.hint))
+            else:
+                call.answer(protocol.Ended(position=position, answer=protocol.ColumnAnswer(**answer.to_dict())))
+
+        generate.generate_batch(
+            self._model(),
+            prompts,
+            on_pieces=lambda texts, tokens: call.answer(protocol.Piece(texts=list(texts), tokens=list(tokens))),
+            on_end=end,
+            stop=call.stopped.is_set,
+            stopped_columns=call.stopped_columns,
+        )
+        return protocol.Done()
+
     def score(self, call: Call[protocol.Score]) -> protocol.Scored:
         """Scores a given answer token by token under base and adapters."""
         from lora_studio.engine.chat import logprobs
@@ -247,7 +275,7 @@ class SessionWorker:
 
 
 class Inbox(threading.Thread):
-    """Reads requests. "stop" is handled immediately; everything else is queued in `calls`."""
+    """Reads requests. "stop" and "stop_column" are handled immediately; everything else is queued in `calls`."""
 
     def __init__(self, lines: TextIO, write: Callable[[JsonObject], None]) -> None:
         super().__init__(name="requests", daemon=True)
@@ -266,14 +294,22 @@ class Inbox(threading.Thread):
                     protocol.Failure(message=error.message, hint=error.hint)
                 )
                 continue
-            if isinstance(call.message, protocol.Stop):
-                if self._latest is not None:
-                    self._latest.stopped.set()
+            if isinstance(call.message, protocol.Stop | protocol.StopColumn):
+                self._stop(call.message)
                 call.answer(protocol.Done())
             else:
                 self._latest = call
                 self.calls.put(call)
         os._exit(0)  # the parent is gone: free the memory at once
+
+    def _stop(self, message: protocol.Stop | protocol.StopColumn) -> None:
+        """Ends the latest request, or one column of it if it is that batch."""
+        if self._latest is None:
+            return
+        if isinstance(message, protocol.Stop):
+            self._latest.stopped.set()
+        elif getattr(self._latest.message, "batch", None) == message.batch:
+            self._latest.stopped_columns.add(message.position)
 
 
 def serve(session: SessionWorker, call: Call[Any]) -> bool:
