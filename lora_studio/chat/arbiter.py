@@ -1,23 +1,31 @@
-"""The way to the engine, for everybody who has the page open and every program that asks: one at a time, loaded when
-needed, asked before it is loaded where memory is short.
+"""The way to the engine, for everybody who has the page open and every program that asks: loaded when needed, asked
+before it is loaded where memory is short.
+
+Whoever asks has a turn; questions of programs that wait together share one, and are answered in one batch.
 """
 
 import contextlib
+import contextvars
 import os
+import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.data.messages import ChatMessage
-from lora_studio.errors import StudioError
+from lora_studio.errors import EngineError, StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import TRAIN, Kind
 from lora_studio.jobs.protocol import (
+    BatchColumn,
     ColumnPrompt,
+    Ended,
     Generate,
+    GenerateBatch,
     Generated,
     Loaded,
     ModelSelection,
@@ -66,8 +74,14 @@ class Unloaded:
     """The memory is free."""
 
 
-Answer = Status | Ready | Unloaded | Progress | Piece | Waiting | Generated | Scored
+Answer = Status | Ready | Unloaded | Progress | Piece | Ended | Waiting | Generated | Scored
 Answers = Generator[Answer, None, None]
+WAITING = Status("Another question is being answered; yours is next", waiting=True)
+PROGRAMS = "programs"
+"""Who has the turn while questions of programs are answered."""
+MAX_BATCH, MAX_BATCH_ADAPTERS = 16, 8
+GATHER_SECONDS = 0.02
+"""How long a batch waits for further questions."""
 
 
 class ConsentError(StudioError):
@@ -83,6 +97,62 @@ class HeldError(StudioError):
 
 class BusyError(StudioError):
     """So much of one person waits already that there would be no turn for others."""
+
+
+@dataclass(eq=False)
+class _Question:
+    """A program's question while it waits and is answered. `context` is that of its asker, whose rights count.
+
+    `left`: nobody waits for the answer any more.
+    """
+
+    who: str
+    selection: ModelSelection
+    prompt: BatchColumn
+    context: contextvars.Context
+    answers: "queue.SimpleQueue[Answer | StudioError]" = field(default_factory=queue.SimpleQueue)
+    begun: bool = False
+    left: bool = False
+    done: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What questions of one batch share: who asks, and the base."""
+        return self.who.split(" ")[:-1], self.selection.of_base
+
+    def end(self, last: Answer | StudioError) -> None:
+        """Hands out the last answer; nothing after it."""
+        if not self.done:
+            self.answers.put(last)
+            self.done = True
+
+
+def _first_of(questions: Sequence[_Question]) -> list[_Question]:
+    """As many as are answered at once, with as many adapters as are held at once."""
+    batch: list[_Question] = []
+    adapters: set[str | None] = set()
+    for question in questions[:MAX_BATCH]:
+        if len(adapters | {question.prompt.adapter}) <= MAX_BATCH_ADAPTERS:
+            adapters.add(question.prompt.adapter)
+            batch.append(question)
+    return batch
+
+
+def _hand_out(batch: Sequence[_Question], answer: Answer) -> None:
+    """An answer of the engine to those whom it is for."""
+    if isinstance(answer, Ended):
+        question = batch[answer.position]
+        ended = answer.answer
+        question.end(Generated(columns=[ended]) if ended else StudioError(answer.message, answer.hint))
+    elif isinstance(answer, Generated):
+        batch[0].end(answer)
+    elif isinstance(answer, Piece):
+        for question, text, tokens in zip(batch, answer.texts, answer.tokens, strict=True):
+            if text:
+                question.answers.put(Piece(texts=[text], tokens=[tokens]))
+    else:
+        for question in batch:
+            question.answers.put(answer)
 
 
 def asker(kind: str, visitor: str, which: str) -> str:
@@ -117,6 +187,9 @@ class Engine:
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
         self._device_id = ""
         self.choice = AUTO
+        self._questions: list[_Question] = []  # of programs, those that wait, the oldest first
+        self._batch_now: list[_Question] = []
+        self._batch_name, self._answering_programs = "", False
         supervisor.chat_device = self._occupied
 
     @property
@@ -184,12 +257,120 @@ class Engine:
         settings: SettingValues,
         stop: Sequence[str] = (),
     ) -> Answers:
-        """One column's answer to a program. Raises `HeldError` where that would take the base from a person's chat.
+        """One column's answer to a program. Those of a user on one base that wait together are answered in one batch.
 
-        `stop` are texts that end the answer, beside those of the settings.
+        Raises `HeldError` where that would take the base from a person's chat. `stop` are texts that end the answer,
+        beside those of the settings.
         """
-        request = Generate(columns=[column], settings=settings, stop=list(stop))
-        yield from self._in_turn(who, self._behind_the_page(selection, self._answered(selection, request)))
+        prompt = BatchColumn(adapter=column.adapter, messages=column.messages, settings=settings, stop=list(stop))
+        question = _Question(who, selection, prompt, contextvars.copy_context())
+        with self._naming:
+            self._check_waiting(who)
+            self._waiting.add(who)
+            self._questions.append(question)
+            if not self._answering_programs:
+                self._answering_programs = True
+                threading.Thread(target=self._answer_programs, name="programs", daemon=True).start()
+        try:
+            while True:
+                try:
+                    answer = question.answers.get(timeout=WAIT_SECONDS)
+                except queue.Empty:
+                    if question.begun:
+                        continue
+                    if who not in self._waiting:
+                        raise StudioError("Stopped before it started.", "Ask again at any time.") from None
+                    yield WAITING
+                    continue
+                if isinstance(answer, StudioError):
+                    raise answer
+                yield answer
+                if isinstance(answer, Generated):
+                    return
+        finally:
+            self.stop(who)
+
+    def _answer_programs(self) -> None:
+        """Answers the questions of programs batch by batch, until none waits."""
+        try:
+            while True:
+                with self._naming:
+                    if not self._questions:
+                        self._answering_programs = False
+                        return
+                    oldest = self._questions[0]
+                # In its asker's name: a batch holds the questions of one user, who may read all that it needs.
+                oldest.context.run(self._answer_batch, oldest)
+        except BaseException:
+            self._answering_programs = False  # the next question starts another thread
+            raise
+
+    def _answer_batch(self, oldest: "_Question") -> None:
+        batch: list[_Question] = []
+        last: StudioError = EngineError("The answer was interrupted.")
+        try:
+            with contextlib.closing(self._in_turn(PROGRAMS, self._batch(oldest, batch))) as answers:
+                for answer in answers:
+                    _hand_out(batch, answer)
+                    if all(question.left or question.done for question in batch):
+                        break
+        except StudioError as error:
+            last = error
+        finally:
+            for question in batch:
+                question.end(last)
+
+    def _batch(self, oldest: "_Question", batch: list["_Question"]) -> Answers:
+        """The answers to all questions that wait and go together with the oldest; `batch` receives them."""
+        time.sleep(GATHER_SECONDS)  # whoever was just answered comes back with the next question
+        with self._naming:
+            alike = [question for question in self._questions if question.key == oldest.key]
+            batch += _first_of(alike)
+            for question in batch:
+                self._questions.remove(question)
+                self._waiting.discard(question.who)
+                question.begun = True
+            self._batch_now = batch
+        try:
+            if len(batch) == 1:
+                yield from self._single(batch[0])
+            elif batch:
+                yield from self._together(batch)
+        finally:
+            with self._naming:
+                self._batch_now = []
+
+    def _single(self, question: "_Question") -> Answers:
+        column = ColumnPrompt(adapter=question.prompt.adapter, messages=question.prompt.messages)
+        request = Generate(columns=[column], settings=question.prompt.settings, stop=question.prompt.stop)
+        yield from self._behind_the_page(question.selection, self._answered(question.selection, request))
+
+    def _together(self, batch: list["_Question"]) -> Answers:
+        """All of them at once; one by one where they cannot be loaded together, so that each hears of its own."""
+        first = batch[0].selection
+        adapters = dict(adapter for question in batch for adapter in question.selection.adapters)
+        selection = replace(first, adapters=tuple(adapters.items()))
+        name = secrets.token_hex(8)
+        request = GenerateBatch(batch=name, columns=[question.prompt for question in batch])
+        self._batch_name, begun = name, False
+        try:
+            with contextlib.closing(self._behind_the_page(selection, self._answered(selection, request))) as answers:
+                for answer in answers:
+                    begun = begun or isinstance(answer, Piece | Ended)
+                    yield answer
+        except (EngineError, HeldError):
+            raise
+        except StudioError:
+            if begun:
+                raise
+            remaining = [question for question in batch if not (question.done or question.left)]
+            for question in remaining:
+                batch[:] = [question]
+                try:
+                    yield from self._single(question)
+                except StudioError as error:
+                    question.end(error)
+            batch[:] = remaining
 
     def score(self, who: str, selection: ModelSelection, messages: Sequence[ChatMessage], text: str) -> Answers:
         """How likely base and adapters find each token of a text."""
@@ -199,7 +380,16 @@ class Engine:
     def stop(self, who: str) -> None:
         """Ends this one's answer or waiting, nobody else's. A base that is being loaded ends with its child."""
         with self._naming:
-            if self._holder != who:
+            self._questions = [question for question in self._questions if question.who != who]
+            question = next((question for question in self._batch_now if question.who == who), None)
+            if question is not None:
+                if question.done or question.left:
+                    return
+                question.left = True
+                if not all(other.left or other.done for other in self._batch_now):
+                    self._session.stop_column(self._batch_name, self._batch_now.index(question))
+                    return
+            elif self._holder != who:
                 self._waiting.discard(who)
                 return
             self._given_up = True
@@ -227,15 +417,19 @@ class Engine:
         """Who may be the same person as others that ask; "" where users are not told apart."""
         return self._person_of(who.split(" ")[1]) if who.count(" ") == 2 else ""
 
+    def _check_waiting(self, who: str) -> None:
+        """Raises `BusyError` where too much of this person waits already."""
+        person = self._person(who)
+        waiting = sum(self._person(other) == person for other in self._waiting) if person else 0
+        if self._max_waiting and waiting >= self._max_waiting:
+            raise BusyError(
+                f"{self._max_waiting} questions from you, or from your address, are already waiting.",
+                "Try again in a moment.",
+            )
+
     def _in_turn(self, who: str, work: Answers) -> Answers:
         with self._naming:
-            person = self._person(who)
-            waiting = sum(self._person(other) == person for other in self._waiting) if person else 0
-            if self._max_waiting and waiting >= self._max_waiting:
-                raise BusyError(
-                    f"{self._max_waiting} questions from you, or from your address, are already waiting.",
-                    "Try again in a moment.",
-                )
+            self._check_waiting(who)
             self._waiting.add(who)
         try:
             with contextlib.closing(work):
@@ -244,7 +438,7 @@ class Engine:
                         raise StudioError(
                             "Stopped before it started.", "Another question was being answered. Ask again."
                         )
-                    yield Status("Another question is being answered; yours is next", waiting=True)
+                    yield WAITING
                 try:
                     with self._naming:
                         self._waiting.discard(who)

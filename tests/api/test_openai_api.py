@@ -1,5 +1,7 @@
 """The endpoint as programs use it: the official `openai` client asks a server, behind which a session plays answers."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +36,9 @@ def script(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]
     if method == "load":
         yield LOADED
         return
+    if method == "generate_batch":
+        yield from in_batch([column["messages"][-1]["content"] for column in params["columns"]])
+        return
     question = params["columns"][0]["messages"][-1]["content"]
     if question == "wrong":
         yield StudioError("The conversation has 9 tokens; demo reads at most 8.", "Start a new conversation.")
@@ -45,6 +50,24 @@ def script(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]
         yield {"kind": "piece", "texts": ["r"], "tokens": [1]}
     yield {"kind": "piece", "texts": ["r"], "tokens": [2]}
     yield {"kind": "result", "columns": [ANSWER | {"text": "Arr", "prompt_tokens": 7}]}
+
+
+LEFT = threading.Event()
+"""Set once a client of a slow batch left."""
+
+
+def in_batch(questions: list[str]) -> Iterator[dict[str, Any]]:
+    """Each gets its answer, the wrong one what is the matter; slow ones once somebody left."""
+    count = len(questions)
+    yield {"kind": "piece", "texts": ["Arr"] * count, "tokens": [1] * count}
+    if any(question.startswith("slow") for question in questions):
+        LEFT.wait(PATIENCE)
+    for at, question in enumerate(questions):
+        if question == "wrong":
+            yield {"kind": "ended", "position": at, "message": "The conversation has 9 tokens; demo reads at most 8."}
+        else:
+            yield {"kind": "ended", "position": at, "answer": ANSWER | {"text": f"Arr, {question}"}}
+    yield {"kind": "result"}
 
 
 @pytest.fixture
@@ -165,22 +188,76 @@ def test_an_answer_ends_when_its_client_hangs_up(url: str, studio: Studio, strea
     assert session.stops <= 1
 
 
-def test_requests_are_answered_one_after_the_other(client: openai.OpenAI, url: str, studio: Studio) -> None:
+def test_requests_that_wait_together_are_answered_in_one_batch_each_by_its_own_settings(
+    client: openai.OpenAI, url: str, studio: Studio, run: RunFolder
+) -> None:
     long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
-    said: list[str | None] = []
+    results: dict[str, str | None] = {}
 
-    def ask() -> None:
-        said.append(client.chat.completions.create(model="demo", messages=HELLO).choices[0].message.content)
+    def ask(question: str, model: str, temperature: float) -> None:
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
+        try:
+            answer = client.chat.completions.create(model=model, messages=messages, temperature=temperature, stop="#")
+            results[question] = answer.choices[0].message.content
+        except openai.BadRequestError as error:
+            results[question] = str(error.body["message"])  # type: ignore[index]
 
+    waiting = [("Hello", "demo", 0.0), ("Hi", run.id, 0.5), ("wrong", "demo", 1.0)]
     with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=PATIENCE) as first:
         lines = first.iter_lines()
         next(lines)
-        second = threading.Thread(target=ask)
-        second.start()
-        time.sleep(0.2)
-        assert said == []
-    second.join(PATIENCE)
-    assert said == ["Arr"]
+        threads = [threading.Thread(target=ask, args=request) for request in waiting]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(vars(studio.engine)["_questions"]) == 3)
+        assert results == {}
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert results["Hello"] == "Arr, Hello"
+    assert results["Hi"] == "Arr, Hi"
+    assert "reads at most 8" in str(results["wrong"])
+    session: Any = studio.chat
+    (params,) = [params for method, params in session.asked if method == "generate_batch"]
+    columns = {column["messages"][-1]["content"]: column for column in params["columns"]}
+    assert {name: column["settings"]["temperature"] for name, column in columns.items()} == {
+        "Hello": 0.0,
+        "Hi": 0.5,
+        "wrong": 1.0,
+    }
+    assert columns["Hi"]["adapter"] == run.id
+    assert columns["Hello"]["stop"] == ["#"]
+
+
+def test_who_leaves_a_batch_ends_only_their_own_answer(url: str, studio: Studio) -> None:
+    session: Any = studio.chat
+    answers: list[str] = []
+
+    def body(question: str) -> dict[str, Any]:
+        return {"model": "demo", "messages": [{"role": "user", "content": question}]}
+
+    def stay() -> None:
+        answers.append(httpx.post(f"{url}/chat/completions", json=body("slow too"), timeout=PATIENCE).text)
+
+    leaver = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0))
+    LEFT.clear()
+    with httpx.stream("POST", f"{url}/chat/completions", json=body("long") | {"stream": True}, timeout=None) as first:
+        lines = first.iter_lines()
+        next(lines)
+        stays = threading.Thread(target=stay)
+        stays.start()
+        text = json.dumps(body("slow"))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n"
+        leaver.sendall(f"{head}Content-Type: application/json\r\n\r\n{text}".encode())
+        until(lambda: len(vars(studio.engine)["_questions"]) == 2)
+    until(lambda: any(method == "generate_batch" for method, _ in session.asked))
+    leaver.close()
+    until(lambda: session.stopped_columns)
+    LEFT.set()
+    stays.join(PATIENCE)
+    assert "Arr, slow too" in answers[0]
+    (batch,) = [params for method, params in session.asked if method == "generate_batch"]
+    position = [column["messages"][-1]["content"] for column in batch["columns"]].index("slow")
+    assert session.stopped_columns == [(batch["batch"], position)]
 
 
 def test_who_waits_too_long_is_told_to_come_again(

@@ -20,6 +20,7 @@ class FakeSession:
         self.busy = False
         self.left_early = 0
         self.stops = 0
+        self.stopped_columns: list[tuple[str, int]] = []
 
     def stream(self, request: Request[Any], *, beat: bool = False) -> Iterator[Any]:
         self.running = True
@@ -43,6 +44,9 @@ class FakeSession:
 
     def stop(self) -> None:
         self.stops += 1
+
+    def stop_column(self, batch: str, position: int) -> None:
+        self.stopped_columns.append((batch, position))
 
     def close(self) -> None:
         self.running = False
