@@ -100,6 +100,15 @@ def test_a_step_that_is_not_logged_reads_nothing_off_the_device(waits: Waits, ma
 
 
 @pytest.mark.slow
+def test_an_evaluation_between_two_logged_steps_logs_numbers(make_run: MakeRun, train: Train) -> None:
+    run = make_run(**{**SETTINGS, "evaluation__eval_strategy": "steps", "evaluation__eval_steps": 3})
+    assert train(run) == 0
+    state = fold(events(run))
+    assert [measured.step for measured in state.evaluations][:2] == [3, 6]
+    assert all(isinstance(point.tokens, int) for point in state.steps)
+
+
+@pytest.mark.slow
 def test_what_is_read_later_is_what_trl_reads_at_once(
     make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,9 +244,10 @@ class TrainerMixin(WithoutRouterLoss):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        later.read(self._metrics["train"])
-        if self._metrics["train"].get("num_tokens"):
-            self._total_train_tokens = self._metrics["train"]["num_tokens"][0]
+        counted = {"num_tokens": [self._total_train_tokens]}  # an evaluation logs it too
+        for metrics in (*self._metrics.values(), counted):
+            later.read(metrics)
+        self._total_train_tokens = counted["num_tokens"][0]
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Batch) -> int:
