@@ -14,7 +14,7 @@ from lora_studio.config.sections import Config, Training
 from lora_studio.files import JsonObject
 from lora_studio.models import attention
 from lora_studio.models.accelerators import DEVICE_KINDS, MIB
-from lora_studio.models.shape import Architecture, Linear
+from lora_studio.models.shape import Architecture, Linear, Stack
 from lora_studio.models.targets import Adapter, adapter, expert_rank, names
 
 GATED = ("gate_proj", "gate_up_proj")
@@ -90,7 +90,7 @@ def _inputs(present: list[Linear], adapted: set[str], rank: int, how: Arithmetic
         if item.name not in adapted:
             continue
         stored += how.width * rank
-        copies = how.dropout or (how.mixed and how.quantization == "none")
+        copies = how.dropout or _copied(how)
         if how.dropout:
             stored += how.mask_bytes * item.inputs
         if copies:
@@ -124,7 +124,7 @@ def _feed_forward(model: Architecture, present: list[Linear], how: Arithmetic, l
         elif item.leaf == "fc1":
             stored += how.width * 4 * item.outputs  # the steps of GELU's approximation by tanh
     for stack in model.stacks:
-        if layer in stack.layers and stack.name.endswith("down_proj"):
+        if layer in stack.layers and _is_down(stack):
             stored += how.width * model.active_experts * (4 * stack.inputs + 2 * model.hidden)
     return stored
 
@@ -151,14 +151,54 @@ def fixed_bytes(model: Architecture, adapter: Adapter, how: Arithmetic, layer: i
     return stored + sum(how.width * stack.weights for stack in adapter.stacks if layer in stack.layers)
 
 
-def working_bytes(model: Architecture, how: Arithmetic) -> int:
-    """Bytes a token that the backward pass of one layer needs besides what was kept: gradients of the widest tensors.
+def forward_bytes(model: Architecture, trained: Adapter, how: Arithmetic) -> int:
+    """Bytes a token that stand beside what is kept while the last layer's adapters compute.
 
-    Under mixed precision each adapter's input gradient is made in 32 bits, twice while dropout is undone.
+    peft hands an adapter its input in the adapter's own 32 bits (`_cast_input_dtype`), which dropout doubles before
+    autocast makes the 16-bit copy that is kept. Six tensors are as wide as the layer: the residual, the norm's output,
+    the base's answer, the adapter's before and after scaling, and their sum.
     """
-    inner = max((item.outputs if item.leaf in ("gate_proj", "fc1") else item.inputs) for item in model.linears)
-    casts = 8 if how.mixed and how.quantization == "none" else 0
-    return (3 * how.width + casts) * inner + 2 * how.width * model.hidden
+    inner = [0, *(how.width * model.active_experts * model.hidden * 2 for stack in model.stacks[:1])]
+    adapted = {item.name for item, _ in trained.targets}
+    for item in model.linears:
+        separate = item.name not in adapted or how.dropout or _copied(how)
+        cast = 4 * (1 + how.dropout) if item.name in adapted and _copied(how) else 0
+        inner.append((how.width * separate + cast) * item.inputs)
+    return max(inner) + 6 * how.width * model.hidden
+
+
+def backward_bytes(model: Architecture, trained: Adapter, how: Arithmetic) -> int:
+    """Bytes a token that stand beside what is kept while gradients go back through the last layer's widest modules.
+
+    A module's input gets one gradient from the base and one from the adapter, which in mixed precision passes through
+    32 bits, twice where dropout is undone; the adapter's own input is free by then. The two factors of a gated layer
+    get one each from the gradient of their product.
+    """
+    inner = [0, *(how.width * model.active_experts * stack.inputs for stack in model.stacks if _is_down(stack))]
+    adapted = {item.name for item, _ in trained.targets}
+    for item in model.linears:
+        freed = how.width * (item.name in adapted)
+        cast = how.width + 4 * (1 + how.dropout) if item.name in adapted and _copied(how) else 2 * how.width
+        gated = 3 * how.width if item.leaf == "down_proj" else 0
+        inner.append((max(cast, gated) - freed) * item.inputs)
+    return max(inner) + how.width * model.hidden
+
+
+def _copied(how: Arithmetic) -> bool:
+    """Whether adapters get a copy of their input in their own precision; above bitsandbytes' modules autocast casts."""
+    return how.mixed and how.quantization == "none"
+
+
+def expert_gradients(adapter: Adapter, how: Arithmetic) -> int:
+    """The gradient of the weights that experts and their adapters were merged into, at its largest: those of
+    `down_proj` come first, and its merged weights are free before those of `gate_up_proj` come."""
+    sizes = {stack.name.rpartition(".")[2]: how.width * stack.weights for stack in adapter.stacks}
+    down = sizes.get("down_proj", 0)
+    return max(down, sizes.get("gate_up_proj", 0) - down)
+
+
+def _is_down(stack: Stack) -> bool:
+    return stack.name.endswith("down_proj")
 
 
 PARTS = {
@@ -228,7 +268,8 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
             weight_width(config, device),
             doubly=config.model.bnb_4bit_use_double_quant,
         ),
-        "adapter": (1 + _has_reference(config)) * trained.added * 4 + (trained.trainable * 2 if how.mixed else 0),
+        "adapter": (1 + _has_reference(config)) * trained.added * 4
+        + (trained.trainable * 2 // (model.layers if checkpointing else 1) if how.mixed else 0),
         "gradients": trained.trainable * 4,
         "optimizer": optimizer_bytes(config.training.optim, model, trained, config.lora.r),
         "activations": activations,
@@ -367,11 +408,11 @@ def optimizer_bytes(optim: str, model: Architecture, trained: Adapter, r: int) -
 def _step(
     config: Config, model: Architecture, trained: Adapter, how: Arithmetic, sequence: int, checkpointing: bool
 ) -> tuple[int, int]:
-    """Bytes of activations, and of the loss, at the moment when both together are largest.
+    """Bytes of activations, and what the loss needs beyond them, at the moment when both together are largest.
 
     With checkpointing a layer keeps its input only and is computed again when its turn comes (Chen et al. 2016,
-    arXiv:1604.06174): the inputs of all layers and the whole of one. The loss has its peak before any layer's backward,
-    so that the two are not added but the larger counts.
+    arXiv:1604.06174): the inputs of all layers and the whole of one. Three moments can be the largest, and are not
+    added: the last layer's feed-forward part on its way forward, the loss with the last norm, and the way back.
     """
     training = config.training
     tokens = sequences_at_once(config) * sequence
@@ -379,11 +420,13 @@ def _step(
     layers = [layer_bytes(model, trained, how, span, layer) * tokens for layer in range(model.layers)]
     layers = [octets + fixed_bytes(model, trained, how, layer) for layer, octets in enumerate(layers)]
     stored = _stored_layers(training, layers, how.width * model.hidden * tokens, checkpointing)
-    stored += (4 + how.width) * model.hidden * tokens
-    working = working_bytes(model, how) * tokens + _dequantized(model, how.quantization)
-    working += max(layers) if checkpointing else 0
-    loss = loss_bytes(config, model, how, tokens)
-    return stored + working, max(0, loss - working)
+    again = max(layers) if checkpointing else 0
+    unpacked = _dequantized(model, how.quantization)
+    forward = again + forward_bytes(model, trained, how) * tokens + unpacked
+    backward = again + backward_bytes(model, trained, how) * tokens + max(unpacked, expert_gradients(trained, how))
+    scored = (4 + how.width) * model.hidden * tokens + loss_bytes(config, model, how, tokens)
+    working = max(forward, backward)
+    return stored + working, max(0, scored - working)
 
 
 def _stored_layers(training: Training, layers: list[int], inputs: int, checkpointing: bool) -> int:
