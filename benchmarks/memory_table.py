@@ -19,7 +19,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -41,9 +41,10 @@ from trl import SFTConfig
 from lora_studio.config.parsing import nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.engine.models.adapter import add_adapter
-from lora_studio.engine.models.load import load_tokenizer, without_router_logits
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train.settings import packing_values, trainer_values
 from lora_studio.engine.train.trainers import StudioTrainer
+from lora_studio.engine.train_script import without_router_logits
 from lora_studio.files import JsonObject
 from lora_studio.models.accelerators import CUDA
 from lora_studio.models.memory import estimate
@@ -225,6 +226,7 @@ def as_on_cuda() -> Iterator[None]:
         "torch.nn.Module._apply": moved,
         "torch.nn.functional.scaled_dot_product_attention": attention_on_cuda,
         "torch.nn.functional.dropout": dropout_on_cuda,
+        "lora_studio.engine.train.later.later": lambda accelerator: nullcontext(),  # no subclass holds a fake tensor
         "trl.trainer.utils._use_triton": lambda device: True,
         "trl.kernels.chunked_logprob._forward_tile": in_place,
         "trl.kernels.chunked_logprob._backward_tile": in_place,
@@ -278,7 +280,7 @@ def trainer_of(config: Config, numbers: JsonObject, folder: str) -> StudioTraine
     settings = SFTConfig(
         output_dir=folder,
         report_to=[],
-        **packing_values(config),
+        **packing_values(config, padding_free=False),
         **values
         | {"use_cpu": True, "bf16": True, "max_steps": 1, "dataloader_pin_memory": False, "save_strategy": "no"},
     )
@@ -360,12 +362,12 @@ def table(cases: Sequence[JsonObject]) -> str:
         f"adds. The furthest estimate is {furthest:.1%} off. Libraries: {versions}.",
         "",
         "Counted as on a CUDA GPU: weights in bfloat16, a 32-bit adapter under autocast, AdamW. Attention is "
-        "PyTorch's (`sdpa`): FlashAttention where there is no mask, the memory-efficient kernel with the mask as "
-        "numbers for padded and packed batches. Dropout is the fused one, and TRL's loss writes into its buffers as "
-        "its Triton kernels do. 4-bit weights are packed by bitsandbytes' own code (nf4, double quantization); its "
-        "product of many rows unpacks the matrix first, which is added. The estimate stands here without its part "
-        "System: the driver, the workspace of cuBLAS and what the allocator can't use again are not tensors. No GPU "
-        "has confirmed the figures yet.",
+        "PyTorch's (`sdpa`): FlashAttention where there is no mask, as in padded batches, and the memory-efficient "
+        "kernel with the mask as numbers for packed ones. Dropout is the fused one, and TRL's loss writes into its "
+        "buffers as its Triton kernels do. 4-bit weights are packed by bitsandbytes' own code (nf4, double "
+        "quantization); its product of many rows unpacks the matrix first, which is added. The estimate stands here "
+        "without its part System: the driver, the workspace of cuBLAS and what the allocator can't use again are not "
+        "tensors. No GPU has confirmed the figures yet.",
         "",
         "LoRA with rank 16 on all linear modules, the other settings as they come. Padded batches have rows of two "
         "lengths. GiB are 1,024³ bytes.",
