@@ -30,16 +30,13 @@ _NUMBER = (int, float, type(None))
 _FACTS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("title", "maker", "model", "data", "compute_target"), (str,)),
     **dict.fromkeys(("memory_bytes", "device_share"), (int, type(None))),
-    "versions": (dict,),
-    **dict.fromkeys(("columns", "devices"), (list,)),
+    **{"versions": (dict,), "columns": (list,), "devices": (list,), "group": (dict,)},
 }
 _RESULT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("state", "message", "reason", "missing"), (str,)),
     **dict.fromkeys(("difference", "retry"), (dict, type(None))),
-    "eval_metrics": (dict,),
-    "best_checkpoint": (str, type(None)),
+    **{"eval_metrics": (dict,), "best_checkpoint": (str, type(None)), "bytes": (int,)},
     **dict.fromkeys(("files", "notes"), (list,)),
-    "bytes": (int,),
     **dict.fromkeys(("steps", "epochs", "tokens", "seconds", "train_rows", "tokens_per_second"), _NUMBER),
     **dict.fromkeys(("train_loss", "eval_loss", "peak_memory_bytes", "estimated_memory_bytes"), _NUMBER),
 }
@@ -52,8 +49,7 @@ def in_space(environment: Mapping[str, str]) -> bool:
 
 
 def usual_place(environment: Mapping[str, str], storage: Path = Path("/data")) -> Path:
-    """The folder for what is kept where nobody names one: the current folder; of a Space its mounted storage, or its
-    home where the program's own folder may not be written. What was mounted can be written or is no use."""
+    """Where things are kept if nobody names a place: the current folder; of a Space its mounted storage or its home."""
     if not in_space(environment):
         return Path()
     if os.path.ismount(storage) and os.access(storage, os.W_OK):
@@ -350,8 +346,7 @@ class Policy:
 
 
 class Workspace:
-    """Uploads, runs and drafts under one root folder, made where missing. It decides nothing about who may do what:
-    `policy` gives the policy of the current caller."""
+    """Uploads, runs and drafts under one root folder, made where missing; `policy` says what the caller may do."""
 
     def __init__(self, root: Path, policy: Callable[[], Policy] = Policy) -> None:
         self.root = root.expanduser().resolve()
@@ -411,6 +406,11 @@ class Workspace:
     def benchmarks_folder(self) -> Path:
         """Adapters measured on public benchmarks."""
         return self.root / "benchmarks"
+
+    @property
+    def searches_folder(self) -> Path:
+        """Searches for a learning rate."""
+        return self.root / "searches"
 
     @property
     def uploads_folder(self) -> Path:
@@ -478,19 +478,19 @@ class Workspace:
         """An empty file: whoever changes the queue holds its lock."""
         return self.root / "queue.lock"
 
-    def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
-        """A new run folder with its config, named by time, title and four random letters."""
+    def create_run(self, title: str, text: str, facts: Mapping[str, Any], place: Path | None = None) -> RunFolder:
+        """A new run folder with its config (YAML), named by time, title and four random letters; `place` holds it."""
         policy = self.policy
         policy.check_room()
         for _ in range(10):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = safe_name(re.sub(r"[/\\]", " ", title), "run").lower()[:40]
-            run = RunFolder(self.runs_folder / f"{stamp}-{name}-{secrets.token_hex(2)}")
+            run = RunFolder((place or self.runs_folder) / f"{stamp}-{name}-{secrets.token_hex(2)}")
             try:
                 run.path.mkdir(parents=True)
             except FileExistsError:
                 continue
-            write_atomically(run.config, config_yaml)
+            write_atomically(run.config, text)
             request = {"title": title, "created": time.time(), "maker": policy.owner_id, **facts}
             write_atomically(run.facts, json.dumps(request, indent=2))
             policy.run_created()

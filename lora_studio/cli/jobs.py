@@ -169,14 +169,14 @@ def runs(workspace: Workspace, args: argparse.Namespace) -> int:
 
 def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: argparse.Namespace, noun: str) -> int:
     """An action on a job of any kind, named by a person; the exit code."""
-    _, folder = supervisor.find(name, noun)
+    kind, folder = supervisor.find(name, noun)
     if args.action in ("up", "down"):
         supervisor.move(folder.id, -1 if args.action == "up" else 1)
         return list_queue(supervisor, args.json)
     if args.action == "start":
         supervisor.start_now(folder.id)
         return list_queue(supervisor, args.json)
-    if isinstance(folder, RunFolder):
+    if isinstance(folder, RunFolder) and kind is TRAIN:
         return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
     return act(supervisor, folder.id, args.action, args.json, sure=args.yes)
 

@@ -319,7 +319,15 @@ DOCUMENTS = Kind(
     place=lambda workspace: workspace.root / "documents",
     resumes=True,
 )
-KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK, DOCUMENTS)}
+SEARCH = Kind(
+    name="search",
+    noun="learning-rate search",
+    module="lora_studio.engine.train.rate_search",
+    folder=RunFolder,
+    place=lambda workspace: workspace.searches_folder,
+    resumes=False,
+)
+KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK, DOCUMENTS, SEARCH)}
 """By name, in the order in which lists show them."""
 
 
@@ -463,6 +471,14 @@ _WORDS = {
         cancelled="incomplete results were not kept",
         begin="Start it again.",
         early="to write",
+    ),
+    "search": KindWords(
+        worker="worker",
+        interrupted=_always(_AGAIN),
+        stopped="Start it again at any time.",
+        cancelled="incomplete results were not kept",
+        begin="Start it again.",
+        early="to train",
     ),
     "benchmark": KindWords(
         worker="worker",

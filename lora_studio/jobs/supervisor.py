@@ -264,11 +264,19 @@ class Supervisor:
 
     # -- acting
 
-    def launch(self, config: Config, *, memory: int | None = None, group: Mapping[str, object] | None = None) -> str:
+    def launch(
+        self,
+        config: Config,
+        *,
+        memory: int | None = None,
+        group: Mapping[str, object] | None = None,
+        kind: Kind = TRAIN,
+    ) -> str:
         """Makes a run's folder and starts its worker, or queues it while other jobs hold the devices that it may have.
 
         It waits until its device has so much `memory` free, in bytes, where that is given. `group` are the facts of
-        the group that it belongs to (see `jobs.groups`). Raises `ConfigError` for settings that its target can't do.
+        the group that it belongs to (see `jobs.groups`). Another `kind` has a folder like a run's. Raises
+        `ConfigError` for settings that its target can't do.
         """
         config = self.targets.placed(config)
         offered, elsewhere = self.devices(), config.compute.target != LOCAL
@@ -291,9 +299,9 @@ class Supervisor:
 
         def make() -> JobFolder:
             self.workspace.policy.admit(config)  # again: the same visitor may have started another one meanwhile
-            return self.workspace.create_run(title, to_yaml(config), facts)
+            return self.workspace.create_run(title, to_yaml(config), facts, kind.place(self.workspace))
 
-        return self.submit(TRAIN, make, target=config.compute.target, files=local_files(config))
+        return self.submit(kind, make, target=config.compute.target, files=local_files(config))
 
     def submit(
         self,

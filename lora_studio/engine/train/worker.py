@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
     def explain(error: Exception) -> Explained:
-        explained, numbers = _explain(error, run, log)
+        explained, numbers = explain_error(error, run, log)
         result.update(numbers)
         return explained
 
@@ -85,7 +85,7 @@ def leave_word(run: RunFolder, rank: int, ending: Ending, result: JsonObject) ->
     return ending.code
 
 
-def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, JsonObject]:
+def explain_error(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, JsonObject]:
     """An unexpected error in one sentence, and its further entries in complete.json.
 
     Running out of memory comes with the numbers and a change of settings that fits.
