@@ -34,6 +34,7 @@ COMMANDS = {
     "mix": ("mix", "mix"),
     "runs": ("jobs", "runs"),
     "groups": ("groups", "groups"),
+    "find-lr": ("find_lr", "find_lr"),
     "jobs": ("jobs", "jobs"),
     "devices": ("jobs", "devices"),
     "presets": ("config", "list_or_show"),
@@ -66,6 +67,7 @@ ABOUT_JOBS = (
     "run or an evaluation; queue lists queued jobs, up and down move one of them, start starts one beside others and "
     "however little memory is free"
 )
+CONFIG = "YAML file or preset (default: all defaults)"
 AT_ONCE = "start even if other jobs use all devices and memory allows it (default: wait in the queue)"
 DEVICE = "a GPU's number, or cpu (default: auto, the free GPU with the most memory)"
 TARGET = "where it runs: local, or a target such as slurm:two (default: local)"
@@ -77,7 +79,7 @@ ABOUT_ACTIONS = (
     "show, follow, stop, cancel and delete also take the id of an evaluation or export, and resume that of an "
     "evaluation"
 )
-WITH_ALL_SETTINGS = ("train", "check", "import", "estimate")
+WITH_ALL_SETTINGS = ("train", "check", "import", "estimate", "find-lr")
 WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export", "rows")
 """Commands whose flags are made from the schema, which takes a moment to import."""
 
@@ -102,21 +104,20 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
         return commands.add_parser(name, help=about, description=about, parents=[place, *parents], allow_abbrev=False)
 
     train = add("train", "train an adapter and follow the run; Ctrl-C saves and stops it", output)
-    train.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
+    train.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
     train.add_argument("--skip-preflight", action="store_true", help="skip the checks before the start")
     train.add_argument("--resume", metavar="RUN", help="continue a stopped or failed run")
-    extra = "with --resume: train this many more epochs, even if the run is finished"
-    train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
-    other = "with --resume: continue although the data files have changed"
-    train.add_argument("--other-rows", action="store_true", help=other)
+    _add_resume_flags(train)
     _add_try_flags(train)
     inspect = add("inspect", "show how a data file is parsed, tokenized and masked", output)
     _add_inspect_flags(inspect)
-    cache = add("cache", "show or clear the cache of prepared data", output)
-    cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
+    about = "show or clear the cache of prepared data"
+    add("cache", about, output).add_argument("action", nargs="?", choices=("show", "clear"), default="show")
     rows = _add_rows_flags(add("rows", "let a model write training rows about documents", output))
+    find_lr = add("find-lr", "suggest a learning rate by a short sweep of rising rates", output)
+    find_lr.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
     estimate = add("estimate", "estimate memory by part, trainable parameters and the best savings", output)
-    estimate.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
+    estimate.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
     estimate.add_argument("--device", choices=tuple(DEVICE_KINDS), help="estimate for another device than this one")
     estimate.add_argument("--memory", type=float, metavar="GIB", help="its memory in GiB (default: what is free here)")
     chat = add("chat", "chat with an adapter, or compare it with its base", output)
@@ -136,13 +137,21 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     add("devices", "list the devices with memory, load and who uses them", output)
     _add_presets_flags(add("presets", "list presets or show one", output))
     check = add("check", "print the complete config, or all errors in it", output)
-    check.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or preset (default: all defaults)")
+    check.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
     before = "also check data, model, memory and disk, as before a start"
     check.add_argument("--preflight", action="store_true", help=before)
     imported = _add_import_flags(add("import", "read a config file of another trainer", output))
     _add_ui_flags(add("ui", "start the web page"))
-    _add_settings((train, check, imported, estimate, inspect, chat, evaluate, export, rows), arguments)
+    with_settings = (train, check, imported, estimate, find_lr, inspect, chat, evaluate, export, rows)
+    _add_settings(with_settings, arguments)
     return parser
+
+
+def _add_resume_flags(train: argparse.ArgumentParser) -> None:
+    extra = "with --resume: train this many more epochs, even if the run is finished"
+    train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
+    other = "with --resume: continue although the data files have changed"
+    train.add_argument("--other-rows", action="store_true", help=other)
 
 
 def _add_try_flags(train: argparse.ArgumentParser) -> None:

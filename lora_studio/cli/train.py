@@ -23,7 +23,7 @@ from lora_studio.workspace import RunFolder, Workspace
 _LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
 PROCESSES = "compute.processes"
 # Measuring comes again and again between steps: its results are told, its beginning is not.
-_PHASE_WORDS = {
+PHASE_WORDS = {
     "start": "starting: importing PyTorch",
     "data": "preparing data",
     "model": "loading model",
@@ -172,9 +172,9 @@ class Narrator:
             self._data = True
             if state.data.reading:
                 say(f"  data: {state.data.reading}")
-        if state.phase in _PHASE_WORDS and state.phase != self._phase:
+        if state.phase in PHASE_WORDS and state.phase != self._phase:
             self._phase = state.phase
-            say(_PHASE_WORDS[state.phase])
+            say(PHASE_WORDS[state.phase])
             self._said = time.monotonic() if self._phase != "train" else 0.0
         if time.monotonic() - self._said < _SAY_SECONDS:
             return

@@ -8,6 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_studio.config.compute import FSDP
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
 from lora_studio.jobs.events import StepLogged
 from lora_studio.units import figure, float_text
 
@@ -52,6 +55,26 @@ def has_diverged(losses: Sequence[float]) -> bool:
     """Whether the losses so far say that higher rates are of no use."""
     curve = smoothed(losses)
     return len(curve) < len(losses) or (len(curve) > 1 and curve[-1] > DIVERGED * min(curve))
+
+
+def as_searched(config: Config) -> Config:
+    """The config of a search for this one: in one process, with the same effective batch. Raises `StudioError` where
+    one process can't hold the base."""
+    compute, training = config.compute, config.training
+    if compute.strategy == FSDP:
+        raise StudioError(
+            "A learning-rate search runs in one process, and this base is shared out among several.",
+            "Search with compute.strategy balanced.",
+        )
+    if compute.world_size == 1:
+        return config
+    accumulation = training.gradient_accumulation_steps * compute.world_size
+    return config.model_copy(
+        update={
+            "training": training.model_copy(update={"gradient_accumulation_steps": accumulation}),
+            "compute": compute.model_copy(update={"processes": "1", "device": compute.device.partition(",")[0]}),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)

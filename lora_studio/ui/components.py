@@ -24,7 +24,7 @@ QUIET: EventOptions = {"show_progress": "hidden", "api_visibility": "private"}
 class Wish:
     """What a click asks another tab to show as it opens: adapters (a run's id stands for its first), a job, or data.
 
-    `others` are adapters beside the first; `time` makes the same wish count again.
+    `others` are adapters beside the first, `group` is a group of runs; `time` makes the same wish count again.
     """
 
     adapter: str = ""
@@ -32,6 +32,7 @@ class Wish:
     others: tuple[str, ...] = ()
     data: str = ""
     time: float = 0.0
+    group: str = ""
 
 
 def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:

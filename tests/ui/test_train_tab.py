@@ -65,10 +65,12 @@ def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
         holders += [Holder("evaluation", evaluation, ("GPU-1",), job="1")] if evaluation else []
         return SimpleNamespace(supervisor=SimpleNamespace(allocation=lambda: Allocation(cards, holders)))
 
-    assert tab.beside(studio(False, None), "auto") == ""
-    assert "Unload it on the Chat tab" in tab.beside(studio(True, None), "auto")
-    assert tab.beside(studio(True, None), "0") == "", "what another device holds is no use there"
-    both = tab.beside(studio(True, "an evaluation"), "1")
+    assert card.beside(studio(False, None).supervisor.allocation(), "auto") == ""
+    assert "Unload it on the Chat tab" in card.beside(studio(True, None).supervisor.allocation(), "auto")
+    assert card.beside(studio(True, None).supervisor.allocation(), "0") == "", (
+        "what another device holds is no use there"
+    )
+    both = card.beside(studio(True, "an evaluation").supervisor.allocation(), "1")
     assert "The chat holds a model" in both
     assert "An evaluation holds a model" in both
 

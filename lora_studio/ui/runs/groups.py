@@ -63,6 +63,11 @@ def build_group(studio: Studio, shared: Shared, choice: gr.State) -> Components:
     return {**parts, "table": table, "plot": plot, "chart": chart}
 
 
+def wished(wish: Wish, choice: TableChoice) -> Any:
+    """Opens the page of the group that another tab wants to show."""
+    return choice.act("group", wish.group, []) if wish.group else gr.skip()
+
+
 def _button(label: str, name: str, variant: Any = "secondary") -> gr.Button:
     return gr.Button(label, size="md", scale=0, min_width=0, elem_id=name, variant=variant)
 

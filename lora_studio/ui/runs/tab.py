@@ -146,6 +146,7 @@ def build(studio: Studio, shared: Shared) -> None:
     opened = shared.run.change(open_run, [*anew, state], [*anew, *outputs], **QUIET)
     opened.then(None, js=theme.call("showRun"), api_visibility="private")
     choice.change(paint, [*anew, state], outputs, **QUIET)
+    shared.wish.change(groups.wished, [shared.wish, choice], choice, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
     gr.Timer(1).tick(paint, [*anew, state], outputs, trigger_mode="once", **QUIET)
 

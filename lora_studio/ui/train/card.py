@@ -7,10 +7,13 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.config.fields import SettingValues
+from lora_studio.jobs.devices import Allocation
+from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
 from lora_studio.models.advice import SHOWN, Change
+from lora_studio.models.hardware import device_for
 from lora_studio.models.memory import PARTS
-from lora_studio.ui import theme
+from lora_studio.ui import html, theme
 from lora_studio.ui.components import QUIET, Updates
 from lora_studio.ui.html import gib, render
 from lora_studio.ui.train.plan import ELSEWHERE, GUESSED, MEASURED, MemoryPlan, Plan
@@ -179,3 +182,18 @@ def wire(
     card.advice.click(follow, [card.offered, *inputs], outputs, trigger_mode="once", **QUIET)
     for number, button in enumerate(card.buttons):
         button.click(press(number), [card.offered, *inputs], outputs, **QUIET)
+
+
+CHAT_HELD = html.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
+EVALUATION_HELD = html.notice(
+    "An evaluation holds a model in memory.",
+    "A run that is started now waits for its end; stop it on its tab to begin at once.",
+)
+
+
+def beside(allocation: Allocation, choice: str) -> str:
+    """What else holds memory of the device that a run of that `compute.device` could have, and how it is given back."""
+    device = device_for(choice, allocation.offered)
+    holders = [holder for holder in allocation.holders if device.id in holder.ids]
+    evaluating = any(holder.noun == EVALUATE.noun for holder in holders)
+    return (CHAT_HELD if not all(holder.job for holder in holders) else "") + (EVALUATION_HELD if evaluating else "")

@@ -14,24 +14,16 @@ import gradio as gr
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.preflight import ASK, FAILED, check_before_start
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.hardware import device_for
 from lora_studio.ui import html, theme
 from lora_studio.ui.components import Shared, Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
-from lora_studio.ui.train import form_state, handlers
+from lora_studio.ui.train import form_state, handlers, tries
 from lora_studio.ui.train import view as views
 from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.view import FormState, TrainView
-
-CHAT_HELD = html.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
-EVALUATION_HELD = html.notice(
-    "An evaluation holds a model in memory.",
-    "A run that is started now waits for its end; stop it on its tab to begin at once.",
-)
 
 
 class Starter:
@@ -57,6 +49,7 @@ def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     view = views.draw(studio.workspace, shared.start)
     handlers.wire(view, shared, studio)
+    tries.wire(view.tries, shared, studio, view.form.widgets, lambda raws: form_state.checked(raws, studio.workspace))
     _start(view, shared, studio)
 
 
@@ -76,7 +69,9 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
             yield refused(error, reported, form, state)
             return
         if report.state in (FAILED, ASK):
-            holders = beside(studio, form.compute.device) if report.state == ASK else ""
+            holders = (
+                plan_card.beside(studio.supervisor.allocation(), form.compute.device) if report.state == ASK else ""
+            )
             updates = {view.checks: gr.HTML(plan_card.checks(report) + holders, visible=True)}
             yield {**updates, view.anyway: gr.Button(visible=report.state == ASK)}
             return
@@ -118,12 +113,3 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
             api_visibility="private",
         )
         clicked.then(None, js=theme.call("showProblems"), api_visibility="private")
-
-
-def beside(studio: Studio, choice: str) -> str:
-    """What else holds memory of the device that a run of that `compute.device` could have, and how it is given back."""
-    allocation = studio.supervisor.allocation()
-    device = device_for(choice, allocation.offered)
-    holders = [holder for holder in allocation.holders if device.id in holder.ids]
-    evaluating = any(holder.noun == EVALUATE.noun for holder in holders)
-    return (CHAT_HELD if not all(holder.job for holder in holders) else "") + (EVALUATION_HELD if evaluating else "")

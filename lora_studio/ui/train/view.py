@@ -18,7 +18,7 @@ from lora_studio.ui import theme
 from lora_studio.ui.components import Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
-from lora_studio.ui.train import form_state, picker, settings_form
+from lora_studio.ui.train import form_state, picker, settings_form, tries
 from lora_studio.ui.train import presets as own
 from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.plan import Plan, form_plan
@@ -46,6 +46,7 @@ class TrainView:
     keeper: own.Keeper
     modules: own.ModuleChoice
     targets: settings_form.TargetEditor
+    tries: tries.TriesView
 
     @property
     def outputs(self) -> list[Any]:
@@ -70,6 +71,7 @@ def draw(workspace: Workspace, start: gr.Button) -> TrainView:
             checks = gr.HTML(elem_id="checks", visible=False)
             anyway = gr.Button("Start anyway", size="lg", visible=False, elem_id="start-anyway")
             card = plan_card.draw()
+            several = tries.draw()
         with gr.Column(scale=3, min_width=300, elem_id="form"):
             sources = _draw_sources(form, files)
             cards = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="recipes")
@@ -89,7 +91,7 @@ def draw(workspace: Workspace, start: gr.Button) -> TrainView:
                 file = form_state.draw_config_file(opener, error_box)
                 keeper = own.draw_presets()
     reported = gr.State(ReportedProblems())
-    parts = (summary, card, checks, start, anyway, file, reported, keeper, modules, targets)
+    parts = (summary, card, checks, start, anyway, file, reported, keeper, modules, targets, several)
     return TrainView(whole, form, preset, about, cards, sources, changes, *parts)
 
 

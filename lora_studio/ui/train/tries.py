@@ -1,0 +1,299 @@
+"""Below Start on the Train tab: lists of values that make a group of runs, and the search for a learning rate.
+
+What is typed is kept in the workspace; a search is a job, which a reload finds again.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.config.sections import Config
+from lora_studio.config.settings import settings
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.groups import (
+    MAX_SETTINGS,
+    NOT_LEARNED,
+    NOT_TRIED,
+    Tries,
+    Variant,
+    check_group,
+    heaviest,
+    split_values,
+    start_group,
+    variants,
+)
+from lora_studio.jobs.kinds import SEARCH, ending_words
+from lora_studio.jobs.preflight import ASK, FAILED, OK, check_before_start
+from lora_studio.runs.rate_search import RateCurve, as_searched, rate_curve
+from lora_studio.ui import html, sweep_plot, words
+from lora_studio.ui.components import QUIET, Handover, Shared, Updates, Wish
+from lora_studio.ui.studio import Studio
+from lora_studio.ui.sweep_plot import Axis, Mark, Series
+from lora_studio.units import count, float_text
+
+DRAFT, SEARCHED = "tries", "rate-search"
+RATE = "training.learning_rate"
+FIRST = (RATE, "lora.r")
+NONE = "None"
+Read = Callable[[Sequence[Any]], Config]
+"""The checked config of the form's values."""
+
+
+@dataclass(frozen=True)
+class TriesView:
+    """The components of both folds. `pairs` are the fields of a setting and its values."""
+
+    pairs: Sequence[tuple[gr.Dropdown, gr.Textbox]]
+    name: gr.Textbox
+    weak: gr.Checkbox
+    count: gr.HTML
+    start: gr.Button
+    result_box: gr.HTML
+    search: gr.Button
+    stop: gr.Button
+    progress: gr.HTML
+    plot: gr.HTML
+    use: gr.Button
+    looked_at: gr.State
+    timer: gr.Timer
+
+    @property
+    def typed(self) -> list[Any]:
+        """What a person fills in, in the order of the draft."""
+        return [*(widget for pair in self.pairs for widget in pair), self.name, self.weak]
+
+    @property
+    def searched(self) -> list[Any]:
+        """What a search changes."""
+        return [self.search, self.stop, self.progress, self.plot, self.use, self.looked_at, self.timer]
+
+
+def draw() -> TriesView:
+    """Draws both folds, closed."""
+    choices = [(NONE, ""), *((setting.title, setting.path) for setting in settings() if _can_be_tried(setting.path))]
+    with gr.Accordion("Try several values", open=False, elem_id="tries"):
+        gr.HTML(html.quiet("Each combination of values becomes a run of one group. Separate values by commas."))
+        pairs = []
+        for number in range(MAX_SETTINGS):
+            with gr.Row(elem_classes="tried"):
+                path = FIRST[number] if number < len(FIRST) else ""
+                setting = gr.Dropdown(
+                    choices, value=path, label="Setting", elem_id=f"try-setting-{number}", min_width=120
+                )
+                hint = {RATE: "1e-4, 3e-4, 1e-3", "lora.r": "8, 16"}.get(path, "")
+                listed = gr.Textbox(
+                    label="Values", placeholder=hint, max_lines=1, elem_id=f"try-values-{number}", min_width=120
+                )
+                pairs.append((setting, listed))
+        name = gr.Textbox(label="Group name", placeholder="optional", max_lines=1, elem_id="try-name")
+        weak = gr.Checkbox(
+            label="Stop weak runs early", info="Successive halving, by the evaluations of the runs.", elem_id="try-weak"
+        )
+        counted = gr.HTML(elem_id="try-count")
+        start = gr.Button("Start group", elem_id="try-start", interactive=False)
+        result_box = gr.HTML(visible=False, elem_id="try-result")
+    with gr.Accordion("Find a learning rate", open=False, elem_id="find-lr"):
+        gr.HTML(html.quiet("Trains a few steps with a rising rate and shows where the loss falls."))
+        with gr.Row(elem_classes="actions"):
+            search = gr.Button("Find learning rate", size="sm", elem_id="find-lr-start")
+            stop = gr.Button("Stop", size="sm", visible=False, elem_id="find-lr-stop")
+        progress = gr.HTML(visible=False, elem_id="find-lr-progress")
+        plot = gr.HTML(visible=False, elem_id="find-lr-plot")
+        use = gr.Button("Use", size="sm", variant="primary", visible=False, elem_id="find-lr-use")
+    state, timer = gr.State(""), gr.Timer(1, active=False)
+    return TriesView(pairs, name, weak, counted, start, result_box, search, stop, progress, plot, use, state, timer)
+
+
+def _can_be_tried(path: str) -> bool:
+    return path not in NOT_TRIED and path.partition(".")[0] not in NOT_LEARNED
+
+
+def tries_of(typed: Sequence[Any]) -> Tries:
+    """The lists of the fields. Raises `StudioError` for a setting that is chosen twice."""
+    tries: dict[str, list[str]] = {}
+    for path, text in zip(typed[0 : 2 * MAX_SETTINGS : 2], typed[1 : 2 * MAX_SETTINGS : 2], strict=True):
+        if not path or not str(text or "").strip():
+            continue
+        if path in tries:
+            raise StudioError(f"{path} is listed twice.", "Give all of its values in one list.")
+        tries[str(path)] = split_values(str(text))
+    return tries
+
+
+def counted(typed: Sequence[Any]) -> tuple[str, int]:
+    """How many runs the lists make, in words and as a number; 0 while there is nothing to start."""
+    try:
+        lists = [len(values) for values in tries_of(typed).values()]
+    except StudioError as error:
+        return html.problem(error), 0
+    number = 1
+    for length in lists:
+        number *= length
+    if number < 2:
+        return "", 0
+    product = f" ({' × '.join(map(str, lists))})" if len(lists) > 1 else ""
+    return html.quiet(f"{count(number, 'run')}{product}"), number
+
+
+def wire(view: TriesView, shared: Shared, studio: Studio, widgets: Sequence[Any], read: Read) -> None:
+    """Wires both folds; `widgets` are those of the form, `read` gives its config."""
+    _wire_group(view, shared, studio, widgets, read)
+    _wire_search(view, shared, studio, widgets, read)
+
+
+def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequence[Any], read: Read) -> None:
+    workspace, size = studio.workspace, len(view.typed)
+
+    def changed(*typed: Any) -> Updates:
+        text, number = counted(typed)
+        updates = {view.count: text, view.start: _start_button(number)}
+        try:
+            workspace.write_draft(DRAFT, list(typed))
+        except StudioError as error:
+            return {**updates, view.result_box: gr.HTML(html.problem(error), visible=True)}
+        return {**updates, view.result_box: gr.HTML(visible=False)}
+
+    def restore() -> Updates:
+        draft = workspace.read_draft(DRAFT)
+        if not isinstance(draft, list) or len(draft) != size:
+            return {view.count: ""}
+        text, number = counted(draft)
+        return {**dict(zip(view.typed, draft, strict=True)), view.count: text, view.start: _start_button(number)}
+
+    def start(*values: Any) -> Iterator[Updates]:
+        typed, raws = values[:size], values[size:]
+        yield {view.result_box: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
+        name, weak = str(typed[-2] or ""), bool(typed[-1])
+        try:
+            made = variants(read(raws), tries_of(typed))
+            check_group(studio.supervisor, made, name, stop_weak=weak)
+            memory = _checked(studio, made)
+            group_id, _ = start_group(studio.supervisor, made, name=name, stop_weak=weak, memory=memory)
+        except StudioError as error:
+            yield {view.result_box: gr.HTML(html.problem(error), visible=True)}
+            return
+        wish = Wish(group=group_id, time=time.time())
+        yield {view.result_box: gr.HTML(visible=False), shared.wish: wish, shared.tabs: gr.Tabs(selected="runs")}
+
+    outputs = [*view.typed, view.count, view.start, view.result_box]
+    edits = [event for pair in view.pairs for event in (pair[0].input, pair[1].input)]
+    gr.on([*edits, view.name.input, view.weak.input], changed, view.typed, outputs, trigger_mode="always_last", **QUIET)
+    gr.on(None, restore, None, outputs, **QUIET)
+    view.start.click(
+        start,
+        [*view.typed, *widgets],
+        [view.result_box, shared.wish, shared.tabs],
+        trigger_mode="once",
+        show_progress="minimal",
+        show_progress_on=view.start,
+        api_visibility="private",
+    )
+
+
+def _start_button(number: int) -> gr.Button:
+    return gr.Button(f"Start {count(number, 'run')}" if number else "Start group", interactive=number > 1)
+
+
+def _checked(studio: Studio, made: Sequence[Variant]) -> int | None:
+    """The memory that the heaviest run needs. Raises `StudioError` where it would fail."""
+    config = heaviest(made)
+    report = check_before_start(config, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy(config)))
+    if report.state == FAILED:
+        failed = next(check for check in report.checks if check.state == FAILED)
+        raise StudioError(f"The run that needs most memory would fail. {failed.title}: {failed.found}", failed.advice)
+    if report.state == ASK:
+        raise StudioError(
+            "The run that needs most memory probably does not fit.",
+            "Try smaller values, or start it alone.",
+        )
+    return report.memory if report.state == OK else None
+
+
+def _wire_search(view: TriesView, shared: Shared, studio: Studio, widgets: Sequence[Any], read: Read) -> None:
+    supervisor, workspace = studio.supervisor, studio.workspace
+
+    def start(*raws: Any) -> Updates:
+        try:
+            job_id = supervisor.launch(as_searched(read(raws)), kind=SEARCH)
+        except StudioError as error:
+            return {view.progress: gr.HTML(html.problem(error), visible=True)}
+        workspace.write_draft(SEARCHED, job_id)
+        return look(job_id)
+
+    def look(job_id: str) -> Updates:
+        try:
+            state = supervisor.state(job_id) if job_id else None
+        except StudioError:  # deleted meanwhile
+            state = None
+        return {**search_updates(view, state), view.looked_at: job_id if state else ""}
+
+    def restore() -> Updates:
+        return look(str(workspace.read_draft(SEARCHED) or ""))
+
+    def stop(job_id: str) -> Updates:
+        try:
+            supervisor.stop(job_id)
+        except StudioError as error:
+            return {view.progress: gr.HTML(html.problem(error), visible=True)}
+        return look(job_id)
+
+    def use(job_id: str) -> Handover:
+        rate = rate_curve(supervisor.state(job_id).steps).suggestion
+        return Handover(time.time(), {RATE: rate}, "Suggested learning rate")
+
+    view.search.click(start, list(widgets), view.searched, trigger_mode="once", **QUIET)
+    view.stop.click(stop, view.looked_at, view.searched, **QUIET)
+    view.timer.tick(look, view.looked_at, view.searched, trigger_mode="once", **QUIET)
+    view.use.click(use, view.looked_at, shared.data, **QUIET)
+    gr.on(None, restore, None, view.searched, **QUIET)
+
+
+def search_updates(view: TriesView, state: RunState | None) -> Updates:
+    """What the fold shows of a search; None where none was started."""
+    if state is None:
+        hidden = {part: gr.update(visible=False) for part in (view.stop, view.progress, view.plot, view.use)}
+        return {**hidden, view.search: gr.Button(interactive=True), view.timer: gr.Timer(active=False)}
+    curve = rate_curve(state.steps)
+    going, done = not state.final, state.state == "done"
+    rate = curve.suggestion if done else None
+    return {
+        view.search: gr.Button(interactive=not going),
+        view.stop: gr.Button(visible=state.state in ("running", "queued")),
+        view.progress: gr.HTML(search_words(state, curve), visible=True),
+        view.plot: gr.HTML(search_plot(curve, shows_suggestion=done), visible=bool(curve.rates)),
+        view.use: gr.Button(f"Use {float_text(rate)}" if rate else "Use", visible=rate is not None),
+        view.timer: gr.Timer(active=going),
+    }
+
+
+def search_words(state: RunState, curve: RateCurve) -> str:
+    """How far a search is, or what came of it."""
+    if state.state == "queued":
+        return html.quiet(f"Queued. {state.waiting}".strip())
+    if not state.final:
+        phase = words.PHASES.get(state.phase, "starting")
+        steps = f", step {state.step} of {state.total_steps}" if state.phase == "train" and state.total_steps else ""
+        return html.progress(f"{words.sentence_case(phase)}{steps}")
+    if state.state != "done":
+        message, hint = ending_words(state)
+        return html.notice(message or "Stopped.", hint, "error" if state.state == "failed" else "info")
+    return html.quiet(curve.words)
+
+
+def search_plot(curve: RateCurve, *, shows_suggestion: bool) -> str:
+    """The losses of a search against the rate, with the suggestion marked."""
+    raw = list(zip(curve.rates, curve.losses, strict=True))
+    smooth = list(zip(curve.rates, curve.smooth, strict=False))
+    marks = []
+    if shows_suggestion and curve.suggestion is not None:
+        marks = [Mark(curve.suggestion, f"suggested {float_text(curve.suggestion)}")]
+    top = 2.5 * max(curve.smooth[:3], default=1.0)  # of losses that diverge the curve before would be flat
+    lines = [
+        Series("loss", [(rate, loss) for rate, loss in raw if loss <= top], 1, pale=True),
+        Series("smoothed", [(rate, loss) for rate, loss in smooth if loss <= top], 1),
+    ]
+    return sweep_plot.picture(Axis("Learning rate", True), Axis("Training loss"), lines=lines, marks=marks)
