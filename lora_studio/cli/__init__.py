@@ -37,6 +37,7 @@ COMMANDS = {
     "find-lr": ("find_lr", "find_lr"),
     "jobs": ("jobs", "jobs"),
     "devices": ("jobs", "devices"),
+    "notify": ("notify", "notify"),
     "presets": ("config", "list_or_show"),
     "check": ("config", "check"),
     "import": ("settings", "import_config"),
@@ -135,6 +136,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     jobs = add("jobs", "list, show, stop, resume or delete jobs of all kinds, and move them in the queue", output)
     _add_jobs_flags(jobs)
     add("devices", "list the devices with memory, load and who uses them", output)
+    _add_notify_flags(add("notify", "show, set, test or remove the webhook that is told when a job ends", output))
     _add_presets_flags(add("presets", "list presets or show one", output))
     check = add("check", "print the complete config, or all errors in it", output)
     check.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
@@ -160,6 +162,13 @@ def _add_try_flags(train: argparse.ArgumentParser) -> None:
     train.add_argument("--group-name", metavar="NAME", default="", help="with --try: the name of the group")
     weak = "with --try: stop runs early that are in the weaker half of the group (successive halving)"
     train.add_argument("--stop-weak", action="store_true", help=weak)
+
+
+def _add_notify_flags(notify: argparse.ArgumentParser) -> None:
+    about = "set reads the address from stdin; test sends a note now"
+    notify.add_argument("action", nargs="?", choices=("show", "set", "test", "remove"), default="show", help=about)
+    shape = "format of the notes (default: by the address)"
+    notify.add_argument("--format", choices=("auto", "slack", "discord", "json"), default="auto", help=shape)
 
 
 def _add_presets_flags(presets: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
-"""Ends jobs that went on for too long, for the supervisor: those that do not stop, those that fill more of the disk
-than their user has, and runs in the weaker half of a group whose weak runs are to be stopped early.
+"""What a supervisor does beside starting jobs: it ends those that do not stop, those that fill more of the disk than
+their user has and the weak runs of groups, and tells of jobs that ended.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from lora_studio.jobs.events import Evaluated, Finished, Reason
 from lora_studio.jobs.groups import weak_runs
 from lora_studio.jobs.kinds import TRAIN, Membership, append_event, at_work, membership
 from lora_studio.jobs.launchers import Launcher
+from lora_studio.jobs.notes import Notes
 from lora_studio.jobs.watcher import BEFORE_WORK, Follower
 from lora_studio.workspace import Workspace
 
@@ -47,6 +48,28 @@ def end_the_overdrawn(workspace: Workspace, launcher: Launcher) -> None:
                 if not workspace.policy.over_quota(maker):
                     break
                 shutil.rmtree(checkpoint, ignore_errors=True)  # a writer that dies may still hold it
+
+
+class Housekeeping:
+    """All of that, and the notes of jobs that ended, at each look of a supervisor."""
+
+    def __init__(self, workspace: Workspace, launcher: Launcher) -> None:
+        self._workspace, self._launcher = workspace, launcher
+        self._weak, self._notes = WeakRuns(launcher), Notes(workspace.unrestricted)
+
+    def look(
+        self, followers: Sequence[Follower], queued: set[str], stop_seconds: float, save_seconds: float | None
+    ) -> None:
+        """One look at all jobs."""
+        end_the_deaf(followers, self._launcher, stop_seconds, save_seconds)
+        end_the_overdrawn(self._workspace, self._launcher)
+        self._weak.stop(followers)
+        self._notes.look(followers, queued)
+
+    def close(self, followers: Sequence[Follower], queued: set[str]) -> None:
+        """Tells of what ended at last, and waits until that was sent."""
+        self._notes.look(followers, queued)
+        self._notes.close()
 
 
 class WeakRuns:

@@ -20,7 +20,7 @@ from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, demand
 from lora_studio.jobs.events import Extended, Finished, OtherRowsAccepted, Reason, RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, append_event, remove, versions
 from lora_studio.jobs.launchers import Launcher
-from lora_studio.jobs.limits import WeakRuns, end_the_deaf, end_the_overdrawn
+from lora_studio.jobs.limits import Housekeeping
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     QueueEntry,
@@ -79,7 +79,7 @@ class Supervisor:
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
         self._index = JobIndex(workspace)
-        self._weak = WeakRuns(self._launcher)
+        self._housekeeping = Housekeeping(workspace, self._launcher)
         self._followers: dict[str, Follower] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}  # until the worker has them
         self._had_secrets: set[str] = set()
@@ -102,6 +102,10 @@ class Supervisor:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
+            with self._lock:
+                self._refresh_all()
+                followers = list(self._followers.values())
+            self._housekeeping.close(followers, set(self.queue()))
 
     def go_to_sleep(self, seconds: float) -> None:
         """For a container that is about to end, and every process in it: the jobs that work save, and stand first in
@@ -150,9 +154,8 @@ class Supervisor:
         with self._lock:
             self._launcher.collect()
             self._refresh_all()
-            end_the_deaf(self._followers.values(), self._launcher, self._stop_seconds, self._save_seconds)
-            end_the_overdrawn(self.workspace, self._launcher)
-            self._weak.stop(list(self._followers.values()))
+            followers, queued = list(self._followers.values()), set(self.queue())
+            self._housekeeping.look(followers, queued, self._stop_seconds, self._save_seconds)
             if read_queue(self.workspace):
                 with lock(self.workspace):
                     self._start_next()

@@ -96,9 +96,10 @@ def page(studio: Studio) -> gr.Blocks:
     return demo
 
 
-def page_routes() -> list[Route]:
-    """What the page asks for beside Gradio's own: the documentation, and the script that Gradio's is replaced by."""
-    return [*docs.routes(), *gradio_patches.routes()]
+def page_routes(studio: Studio) -> list[Route]:
+    """What the page asks for beside Gradio's own: the documentation, the jobs that ended, and the script that Gradio's
+    is replaced by."""
+    return [*docs.routes(), *runs_tab.routes(studio), *gradio_patches.routes()]
 
 
 def _warm_up_soon(studio: Studio) -> None:

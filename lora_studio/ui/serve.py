@@ -159,7 +159,7 @@ def _serve(demo: gr.Blocks, studio: Studio, serving: Serving, users: Users | Non
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
             app_kwargs={
                 "middleware": _middleware(serving, users, demo),
-                "routes": [*openai.routes(studio), *page_routes()],
+                "routes": [*openai.routes(studio), *page_routes(studio)],
                 "lifespan": _gated(serving),
                 "openapi_url": None,  # a list of all addresses, which neither people nor programs ask for
             },

@@ -166,3 +166,44 @@ studio.chatName = () => {
     return (studio.ownName ??= fresh());
   }
 };
+
+// Notifications of this browser: asked for by a click, shown while the page is hidden. The page asks what ended since.
+const NOTIFY = 'lora-studio-notify';
+const ASK_EVERY = 10000; // milliseconds; browsers slow down the clocks of hidden pages
+let endedSince = 0;
+
+const sayNotify = (words) => {
+  const line = document.querySelector('#notify-state .ls-hint, #notify-state p, #notify-state div');
+  if (line) line.textContent = words;
+};
+const wantsNotes = () => {
+  try {
+    return window.Notification?.permission === 'granted' && localStorage.getItem(NOTIFY) === 'on';
+  } catch {
+    return false;
+  }
+};
+studio.notifyMe = async () => {
+  if (!window.Notification) return sayNotify('This browser has no notifications, or allows them only with https.');
+  const answer = await Notification.requestPermission();
+  if (answer !== 'granted') return sayNotify('This browser does not allow notifications of this page.');
+  localStorage.setItem(NOTIFY, 'on');
+  sayNotify('You are notified while this page is open and hidden.');
+};
+const askForEnds = async () => {
+  if (!document.hidden || !wantsNotes()) {
+    endedSince = Date.now() / 1000;
+    return;
+  }
+  try {
+    const answer = await fetch(`studio/ended?since=${endedSince}`, {cache: 'no-store'});
+    if (!answer.ok) return;
+    const {now, ended} = await answer.json();
+    endedSince = now;
+    for (const {title, text} of ended) {
+      const note = new Notification(title, {body: text, tag: title});
+      note.onclick = () => window.focus();
+    }
+  } catch {} // the server does not answer: the page says so by itself
+};
+setInterval(askForEnds, ASK_EVERY);
