@@ -22,8 +22,8 @@ WEIGHT = 0.7
 """What remains of the past at each point of the smoothed loss (an exponential moving average, without bias)."""
 DIVERGED = 4.0
 """The search ends where the smoothed loss is so many times the lowest: fastai's rule (`LRFinder`)."""
-BELOW_LOWEST = 3.0
-"""The suggestion is so many times below the rate of the lowest smoothed loss."""
+BELOW_LOWEST = 10.0
+"""The suggestion is so many times below the rate of the lowest smoothed loss: fastai's rule ("minimum / 10")."""
 MIN_FALL = 0.02
 """A loss that falls by a smaller share than this says nothing of the rate."""
 
@@ -99,11 +99,8 @@ def rate_curve(steps: Sequence[StepLogged]) -> RateCurve:
 
 
 def _suggested(rates: Sequence[float], smooth: Sequence[float]) -> tuple[float | None, str]:
-    """A third of the rate at which the smoothed loss is lowest: the highest rate that still trains, with a margin.
-
-    Smith takes the largest rate before the loss rises, fastai a tenth of the rate at its lowest; `benchmarks/
-    lr_finder.py` measures what was chosen here.
-    """
+    """A tenth of the rate at which the smoothed loss is lowest, as fastai does: there the loss still falls, and is not
+    about to rise. `benchmarks/lr_finder.py` measures how well it trains."""
     if len(smooth) < 3:
         return None, "Too few steps were measured."
     lowest = min(range(len(smooth)), key=lambda place: smooth[place])
@@ -112,6 +109,6 @@ def _suggested(rates: Sequence[float], smooth: Sequence[float]) -> tuple[float |
     rate = rates[lowest] / BELOW_LOWEST
     suggestion = float(f"{rate:.1e}")
     return suggestion, (
-        f"{float_text(suggestion)} is a third of the rate at which the smoothed loss is lowest "
+        f"{float_text(suggestion)} is a tenth of the rate at which the smoothed loss is lowest "
         f"({figure(smooth[lowest])} at {float_text(float(f'{rates[lowest]:.1e}'))})."
     )

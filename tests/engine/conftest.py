@@ -116,12 +116,12 @@ def make_run(base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFacto
     return make
 
 
-def run_worker(run: RunFolder, *flags: str) -> int:
-    """The worker's program in this process; its signal handlers and environment are taken back afterwards."""
+def run_worker(run: RunFolder, *flags: str, program: Callable[[list[str]], int] = worker.main) -> int:
+    """A worker's program in this process; its signal handlers and environment are taken back afterwards."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     environment = dict(os.environ)
     try:
-        return worker.main([str(run.path), *flags])
+        return program([str(run.path), *flags])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

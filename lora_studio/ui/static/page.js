@@ -173,7 +173,7 @@ const ASK_EVERY = 10000; // milliseconds; browsers slow down the clocks of hidde
 let endedSince = 0;
 
 const sayNotify = (words) => {
-  const line = document.querySelector('#notify-state .ls-hint, #notify-state p, #notify-state div');
+  const line = document.querySelector('#notify-state .quiet');
   if (line) line.textContent = words;
 };
 const wantsNotes = () => {

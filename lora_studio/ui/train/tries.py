@@ -4,7 +4,7 @@ What is typed is kept in the workspace; a search is a job, which a reload finds 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,14 @@ Read = Callable[[Sequence[Any]], Config]
 
 
 @dataclass(frozen=True)
+class Looked:
+    """The search that is in sight, and how much of it was shown."""
+
+    job: str = ""
+    stamp: Hashable = None
+
+
+@dataclass(frozen=True)
 class TriesView:
     """The components of both folds. `pairs` are the fields of a setting and its values."""
 
@@ -59,7 +67,6 @@ class TriesView:
     plot: gr.HTML
     use: gr.Button
     looked_at: gr.State
-    timer: gr.Timer
 
     @property
     def typed(self) -> list[Any]:
@@ -69,7 +76,7 @@ class TriesView:
     @property
     def searched(self) -> list[Any]:
         """What a search changes."""
-        return [self.search, self.stop, self.progress, self.plot, self.use, self.looked_at, self.timer]
+        return [self.search, self.stop, self.progress, self.plot, self.use, self.looked_at]
 
 
 def draw() -> TriesView:
@@ -104,8 +111,8 @@ def draw() -> TriesView:
         progress = gr.HTML(visible=False, elem_id="find-lr-progress")
         plot = gr.HTML(visible=False, elem_id="find-lr-plot")
         use = gr.Button("Use", size="sm", variant="primary", visible=False, elem_id="find-lr-use")
-    state, timer = gr.State(""), gr.Timer(1, active=False)
-    return TriesView(pairs, name, weak, counted, start, result_box, search, stop, progress, plot, use, state, timer)
+    state = gr.State(Looked())
+    return TriesView(pairs, name, weak, counted, start, result_box, search, stop, progress, plot, use, state)
 
 
 def _can_be_tried(path: str) -> bool:
@@ -222,32 +229,35 @@ def _wire_search(view: TriesView, shared: Shared, studio: Studio, widgets: Seque
         except StudioError as error:
             return {view.progress: gr.HTML(html.problem(error), visible=True)}
         workspace.write_draft(SEARCHED, job_id)
-        return look(job_id)
+        return look(Looked(job_id))
 
-    def look(job_id: str) -> Updates:
+    def look(before: Looked) -> Updates:
         try:
-            state = supervisor.state(job_id) if job_id else None
+            state = supervisor.state(before.job) if before.job else None
         except StudioError:  # deleted meanwhile
             state = None
-        return {**search_updates(view, state), view.looked_at: job_id if state else ""}
+        stamp = (state.events, state.state, state.waiting) if state else ()
+        if before.stamp == stamp:
+            return {view.looked_at: gr.skip()}
+        return {**search_updates(view, state), view.looked_at: Looked(before.job if state else "", stamp)}
 
     def restore() -> Updates:
-        return look(str(workspace.read_draft(SEARCHED) or ""))
+        return look(Looked(str(workspace.read_draft(SEARCHED) or "")))
 
-    def stop(job_id: str) -> Updates:
+    def stop(before: Looked) -> Updates:
         try:
-            supervisor.stop(job_id)
+            supervisor.stop(before.job)
         except StudioError as error:
             return {view.progress: gr.HTML(html.problem(error), visible=True)}
-        return look(job_id)
+        return look(Looked(before.job))
 
-    def use(job_id: str) -> Handover:
-        rate = rate_curve(supervisor.state(job_id).steps).suggestion
+    def use(before: Looked) -> Handover:
+        rate = rate_curve(supervisor.state(before.job).steps).suggestion
         return Handover(time.time(), {RATE: rate}, "Suggested learning rate")
 
     view.search.click(start, list(widgets), view.searched, trigger_mode="once", **QUIET)
     view.stop.click(stop, view.looked_at, view.searched, **QUIET)
-    view.timer.tick(look, view.looked_at, view.searched, trigger_mode="once", **QUIET)
+    gr.Timer(1).tick(look, view.looked_at, view.searched, trigger_mode="once", **QUIET)
     view.use.click(use, view.looked_at, shared.data, **QUIET)
     gr.on(None, restore, None, view.searched, **QUIET)
 
@@ -256,7 +266,7 @@ def search_updates(view: TriesView, state: RunState | None) -> Updates:
     """What the fold shows of a search; None where none was started."""
     if state is None:
         hidden = {part: gr.update(visible=False) for part in (view.stop, view.progress, view.plot, view.use)}
-        return {**hidden, view.search: gr.Button(interactive=True), view.timer: gr.Timer(active=False)}
+        return {**hidden, view.search: gr.Button(interactive=True)}
     curve = rate_curve(state.steps)
     going, done = not state.final, state.state == "done"
     rate = curve.suggestion if done else None
@@ -266,7 +276,6 @@ def search_updates(view: TriesView, state: RunState | None) -> Updates:
         view.progress: gr.HTML(search_words(state, curve), visible=True),
         view.plot: gr.HTML(search_plot(curve, shows_suggestion=done), visible=bool(curve.rates)),
         view.use: gr.Button(f"Use {float_text(rate)}" if rate else "Use", visible=rate is not None),
-        view.timer: gr.Timer(active=going),
     }
 
 
@@ -277,7 +286,7 @@ def search_words(state: RunState, curve: RateCurve) -> str:
     if not state.final:
         phase = words.PHASES.get(state.phase, "starting")
         steps = f", step {state.step} of {state.total_steps}" if state.phase == "train" and state.total_steps else ""
-        return html.progress(f"{words.sentence_case(phase)}{steps}")
+        return html.progress(f"{phase[:1].upper()}{phase[1:]}{steps}")
     if state.state != "done":
         message, hint = ending_words(state)
         return html.notice(message or "Stopped.", hint, "error" if state.state == "failed" else "info")
