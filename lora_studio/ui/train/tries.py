@@ -155,7 +155,7 @@ def wire(view: TriesView, shared: Shared, studio: Studio, widgets: Sequence[Any]
 def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequence[Any], read: Read) -> None:
     workspace, size = studio.workspace, len(view.typed)
 
-    def changed(*typed: Any) -> Updates:
+    def count_runs(*typed: Any) -> Updates:
         text, number = counted(typed)
         updates = {view.count: text, view.start: _start_button(number)}
         try:
@@ -164,14 +164,14 @@ def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequen
             return {**updates, view.result_box: gr.HTML(html.problem(error), visible=True)}
         return {**updates, view.result_box: gr.HTML(visible=False)}
 
-    def restore() -> Updates:
+    def restore_lists() -> Updates:
         draft = workspace.read_draft(DRAFT)
         if not isinstance(draft, list) or len(draft) != size:
             return {view.count: ""}
         text, number = counted(draft)
         return {**dict(zip(view.typed, draft, strict=True)), view.count: text, view.start: _start_button(number)}
 
-    def start(*values: Any) -> Iterator[Updates]:
+    def start_runs(*values: Any) -> Iterator[Updates]:
         typed, raws = values[:size], values[size:]
         yield {view.result_box: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
         name, weak = str(typed[-2] or ""), bool(typed[-1])
@@ -188,10 +188,12 @@ def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequen
 
     outputs = [*view.typed, view.count, view.start, view.result_box]
     edits = [event for pair in view.pairs for event in (pair[0].input, pair[1].input)]
-    gr.on([*edits, view.name.input, view.weak.input], changed, view.typed, outputs, trigger_mode="always_last", **QUIET)
-    gr.on(None, restore, None, outputs, **QUIET)
+    gr.on(
+        [*edits, view.name.input, view.weak.input], count_runs, view.typed, outputs, trigger_mode="always_last", **QUIET
+    )
+    gr.on(None, restore_lists, None, outputs, **QUIET)
     view.start.click(
-        start,
+        start_runs,
         [*view.typed, *widgets],
         [view.result_box, shared.wish, shared.tabs],
         trigger_mode="once",
@@ -223,15 +225,15 @@ def _checked(studio: Studio, made: Sequence[Variant]) -> int | None:
 def _wire_search(view: TriesView, shared: Shared, studio: Studio, widgets: Sequence[Any], read: Read) -> None:
     supervisor, workspace = studio.supervisor, studio.workspace
 
-    def start(*raws: Any) -> Updates:
+    def start_search(*raws: Any) -> Updates:
         try:
             job_id = supervisor.launch(as_searched(read(raws)), kind=SEARCH)
         except StudioError as error:
             return {view.progress: gr.HTML(html.problem(error), visible=True)}
         workspace.write_draft(SEARCHED, job_id)
-        return look(Looked(job_id))
+        return look_at_search(Looked(job_id))
 
-    def look(before: Looked) -> Updates:
+    def look_at_search(before: Looked) -> Updates:
         try:
             state = supervisor.state(before.job) if before.job else None
         except StudioError:  # deleted meanwhile
@@ -241,25 +243,25 @@ def _wire_search(view: TriesView, shared: Shared, studio: Studio, widgets: Seque
             return {view.looked_at: gr.skip()}
         return {**search_updates(view, state), view.looked_at: Looked(before.job if state else "", stamp)}
 
-    def restore() -> Updates:
-        return look(Looked(str(workspace.read_draft(SEARCHED) or "")))
+    def restore_search() -> Updates:
+        return look_at_search(Looked(str(workspace.read_draft(SEARCHED) or "")))
 
-    def stop(before: Looked) -> Updates:
+    def stop_search(before: Looked) -> Updates:
         try:
             supervisor.stop(before.job)
         except StudioError as error:
             return {view.progress: gr.HTML(html.problem(error), visible=True)}
-        return look(Looked(before.job))
+        return look_at_search(Looked(before.job))
 
-    def use(before: Looked) -> Handover:
+    def use_rate(before: Looked) -> Handover:
         rate = rate_curve(supervisor.state(before.job).steps).suggestion
         return Handover(time.time(), {RATE: rate}, "Suggested learning rate")
 
-    view.search.click(start, list(widgets), view.searched, trigger_mode="once", **QUIET)
-    view.stop.click(stop, view.looked_at, view.searched, **QUIET)
-    gr.Timer(1).tick(look, view.looked_at, view.searched, trigger_mode="once", **QUIET)
-    view.use.click(use, view.looked_at, shared.data, **QUIET)
-    gr.on(None, restore, None, view.searched, **QUIET)
+    view.search.click(start_search, list(widgets), view.searched, trigger_mode="once", **QUIET)
+    view.stop.click(stop_search, view.looked_at, view.searched, **QUIET)
+    gr.Timer(1).tick(look_at_search, view.looked_at, view.searched, trigger_mode="once", **QUIET)
+    view.use.click(use_rate, view.looked_at, shared.data, **QUIET)
+    gr.on(None, restore_search, None, view.searched, **QUIET)
 
 
 def search_updates(view: TriesView, state: RunState | None) -> Updates:
