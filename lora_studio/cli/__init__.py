@@ -37,7 +37,7 @@ COMMANDS = {
     "find-lr": ("find_lr", "find_lr"),
     "jobs": ("jobs", "jobs"),
     "devices": ("jobs", "devices"),
-    "notify": ("notify", "notify"),
+    "notify": ("jobs", "notify"),
     "presets": ("config", "list_or_show"),
     "check": ("config", "check"),
     "import": ("settings", "import_config"),

@@ -1,6 +1,8 @@
 """`jobs` and `runs`: list, show, follow, stop, resume and delete jobs, also those started on the page."""
 
 import argparse
+import getpass
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,6 +28,7 @@ from lora_studio.jobs.kinds import (
     Kind,
     ending_words,
 )
+from lora_studio.jobs.notes import FORMATS, read_webhook, remove_webhook, save_webhook, send_test
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.units import duration, gib, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
@@ -301,3 +304,28 @@ def _row(state: RunState) -> JsonObject:
         **step,
         **facts(state),
     }
+
+
+def notify(workspace: Workspace, args: argparse.Namespace) -> int:
+    """Shows, sets, tests or removes the webhook. The address is read from stdin, so that no list of commands has it."""
+    if args.action == "set":
+        url = getpass.getpass("Webhook URL: ") if sys.stdin.isatty() else sys.stdin.readline()
+        if not url.strip():
+            raise StudioError("No address was given.", "Type it, or pipe it: `lora-studio notify set < FILE`.")
+        save_webhook(workspace, url, args.format)
+    elif args.action == "test":
+        say(send_test(workspace))
+    elif args.action == "remove":
+        remove_webhook(workspace)
+        say("No more notes are sent.")
+    webhook = read_webhook(workspace)
+    if args.json:
+        known = {"host": webhook.host, "format": webhook.shape, "error": webhook.error} if webhook else None
+        print_json({"webhook": known})
+    elif webhook is None:
+        say("No webhook is set. `lora-studio notify set` sets one.")
+    else:
+        say(f"Notes are sent to {webhook.host} ({FORMATS[webhook.shape]}).")
+        if webhook.error:
+            say(f"The last note did not arrive: {webhook.error}")
+    return 0
