@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.notes import (
     FORMATS,
@@ -130,7 +131,7 @@ def routes(studio: Studio) -> list[Route]:
     return [Route("/studio/ended", ended, methods=["GET"])]
 
 
-def ended_since(studio: Studio, since: float) -> dict[str, Any]:
+def ended_since(studio: Studio, since: float) -> JsonObject:
     """The ends after a time (seconds since 1970), oldest first, and the time now."""
     now = time.time()
     states = [state for kind in KINDS.values() for state in studio.supervisor.jobs(kind)]
