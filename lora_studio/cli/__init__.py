@@ -115,8 +115,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     about = "show or clear the cache of prepared data"
     add("cache", about, output).add_argument("action", nargs="?", choices=("show", "clear"), default="show")
     rows = _add_rows_flags(add("rows", "let a model write training rows about documents", output))
-    find_lr = add("find-lr", "suggest a learning rate by a short sweep of rising rates", output)
-    find_lr.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
+    find_lr = _with_config(add("find-lr", "suggest a learning rate by a short sweep of rising rates", output))
     estimate = add("estimate", "estimate memory by part, trainable parameters and the best savings", output)
     estimate.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
     estimate.add_argument("--device", choices=tuple(DEVICE_KINDS), help="estimate for another device than this one")
@@ -138,8 +137,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     add("devices", "list the devices with memory, load and who uses them", output)
     _add_notify_flags(add("notify", "show, set, test or remove the webhook that is told when a job ends", output))
     _add_presets_flags(add("presets", "list presets or show one", output))
-    check = add("check", "print the complete config, or all errors in it", output)
-    check.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
+    check = _with_config(add("check", "print the complete config, or all errors in it", output))
     before = "also check data, model, memory and disk, as before a start"
     check.add_argument("--preflight", action="store_true", help=before)
     imported = _add_import_flags(add("import", "read a config file of another trainer", output))
@@ -147,6 +145,11 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     with_settings = (train, check, imported, estimate, find_lr, inspect, chat, evaluate, export, rows)
     _add_settings(with_settings, arguments)
     return parser
+
+
+def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
+    return command
 
 
 def _add_resume_flags(train: argparse.ArgumentParser) -> None:
