@@ -154,8 +154,27 @@ def convert(source: Source) -> Imported:
         rate = warning if "training.learning_rate" in results else "; the learning rate is the default for LoRA here"
         lines.append(Line(f"no {tool.adapter_key}", "", "differs", {}, tool.about[tool.adapter_key] + rate))
     defaults = _defaults(source, results)
+    if enough := _rows_for_kl({**results, **defaults}):
+        note = "KTO estimates KL within a batch, which takes two rows"
+        lines.append(Line("batches of one row", "", "differs", enough, note))
+        results |= enough
+        defaults = {path: value for path, value in defaults.items() if path not in enough}
     unchanged = {path: words for path, words in tool.unchanged.items() if path not in results}
     return Imported(tool, {**results, **defaults}, tuple(lines), defaults, unchanged)
+
+
+def _rows_for_kl(values: SettingValues) -> SettingValues:
+    """The batches that KTO needs where a file of it has batches of one row, as those of LLaMA-Factory have: two rows
+    and half of the accumulation."""
+    batch, accumulation = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
+    evaluated = "evaluation.per_device_eval_batch_size"
+    if values.get("training.method") != "kto":
+        return {}
+    enough: SettingValues = {evaluated: 2} if values.get(evaluated) == 1 else {}
+    if values.get(batch) == 1:
+        steps = values.get(accumulation, by_path()[accumulation].default)
+        enough |= {batch: 2, accumulation: max(1, steps // 2) if isinstance(steps, int) else steps}
+    return enough
 
 
 def is_secret(key: str) -> bool:
@@ -173,7 +192,6 @@ _METHOD_KEYS = ("stage", "rl", "rlhf_type")
 _TYPE_KEYS = ("finetuning_type", "tuner_type", "train_type", "sft_type", "training_type", "adapter", "peft_type")
 _LORA_TYPES = ("lora", "qlora", "lora/qlora")
 _OF_METHODS = {
-    **dict.fromkeys(("desirable_weight", "undesirable_weight"), "KTO"),
     **dict.fromkeys(("num_generations", "reward_funcs"), "GRPO"),
     **dict.fromkeys(("reward_model", "process_reward_model", "center_rewards_coefficient"), "a reward model"),
 }
@@ -192,7 +210,7 @@ def _refuse(source: Source) -> None:
             (leaf in _METHOD_KEYS and name not in (*METHODS, "pt", "ipo"))
             or (leaf in _TYPE_KEYS and name not in _LORA_TYPES)
             or (leaf in ("task_type", "lora_task_type") and name not in ("causal_lm", "tasktype.causal_lm"))
-            or (leaf in ("loss_type", "pref_loss") and not losses <= {*LOSSES, *SFT_LOSSES})
+            or (leaf in ("loss_type", "pref_loss") and not losses <= {*LOSSES, *SFT_LOSSES, "kto"})
         )
         method = _OF_METHODS.get(leaf, "")
         if refused or (method and method.lower() not in METHODS):
@@ -346,6 +364,7 @@ def _columns(info: Mapping[str, Any]) -> tuple[SettingValues, list[str]]:
     columns, tags = _mapping(info.get("columns")), _mapping(info.get("tags"))
     parts = ("system", "tools", "history", *(("chosen", "rejected") if info.get("ranking") else ()))
     mapping: SettingValues = {part: columns[part] for part in parts if columns.get(part)}
+    mapping |= {"label": columns["kto_tag"]} if columns.get("kto_tag") else {}
     if str(info.get("formatting", "alpaca")) == "alpaca":
         question, more, answer = (columns.get(part) for part in ("prompt", "query", "response"))
         if question and more:
@@ -410,7 +429,8 @@ def _fields(entry: Mapping[str, Any], source: Source) -> tuple[SettingValues, li
     if isinstance(kind, Mapping):
         own = {"user": "field_instruction", "assistant": "field_output", "system": "field_system"}
         own |= {"user": "field_prompt"} if kind.get("field_prompt") else {}
-        own |= {"chosen": "field_chosen", "rejected": "field_rejected"}
+        own |= {"chosen": "field_chosen", "rejected": "field_rejected", "label": "field_label"}
+        own |= {"assistant": "field_completion"} if kind.get("field_completion") else {}
         mapping |= {part: kind[name] for part, name in own.items() if kind.get(name)}
         if kind.get("field_input") and "user" in mapping:
             mapping["user_template"] = f"{{{mapping.pop('user')}}}\n{{{kind['field_input']}}}"

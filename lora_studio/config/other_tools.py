@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.sections import Preference, Training
+from lora_studio.config.preference import Preference
+from lora_studio.config.sections import Training
 from lora_studio.config.settings import AS_VALUES, BY_VALUE, OTHER_NAMES, Setting, meant, other_tools, reasons, settings
 
 Kind = Literal["taken", "differs", "same", "none"]
@@ -20,6 +21,13 @@ METHODS: tuple[str, ...] = get_args(Training.model_fields["method"].annotation)
 SFT_LOSSES = ("nll", "chunked_nll", "dft")
 FRACTION = "data.validation_fraction"
 MAX_SHOWN = 60  # characters of a value
+LABEL_WEIGHTS: Mapping[str, str] = {
+    **dict.fromkeys(("desirable_weight", "kto_desirable_weight", "kto_chosen_weight"), "preference.desirable_weight"),
+    **dict.fromkeys(
+        ("undesirable_weight", "kto_undesirable_weight", "kto_rejected_weight"), "preference.undesirable_weight"
+    ),
+}
+"""KTO's weights of good and bad answers, by the names of trl, axolotl and LLaMA-Factory."""
 LOSSES: tuple[str, ...] = get_args(Preference.model_fields["loss_type"].annotation)
 
 
@@ -350,9 +358,20 @@ def _kind_of_adapter(value: Any, source: Source) -> Answer | None:
     return None if str(value).lower() == "qlora" else Answer("same", {}, "every run trains a LoRA adapter")
 
 
-def _preference_beta(value: Any, _: Source) -> Answer:
+def _comparing(source: Source) -> str:
+    """The method of a file that compares answers: KTO where it says so or has KTO's own keys, else DPO."""
+    named = {str(source.get(key)).lower() for key in ("stage", "rl", "rlhf_type", "loss_type")}
+    return "kto" if "kto" in named or any(source.get(key) is not None for key in LABEL_WEIGHTS) else "dpo"
+
+
+def _preference_beta(value: Any, source: Source) -> Answer:
     answer = plain("preference.beta", value)
-    return Answer(answer.kind, {**answer.settings, "training.method": "dpo"}, answer.note)
+    return Answer(answer.kind, {**answer.settings, "training.method": _comparing(source)}, answer.note)
+
+
+def _label_weight(path: str) -> Callable[[Any, Source], Answer]:
+    """A weight of good or bad answers, which only KTO has."""
+    return lambda value, _: Answer("taken", {**plain(path, value).settings, "training.method": "kto"})
 
 
 def _loss(value: Any, source: Source) -> Answer | None:
@@ -361,6 +380,8 @@ def _loss(value: Any, source: Source) -> Answer | None:
         return Answer("same", {}, "the cross-entropy of the trained tokens")
     if name in SFT_LOSSES:
         return without(f"not available: {name}; the cross-entropy is trained")
+    if name == "kto":
+        return Answer("taken", {"training.method": "kto"})
     return Answer("taken", {"preference.loss_type": name, "training.method": "dpo"})
 
 
@@ -544,6 +565,7 @@ SPECIAL: Mapping[str, Callable[[Any, Source], Answer | None]] = {
     "adapter": _kind_of_adapter,
     "beta": _preference_beta,
     "loss_type": _loss,
+    **{key: _label_weight(path) for key, path in LABEL_WEIGHTS.items()},
     **dict.fromkeys(("label_smoothing", "dpo_label_smoothing"), _noisy_pairs),
     **dict.fromkeys(("val_size", "val_set_size", "split_dataset_ratio"), _share),
     "evals_per_epoch": _each_epoch("evaluation.eval_strategy", "evaluation.eval_steps"),

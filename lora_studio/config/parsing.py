@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from lora_studio.config.compute import FSDP, LOCAL, compute_contradictions
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
+from lora_studio.config.preference import COMPARING_METHODS, NEED_FULL_WEIGHTS, preference_contradictions
 from lora_studio.config.sections import Config, defaults_of
-from lora_studio.config.settings import meant, plain_value, settings
+from lora_studio.config.settings import flatten, meant, plain_value, settings
 from lora_studio.config.speed import speed_conflicts, speed_contradictions
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.models import attention
@@ -29,8 +30,6 @@ from lora_studio.models.accelerators import FLOAT16, missing, optimizer_without
 from lora_studio.models.adapter_files import PatternError, check, is_regular_expression
 from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, shipped_data, write_atomically
 
-NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
-"""First weights of an adapter that are taken out of the base's own weights."""
 NOT_ON_EXPERTS = (*NEED_FULL_WEIGHTS, "orthogonal", "eva")
 """First weights that stacked experts can't begin with: peft looks for one matrix a module there."""
 SHOWN = 200  # characters of what was found
@@ -126,7 +125,8 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _schedule(config)
     yield from _best(config)
     yield from _unmeasured(config)
-    yield from _preference(config)
+    for path, message in preference_contradictions(flatten(config)):
+        yield Problem(path, message)
     yield from _processes(config)
     for path, message in speed_contradictions(config.training, config.training.method, config.compute.strategy):
         yield Problem(path, message)
@@ -269,42 +269,6 @@ def _unmeasured(config: Config) -> Iterator[Problem]:
         )
 
 
-def _preference(config: Config) -> Iterator[Problem]:
-    """What does not go with learning by comparison, and what goes with nothing else."""
-    training, preference, best = config.training, config.preference, config.evaluation.metric_for_best_model
-    if preference.label_smoothing and preference.loss_type != "robust":
-        yield Problem("preference.label_smoothing", "is only used if preference.loss_type is robust")
-    if training.method != "dpo":
-        if best.startswith("reward_"):
-            yield Problem(
-                "evaluation.metric_for_best_model",
-                f"cannot be {best}, which is only measured if training.method is dpo",
-            )
-        return
-    if training.packing:
-        yield Problem("training.packing", "must be off if training.method is dpo: pairs are not packed")
-    if training.label_smoothing_factor:
-        yield Problem(
-            "training.label_smoothing_factor", "requires training.method sft; dpo has preference.label_smoothing"
-        )
-    if training.neftune_noise_alpha:
-        yield Problem(
-            "training.neftune_noise_alpha", "requires training.method sft: noise would disturb the comparison"
-        )
-    if config.data.train_on == "all":
-        yield Problem("data.train_on", "cannot be all if training.method is dpo, which compares answers")
-    if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
-        yield Problem(
-            "lora.init_lora_weights",
-            f"cannot be {config.lora.init_lora_weights} if training.method is dpo, which compares with the "
-            "unchanged base",
-        )
-    if config.lora.bias != "none":
-        yield Problem("lora.bias", "must be none if training.method is dpo, which compares with the base's own biases")
-    if config.evaluation.labels:
-        yield Problem("evaluation.labels", "requires training.method sft; dpo measures which answer is preferred")
-
-
 Values = Mapping[str, Any]
 """Settings by path, right or wrong: a form is asked while it is being typed into."""
 
@@ -341,6 +305,9 @@ def _selects(values: Values) -> bool:
 _FOUR_BITS = Condition("with 4-bit quantization", _equals("model.quantization", "4bit"))
 _SFT = Condition("with method SFT", _equals("training.method", "sft"))
 _DPO = Condition("with method DPO", _equals("training.method", "dpo"))
+_KTO = Condition("with method KTO", _equals("training.method", "kto"))
+_COMPARING = Condition("with method DPO or KTO", _equals("training.method", *COMPARING_METHODS))
+_NOT_KTO = Condition("with method SFT or DPO", lambda values: values.get("training.method") != "kto")
 _SPLIT = Condition("without a validation file", lambda values: not values.get("data.validation_file"))
 _MEASURED = Condition("with evaluation and validation rows", _measures)
 _SELECTED = Condition("with load best model at end or early stopping", _selects)
@@ -384,8 +351,11 @@ CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "training.dataloader_pin_memory": (Condition("on a GPU", lambda values: values.get("compute.device") != "cpu"),),
     "training.neftune_noise_alpha": (_SFT,),
     "training.label_smoothing_factor": (_SFT,),
-    "preference.beta": (_DPO,),
+    "training.train_sampling_strategy": (_NOT_KTO,),
+    "preference.beta": (_COMPARING,),
     "preference.loss_type": (_DPO,),
+    "preference.desirable_weight": (_KTO,),
+    "preference.undesirable_weight": (_KTO,),
     "preference.label_smoothing": (_DPO, Condition("with the loss robust", _equals("preference.loss_type", "robust"))),
     "training.warmup_steps": (_WARMUP,),
     "training.warmup_ratio": (

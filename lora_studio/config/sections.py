@@ -13,15 +13,8 @@ from pydantic import field_validator, model_validator
 from lora_studio.config import fields
 from lora_studio.config.compute import Compute
 from lora_studio.config.fields import MAX_SEED, Section, SettingValues, setting
+from lora_studio.config.preference import COMPARING_METHODS, LEARNING_RATES, Preference, default_rate
 from lora_studio.config.speed import Speed
-
-LEARNING_RATES: Mapping[str, float] = {"sft": 2e-4, "dpo": 5e-6}
-"""The default learning rate of each method: those of LoRA in trl's documentation (`peft_integration`)."""
-
-
-def default_rate(method: Any) -> float:
-    """The default learning rate of a method; that of SFT for a name that is no method."""
-    return LEARNING_RATES.get(str(method), LEARNING_RATES["sft"])
 
 
 class Lora(Section):
@@ -105,13 +98,13 @@ class Lora(Section):
 class Learning(Section):
     """Method, duration, schedule, optimizer and checkpoints of a run."""
 
-    method: Literal["sft", "dpo"] = setting(
+    method: Literal["sft", "dpo", "kto"] = setting(
         "sft",
         "Method",
-        "sft trains on answers, dpo on pairs of chosen and rejected answers.",
-        details="dpo runs without dropout.",
+        "SFT learns answers, DPO chosen over rejected ones, KTO good over bad ones.",
+        details="kto takes rows labelled good or bad, or pairs. dpo and kto run without dropout.",
         basic=True,
-        names={"sft": "SFT (answers)", "dpo": "DPO (pairs)"},
+        names={"sft": "SFT (answers)", "dpo": "DPO (pairs)", "kto": "KTO (good/bad labels)"},
     )
     num_train_epochs: float = setting(3.0, "Epochs", "Passes over the training data.", basic=True, gt=0, le=1000)
     max_steps: int = setting(
@@ -124,7 +117,7 @@ class Learning(Section):
     learning_rate: float = setting(
         LEARNING_RATES["sft"],
         "Learning rate",
-        "1e-4 to 1e-3 is typical of SFT, 5e-6 of DPO.",
+        "1e-4 to 1e-3 is typical of SFT, 5e-6 of DPO, 1e-6 of KTO.",
         details="Tiny models need more.",
         basic=True,
         by_method=LEARNING_RATES,
@@ -275,31 +268,17 @@ class Learning(Section):
 
     @property
     def goal(self) -> str:
-        """What the data are read for (see `data.dataset.prepare`)."""
-        return "preference" if self.method == "dpo" else "answers"
+        """What the data are read for (see `data.formats.detect_format`)."""
+        return {"dpo": "preference", "kto": "unpaired"}.get(self.method, "answers")
+
+    @property
+    def compares(self) -> bool:
+        """Whether good answers are compared with bad ones, and both with the model that the run began with."""
+        return self.method in COMPARING_METHODS
 
 
 class Training(Speed, Learning):
     """How a run trains: what it learns by (`Learning`), then what only changes its speed and memory (`Speed`)."""
-
-
-class Preference(Section):
-    """Preference training (DPO, Rafailov et al. 2023, arXiv:2305.18290), against the base without its adapter."""
-
-    beta: float = setting(0.1, "DPO beta", "Higher values keep the model closer to the base.", gt=0, le=100)
-    loss_type: Literal["sigmoid", "hinge", "ipo", "robust"] = setting(
-        "sigmoid",
-        "DPO loss",
-        "sigmoid is standard DPO. robust allows for noisy pairs.",
-        details="hinge and ipo stop at a margin.",
-    )
-    label_smoothing: float = setting(
-        0.0,
-        "Label smoothing (noisy pairs)",
-        "Estimated share of wrongly labelled pairs. Used by the robust loss.",
-        ge=0,
-        lt=0.5,
-    )
 
 
 class Model(Section):
@@ -472,7 +451,7 @@ class Evaluation(Section):
         "loss",
         "Metric for best model",
         "Selects the best checkpoint; early stopping uses it too.",
-        details="accuracy and f1 need labels; the reward metrics need dpo.",
+        details="accuracy and f1 need labels; the reward metrics need dpo or kto.",
     )
     load_best_model_at_end: bool = setting(
         False, "Load best model at end", "The final adapter is the best checkpoint, not the last."

@@ -269,6 +269,10 @@ OTHER_NAMES: dict[str, str] = {
     "rl_beta": "preference.beta",
     "pref_loss": "preference.loss_type",
     "dpo_loss_type": "preference.loss_type",
+    "kto_desirable_weight": "preference.desirable_weight",
+    "kto_chosen_weight": "preference.desirable_weight",
+    "kto_undesirable_weight": "preference.undesirable_weight",
+    "kto_rejected_weight": "preference.undesirable_weight",
     # measuring, and what is written down
     "evaluation_strategy": "evaluation.eval_strategy",
     "evaluation.strategy": "evaluation.eval_strategy",

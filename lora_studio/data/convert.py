@@ -186,6 +186,12 @@ def describe_labels(good: int, bad: int) -> str:
     return f"{count(good, 'answer')} labelled good {good_verb} trained; {bad:,} labelled bad {bad_verb} ignored."
 
 
+def describe_both_labels(good: int, bad: int) -> str:
+    """A sentence on rows labelled good or bad that are both learned from."""
+    verb = "is" if good == 1 else "are"
+    return f"{count(good, 'answer')} {verb} labelled good, {bad:,} bad. KTO trains on both, SFT on the good ones only."
+
+
 NOT_IDS = "the tokens are not a list of integers"
 UNLIKE_LENGTHS = "`input_ids` and its companion lists differ in length"
 ONLY_PADDING = "the row contains only padding"

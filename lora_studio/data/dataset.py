@@ -17,7 +17,7 @@ from lora_studio.config.sections import Data
 from lora_studio.data.cache import Cache
 from lora_studio.data.chat_templates import Template, choose_template
 from lora_studio.data.encode import Encoder
-from lora_studio.data.examples import Examples, Pairs, examples_of
+from lora_studio.data.examples import Examples, Pairs, PairStore, Unpaired, examples_of
 from lora_studio.data.mapping import Format, MappingValues
 from lora_studio.data.memory_limit import limited
 from lora_studio.data.messages import BadRow
@@ -56,6 +56,7 @@ class PreparedRows:
     source_fingerprint: str
     cache: Cache
     sampled: int | None
+    goal: str
 
     @property
     def template(self) -> Template:
@@ -75,9 +76,9 @@ class PreparedRows:
         return self.part.conversations
 
     @property
-    def marks(self) -> list[str]:
-        """What became of rows marked good or bad, in sentences."""
-        return _marks(self.part, self.validation_part)
+    def ignored(self) -> list[str]:
+        """What became of answers labelled bad that are not trained, in sentences."""
+        return [] if self.part.unpaired else _marks(self.part, self.validation_part)
 
 
 @dataclass
@@ -132,7 +133,7 @@ def prepare(
 ) -> Prepared:
     """Examples of a file, split into training and validation; `settings` are those of the config's data section.
 
-    `goal` is what is to be learned from: "answers", comparisons ("preference"), or "any" of the two, as the rows are.
+    `goal` is what is to be learned from: see `formats.detect_format`.
     `on_progress(phase, done, total)` is called in the phases lookup, read, convert, encode and split, counted in rows
     (`total` is 0 or a guess while a file is read); what it raises ends the work. Before anything that takes long,
     `on_sample` gets what the first rows of a large file come to (phase first). What was read and encoded is kept in
@@ -290,11 +291,8 @@ def _prepared(work: Preparation, sources: list[Source], data: Data) -> Prepared:
         return np.sort(np.concatenate(split(group, *rules)))
 
     part = work.part(sources[0], choose if is_limited else None, rules if is_limited else None)
-    if validation_part and (part.format.name == "preference") != (validation_part.format.name == "preference"):
-        raise StudioError(
-            "Of the training and validation file, only one contains preference pairs.",
-            "Use two files of the same kind.",
-        )
+    if validation_part:
+        _check_alike(part, validation_part)
     work.report("split", 0, 0)
     rows = PreparedRows(
         encoder=work.encoder,
@@ -305,8 +303,24 @@ def _prepared(work: Preparation, sources: list[Source], data: Data) -> Prepared:
         source_fingerprint=_source_fingerprint(part, validation_part, work),
         cache=work.cache,
         sampled=None,
+        goal=work.goal,
     )
     return Prepared(**vars(rows), **vars(_cut(rows, data, work.report)))
+
+
+def _check_alike(part: EncodedSource, validation_part: EncodedSource) -> None:
+    """Raises StudioError where only one of the two files holds pairs, or good and bad answers."""
+    unlike = {
+        "preference pairs": [
+            isinstance(each.rows, PairStore) and not each.unpaired for each in (part, validation_part)
+        ],
+        "answers labelled good or bad": [each.unpaired for each in (part, validation_part)],
+    }
+    for kind, (train, validation) in unlike.items():
+        if train != validation:
+            raise StudioError(
+                f"Of the training and validation file, only one contains {kind}.", "Use two files of the same kind."
+            )
 
 
 def _selected(
@@ -333,7 +347,7 @@ def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
     cut = []
     for store, selected in zip(stores, rows.selected, strict=True):
         report("split", 0, 0)
-        cut.append(examples_of(store, selected, data.max_length, data.truncation))
+        cut.append(examples_of(store, selected, data.max_length, data.truncation, unpaired=rows.part.unpaired))
     train, validation = cut
     report("split", 0, 0)
     if not len(train):
@@ -341,16 +355,33 @@ def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
             f"No row keeps a trained token at a max length of {data.max_length:,} tokens.",
             "Increase data.max_length, or set data.truncation to keep_answer.",
         )
+    if rows.goal == "unpaired" and isinstance(train, Unpaired):
+        _check_both_labels(train, rows.part)
     dropped = [
-        BadRow(row, NOTHING_TO_COMPARE if isinstance(examples, Pairs) else NOTHING_LEFT, f"{length} tokens")
-        for examples in (train, validation)
+        BadRow(row, NOTHING_TO_COMPARE if isinstance(store, PairStore) else NOTHING_LEFT, f"{length} tokens")
+        for store, examples in zip(stores, (train, validation), strict=True)
         for row, length in examples.dropped
     ]
     rules = data.model_dump(exclude=_NOT_IN_FINGERPRINT)
     if data.encoding is None:
         del rules["encoding"]  # keeps the fingerprints of runs older than this setting
+    if rows.part.unpaired:
+        rules["unpaired"] = True
     whole = json.dumps([rows.source_fingerprint, _CODE_VERSION, rules], sort_keys=True)
     return Cut(data, train, validation, dropped, hashlib.sha256(whole.encode()).hexdigest())
+
+
+def _check_both_labels(train: Unpaired, part: EncodedSource) -> None:
+    """Raises StudioError for training rows of one label alone, from which KTO can learn nothing but that one."""
+    good, bad = train.counts
+    if good and bad:
+        return
+    one, other = ("good", "bad") if good else ("bad", "good")
+    raise StudioError(
+        f"KTO needs good and bad answers, but all {good or bad:,} training rows of {Path(part.name).name} are "
+        f"labelled {one}.",
+        f"Add answers labelled {other}" + (", or set training.method to sft." if good else "."),
+    )
 
 
 def _assumptions(part: EncodedSource, template: Template, validation_part: EncodedSource | None) -> list[str]:

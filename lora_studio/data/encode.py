@@ -32,7 +32,8 @@ OTHER_LABELS = "the row's labels differ from its tokens, so they were made for a
 class Encoded:
     """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut.
 
-    `is_text`: plain text, which is split into windows where other rows would be cut.
+    `is_text`: plain text, which is split into windows where other rows would be cut. `desirable`: how the answer is
+    labelled, None for one without a label.
     """
 
     row: int
@@ -40,6 +41,7 @@ class Encoded:
     spans: tuple[tuple[int, int], ...]
     keep_first: bool = False
     is_text: bool = False
+    desirable: bool | None = None
 
 
 @dataclass(slots=True)
@@ -207,7 +209,7 @@ class Encoder:
             and (span := self._without_neighbours(encoding, rendered.text, (start, stop), span))
         )
         keep_first = bool(ids) and ids[0] == self._bos and ids.count(self._bos) == 1
-        return Encoded(conversation.row, ids, spans, keep_first, conversation.text is not None)
+        return Encoded(conversation.row, ids, spans, keep_first, conversation.text is not None, conversation.label)
 
     def _without_neighbours(
         self, encoding: Any, text: str, span: tuple[int, int], tokens: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Training examples as sequences that build each example on access, and as Arrow batches; pairs for DPO too."""
+"""Training examples as sequences that build each example on access, and as Arrow batches; those of DPO and KTO too."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -196,7 +196,8 @@ class Pair:
 class Pairs(Sequence[Pair]):
     """Pairs of a store cut to length, like `Examples` of rows; dropped where a side keeps no answer or both the same.
 
-    `measures` are those of the longer sides; `length` and `trained` count the tokens of both.
+    `measures` are those of the longer sides; `length` and `trained` count the tokens of both; `sides` are the chosen
+    answers and the rejected ones as examples.
     """
 
     def __init__(self, store: PairStore, selected: np.ndarray, max_length: int, truncation: str) -> None:
@@ -206,23 +207,23 @@ class Pairs(Sequence[Pair]):
         self.measures = store.measures(selected)
         self.dropped = list(zip(store.row[selected[~keep]].tolist(), self.measures.length[~keep].tolist(), strict=True))
         self.split_rows = 0
-        self._sides = [
+        self.sides = [
             Examples.of_cuts(store.sides, side[keep], replace(cut, owner=np.arange(int(keep.sum())), **_of(cut, keep)))
             for side, cut in zip(index, cuts, strict=True)
         ]
-        self.length = self._sides[0].length + self._sides[1].length
-        self.trained = self._sides[0].trained + self._sides[1].trained
+        self.length = self.sides[0].length + self.sides[1].length
+        self.trained = self.sides[0].trained + self.sides[1].trained
         self.row_numbers = store.row[selected[keep]]
 
     @property
     def answers(self) -> Examples:
         """The examples to generate answers for: the better sides."""
-        return self._sides[0]
+        return self.sides[0]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return max(side.longest for side in self._sides)
+        return max(side.longest for side in self.sides)
 
     def __len__(self) -> int:
         return len(self.row_numbers)
@@ -236,13 +237,13 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
-        return Pair(self._sides[0][index], self._sides[1][index])
+        return Pair(self.sides[0][index], self.sides[1][index])
 
     def tables(self) -> Iterator["pa.RecordBatch"]:
         """All pairs in batches of `COLUMNS`, without a Python list between."""
         import pyarrow as pa
 
-        for better, worse in zip(*(side.tables() for side in self._sides), strict=True):
+        for better, worse in zip(*(side.tables() for side in self.sides), strict=True):
             yield pa.RecordBatch.from_arrays([*better.columns, *worse.columns], names=list(COLUMNS))
 
 
@@ -277,10 +278,65 @@ def _of(cuts: Cuts, keep: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[keep] for name, values in vars(cuts).items() if name != "owner"}
 
 
+def last_answer(conversation: Conversation) -> Conversation:
+    """The row with its last answer alone as the trained part: that is what its label speaks of, as in trl's KTO."""
+    turns = conversation.messages
+    earlier = tuple(replace(message, trained=False) for message in turns[:-1])
+    return replace(conversation, messages=(*earlier, *turns[-1:]))
+
+
+class Unpaired(Examples):
+    """Answers labelled good or bad, cut to length (unpaired preferences, for KTO); `desirable` is a bool for each.
+
+    Of pairs, the chosen answers come first and are good, then the rejected ones, each cut as in its pair.
+    """
+
+    def __init__(self, store: RowStore | PairStore, selected: np.ndarray, max_length: int, truncation: str) -> None:
+        if isinstance(store, RowStore):
+            super().__init__(store, selected, max_length, truncation)
+            self.desirable = np.asarray(store.desirable)[self._index]
+            return
+        pairs = Pairs(store, selected, max_length, truncation)
+        self.measures, self.dropped, self.split_rows = pairs.measures, pairs.dropped, 0
+        self._store = store.sides
+        better, worse = pairs.sides
+        self._cuts = Cuts(
+            *(
+                np.concatenate(both)
+                for both in zip(vars(better._cuts).values(), vars(worse._cuts).values(), strict=True)
+            )
+        )
+        self._index = np.concatenate([better._index, worse._index])
+        self.length, self.trained = self._cuts.length, self._cuts.trained
+        self.full_length = np.concatenate([better.full_length, worse.full_length])
+        self.desirable = np.arange(2 * len(pairs)) < len(pairs)
+
+    @property
+    def answers(self) -> Examples:
+        """The examples to generate answers for: those labelled good."""
+        kept = replace(self._cuts, owner=np.arange(int(self.desirable.sum())), **_of(self._cuts, self.desirable))
+        return Examples.of_cuts(self._store, self._index[self.desirable], kept)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many answers are good, and how many are bad."""
+        good = int(self.desirable.sum())
+        return good, len(self) - good
+
+    def tables(self) -> Iterator["pa.RecordBatch"]:
+        """All examples in batches of `input_ids`, `labels` and the bool `desirable`."""
+        import pyarrow as pa
+
+        for start, table in zip(range(0, len(self), _BATCH), super().tables(), strict=True):
+            yield table.append_column("desirable", pa.array(self.desirable[start : start + _BATCH]))
+
+
 def examples_of(
-    store: RowStore | PairStore, selected: np.ndarray, max_length: int, truncation: str
+    store: RowStore | PairStore, selected: np.ndarray, max_length: int, truncation: str, *, unpaired: bool = False
 ) -> Examples | Pairs:
-    """The training examples of the rows at these indices."""
+    """The training examples of the rows at these indices; `unpaired`: each answer by itself, with its label."""
+    if unpaired:
+        return Unpaired(store, selected, max_length, truncation)
     if isinstance(store, PairStore):
         return Pairs(store, selected, max_length, truncation)
     return Examples(store, selected, max_length, truncation)

@@ -150,7 +150,7 @@ _EXTRAS = {
     "history": "earlier turns",
     "tools": "the available tools",
     "reasoning": "the reasoning before the answer",
-    "label": "the label; only rows labelled good are used",
+    "label": "the label (good or bad)",
 }
 _SECTIONS = ("title", "description", "input", "output", "constraints", "examples", "note")
 _THOUGHT = "<think>"

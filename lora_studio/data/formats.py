@@ -43,6 +43,8 @@ _OPTIONAL = {
     *("labels", "attention_mask", "loss_mask"),
 }
 _OF_TOKENS = ("input_ids", "labels", "attention_mask", "loss_mask")
+COMPARING = {"preference": "preference", "unpaired": "kto"}
+"""The goals that compare good with bad answers, and the format that is made for each."""
 
 
 def read_as(records: Sequence[Record], mapping: MappingValues | None, goal: str = "answers") -> Format:
@@ -51,17 +53,19 @@ def read_as(records: Sequence[Record], mapping: MappingValues | None, goal: str 
 
 
 def detect_format(records: Sequence[Record], goal: str = "answers") -> Format:
-    """The reading that fits the rows best for a goal: to learn from "answers", by "preference", or "any" of the two.
+    """The reading that fits the rows best for a goal.
 
-    Of rows marked good or bad the good answers can be learned from; compared are pairs alone.
+    Goals: to learn from "answers", of which labelled ones have to be good; to compare pairs ("preference"); to learn
+    from good and bad answers ("unpaired"), which are labelled or the two of a pair; or "any" of them, as the rows are.
     Raises StudioError for unknown shapes and for those that the goal can't use.
     """
     columns = ColumnSample(spread(records))
     readings = _readings(columns)
     if goal == "any" and readings and readings[0].name == "preference":
         return readings[0]
-    if goal == "preference":
+    if goal in COMPARING:
         fitting = [reading for reading in readings if reading.name in ("preference", "kto")]
+        fitting = [*(reading for reading in fitting if reading.name == COMPARING[goal]), *fitting]
         if not fitting:
             best_reading = f" They were interpreted as follows: {readings[0].words}" if readings else ""
             raise ReadingError(
@@ -439,8 +443,8 @@ def _pairs_only(shape: Format) -> ReadingError:
     part = "the assistant turn" if has_prompt else "the conversation (`messages`)"
     return ReadingError(
         f"These rows are preference pairs (`{chosen}` and `{rejected}`) for preference training (DPO), not for SFT.",
-        f"Set training.method to dpo. Or train on the chosen answers only: omit `{rejected}` and map `{chosen}` to "
-        f"{part}.",
+        f"Set training.method to dpo or kto. Or train on the chosen answers only: omit `{rejected}` and map `{chosen}` "
+        f"to {part}.",
     )
 
 
@@ -450,8 +454,14 @@ def check_goal(shape: Format, goal: str) -> None:
         raise ReadingError(
             f"The rows are labelled good or bad (`{shape.columns['label']}`), which is KTO data. DPO compares two "
             "answers to the same prompt.",
-            "Set training.method to sft to train on answers labelled good. Or provide `chosen` and `rejected` with "
-            "a `prompt`.",
+            "Set training.method to kto, or to sft to train on the answers labelled good. Or provide `chosen` and "
+            "`rejected` with a `prompt`.",
+        )
+    if goal == "unpaired" and shape.name not in COMPARING.values():
+        raise ReadingError(
+            f"KTO needs answers labelled good or bad, or preference pairs, but the rows have another format: "
+            f"{shape.words}",
+            "Map the `label` in data.mapping, or set training.method to sft.",
         )
     if goal == "preference" and shape.name != "preference":
         raise ReadingError(

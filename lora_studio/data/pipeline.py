@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lora_studio.data.cache import Arrays, ArrayWriter, Cache, Facts, code_version, digest, key_of
-from lora_studio.data.convert import convert, describe_labels
+from lora_studio.data.convert import convert, describe_both_labels, describe_labels
 from lora_studio.data.encode import Encoder, batches
-from lora_studio.data.examples import PairStore, match_pairs, sides
+from lora_studio.data.examples import PairStore, last_answer, match_pairs, sides
 from lora_studio.data.format_questions import BY_MAPPING
 from lora_studio.data.formats import check_goal, read_as
 from lora_studio.data.mapping import Format, MappingValues, ReadingError
@@ -45,6 +45,7 @@ _SAMPLE = 500
 _FEW = 50
 _REPORT_EVERY = 500
 _REPORT_OMITTED = 100
+SPLIT_PAIRS = "KTO trains on both answers of each pair: the chosen one as good, the rejected one as bad."
 ANSWERS_ONLY = "Preference training compares answers, so only answers can be trained."
 _SLOW_SECONDS = 0.5
 NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml supports them."
@@ -93,7 +94,8 @@ class EncodedSource:
     """A source read and encoded. `conversations` are its usable rows; `key` is its place in the cache.
 
     `rows` are those of the usable rows that were wanted. `all_positions` and `all_groups` are of all rows that could
-    be converted, also those that could not be rendered: the split goes by them.
+    be converted, also those that could not be rendered: the split goes by them. `unpaired`: answers labelled bad are
+    rows like the others, and each answer of a pair is an example of its own.
     """
 
     name: str
@@ -107,6 +109,7 @@ class EncodedSource:
     rows: RowStore | PairStore
     bad_rows: BadRows
     facts: Facts
+    unpaired: bool = False
 
     @property
     def marked_bad(self) -> int:
@@ -121,7 +124,14 @@ class EncodedSource:
     @property
     def marks(self) -> str:
         """A sentence on rows with good/bad labels; "" without labels."""
-        return describe_labels(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
+        if isinstance(self.rows, PairStore):
+            return SPLIT_PAIRS if self.unpaired else ""
+        if self.format.name != "kto":
+            return ""
+        if not self.unpaired:
+            return describe_labels(len(self.conversations), self.marked_bad)
+        bad = len(self.rows) - int(np.count_nonzero(self.rows.desirable))
+        return describe_both_labels(len(self.rows) - bad, bad)
 
 
 @dataclass
@@ -168,11 +178,16 @@ class Preparation:
         except ReadingError as error:
             raise with_header(error, records.assumptions) from None
         check_goal(shape, self.goal)
-        if shape.name == "preference" and self.encoder.train_on == "all":
+        if self.encoder.train_on == "all" and (shape.name == "preference" or self.goal == "unpaired"):
             raise StudioError(ANSWERS_ONLY, "Set data.train_on to assistant or last_turn.")
-        key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice)
+        labelled = ["unpaired"] if self._is_unpaired(shape) and shape.name == "kto" else []
+        key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice, *labelled)
         arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, sample, choose), self._tell)
         return self._loaded(source, key, digests, records, shape, arrays)
+
+    def _is_unpaired(self, shape: Format) -> bool:
+        """Whether good and bad answers are learned from one by one: labelled ones, or those of pairs for KTO."""
+        return self.goal == "unpaired" or (self.goal == "any" and shape.name == "kto")
 
     def _tell(self) -> None:
         """Reports progress during a cache lookup, which takes seconds for large files."""
@@ -193,7 +208,18 @@ class Preparation:
             raise nothing_to_train(source.name, shape, bad_rows[0], self._advice(records, shape, bad_rows[0]))
         chats = Conversations(records, usable, shape, self.system_prompt)
         return EncodedSource(
-            source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts
+            source.name,
+            key,
+            digests,
+            records,
+            shape,
+            chats,
+            positions,
+            groups,
+            rows,
+            bad_rows,
+            arrays.facts,
+            self._is_unpaired(shape),
         )
 
     def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
@@ -243,6 +269,8 @@ class Preparation:
         self.report("encode", 0, total)
         if compared:
             conversations = (side for chat in conversations for side in sides(chat))
+        elif self._is_unpaired(shape):
+            conversations = map(last_answer, conversations)
         rewritten, numbered = self.encoder.rewritten, self.encoder.numbered
         encoded = self.encoder.encode_batches(batches(conversations))
         for rows, bad in match_pairs(encoded) if compared else encoded:
@@ -284,15 +312,16 @@ class Preparation:
     def _convert(self, records: Iterable[Record], shape: Format, converted: "Converted") -> Iterator[Conversation]:
         """Yields the usable rows and records positions, groups and faults in `converted`.
 
-        Rows whose answer is marked bad are good rows, but there is nothing to learn or to expect of them.
+        Rows whose answer is marked bad are good rows, but only a comparison learns from them.
         """
+        unpaired = self._is_unpaired(shape)
         for position, record in enumerate(records):
             try:
                 chat = convert(record, shape, self.system_prompt)
             except RowError as error:
                 converted.refuse(error.at(record.row))
             else:
-                if chat.label is False:
+                if chat.label is False and not unpaired:
                     converted.marked_bad += 1
                     continue
                 converted.add(position, chat)

@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lora_studio.data.cache import ArrayWriter, Cache, Facts
-from lora_studio.data.convert import describe_labels
+from lora_studio.data.convert import describe_both_labels
 from lora_studio.data.dataset import Prepared, open_data
 from lora_studio.data.formats import (
     apply_mapping,
@@ -89,7 +89,7 @@ class TriedRow(TypedDict):
 
 
 class TriedMapping(TypedDict):
-    """The result of a mapping on a sample: `failed` of `of` rows can't be used, `marked_bad` are left out."""
+    """The result of a mapping on a sample: `failed` of `of` rows can't be used, `marked_bad` are labelled bad."""
 
     words: str
     rows: list[TriedRow]
@@ -172,7 +172,7 @@ def unread(name: str, encoding: str | None = None) -> UnreadRows:
 
 def tried(records: Sequence[Record], mapping: MappingValues | None) -> JsonObject:
     """A mapping (None: what is recognised) on some rows: its words, the first rows as it reads them, how many fail
-    and how many are left out as marked bad.
+    and how many are labelled bad.
 
     Raises StudioError for a mapping that does not fit the rows.
     """
@@ -188,9 +188,8 @@ def tried(records: Sequence[Record], mapping: MappingValues | None) -> JsonObjec
         except RowError as error:
             failed.append(error.at(record.row).to_dict())
             continue
-        if chat.label is False:
-            marked_bad += 1
-        elif len(examples) < _SHOWN_ROWS:
+        marked_bad += chat.label is False
+        if len(examples) < _SHOWN_ROWS:
             better, worse = ([message.to_dict() for message in side] for side in (chat.chosen, chat.rejected))
             turns = [*chat.to_dicts(), *better]
             examples.append({"row": chat.row, "messages": turns, "worse": worse, "text": chat.text or ""})
@@ -235,8 +234,10 @@ def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> lis
 
 
 def question_of(chat: Conversation) -> Iterator[Question]:
-    """Yields the last answer of a conversation with the turns before it."""
+    """Yields the last answer of a conversation with the turns before it; nothing for an answer labelled bad."""
     messages: tuple[Message, ...] = (*chat.messages, *chat.chosen[:1])
+    if chat.label is False:
+        return  # nobody should answer so
     if len(messages) > 1 and messages[-1].role == "assistant":
         yield Question([message.to_dict() for message in messages[:-1]], messages[-1].content)
 
@@ -340,9 +341,10 @@ def inspect_characters(
         shape = read_as(records.spread(SAMPLE), mapping, "any")
     except ReadingError as error:
         raise with_header(error, records.assumptions) from None
-    counts, marked = array("q"), array("q")
+    counts, marked = array("q"), 0
 
     def convert_all(writer: ArrayWriter) -> Facts:
+        nonlocal marked
         faults = BadRowWriter(writer)
         for position, record in enumerate(records.records(range(len(records)))):
             try:
@@ -350,9 +352,7 @@ def inspect_characters(
             except RowError as error:
                 faults.add(error.at(record.row))
             else:
-                if row.label is False:
-                    marked.append(position)
-                    continue
+                marked += row.label is False
                 size = len(row.text or "") + _characters(row.messages)
                 counts.append(size + max(_characters(row.chosen), _characters(row.rejected)))
             if position % 2000 == 0:
@@ -361,7 +361,7 @@ def inspect_characters(
 
     bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
     values = np.array(counts, dtype=np.int64)
-    notes = [describe_labels(len(counts), len(marked))] if shape.name == "kto" else []
+    notes = [describe_both_labels(len(counts) - marked, marked)] if shape.name == "kto" else []
     notes += [shape.question] if shape.question else []
     return {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
@@ -371,7 +371,7 @@ def inspect_characters(
         "columns": shape.columns,
         "assumptions": [*source.assumptions, *notes],
         "rows": len(counts),
-        "marked_bad_rows": len(marked),
+        "marked_bad_rows": 0,
         "bad_rows": len(bad_rows),
         "bad_row_list": [bad.to_dict() for bad in bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": bad_rows.reasons(),

@@ -11,7 +11,7 @@ import numpy as np
 from lora_studio.data.cache import Facts, key_of
 from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared, prepare, refusal
 from lora_studio.data.encode import Encoded
-from lora_studio.data.examples import cut_pairs, sides
+from lora_studio.data.examples import Unpaired, cut_pairs, last_answer, sides
 from lora_studio.data.messages import BadRow, ChatMessage, Conversation, Fields, RowError, plain, shorten
 from lora_studio.data.pipeline import EncodedSource
 from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, candidates_of, table
@@ -201,7 +201,7 @@ def trained_text(view: RowView) -> str:
 def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) -> TokenView:
     """A row's tokens, a page of them, and the numbers of the example that the page belongs to."""
     settings = prepared.settings
-    encoded, pieces, _ = prepared.encoder.tokens(conversation)
+    encoded, pieces, _ = prepared.encoder.tokens(last_answer(conversation) if prepared.part.unpaired else conversation)
     cuts = Measures.of([encoded]).cuts(settings.max_length, settings.truncation)
     out = NOTHING_LEFT if _left_out(prepared, conversation.row) or not cuts.trained.any() else ""
     return _page_view(prepared, encoded, pieces, cuts, part, out)
@@ -335,7 +335,11 @@ class LengthReport(TypedDict):
 
 
 class Described(LengthReport, Readings):
-    """The report on prepared data. `refusal` is the error if bad rows are to stop the work."""
+    """The report on prepared data. `refusal` is the error if bad rows are to stop the work.
+
+    `marked_bad_rows` are labelled bad and left out; of the training rows, so many are labelled good (`desirable_rows`)
+    and bad (`undesirable_rows`), where both are learned from.
+    """
 
     file: str
     sampled: int | None
@@ -351,6 +355,8 @@ class Described(LengthReport, Readings):
     train_rows: int
     validation_rows: int
     marked_bad_rows: int
+    desirable_rows: int
+    undesirable_rows: int
     bad_rows: int
     bad_row_list: list[JsonObject]
     bad_rows_by_reason: dict[str, int]
@@ -418,6 +424,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "train_rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
         "marked_bad_rows": part.marked_bad,
+        **_label_counts(prepared),
         "bad_rows": len(prepared.bad_rows),
         "bad_row_list": [bad_row_entry(part, bad) for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": prepared.bad_rows.reasons(),
@@ -432,6 +439,18 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "fingerprint": prepared.fingerprint,
     }
     return {**description}
+
+
+class LabelCounts(TypedDict):
+    """How many training rows are labelled good and bad; both 0 for rows without such labels."""
+
+    desirable_rows: int
+    undesirable_rows: int
+
+
+def _label_counts(prepared: Prepared) -> LabelCounts:
+    good, bad = prepared.train.counts if isinstance(prepared.train, Unpaired) else (0, 0)
+    return {"desirable_rows": good, "undesirable_rows": bad}
 
 
 def bad_row_entry(part: EncodedSource, bad: BadRow) -> JsonObject:

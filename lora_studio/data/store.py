@@ -34,16 +34,21 @@ def write_rows(writer: ArrayWriter, rows: Sequence[Encoded], positions: Sequence
     writer.add("position", np.fromiter(positions, np.int64, count))
     writer.add("keep_first", np.fromiter((row.keep_first for row in rows), bool, count))
     writer.add("is_text", np.fromiter((row.is_text for row in rows), bool, count))
+    writer.add("desirable", np.fromiter((row.desirable is not False for row in rows), bool, count))
 
 
 class RowStore(Sequence[Encoded]):
-    """Rows as tokens before any cut, in the file's order; `row` and `position` say where each came from."""
+    """Rows as tokens before any cut, in the file's order; `row` and `position` say where each came from.
+
+    `desirable` is False for an answer that is labelled bad.
+    """
 
     def __init__(self, arrays: Arrays) -> None:
         self._arrays = arrays  # keeps a temporary place alive
         self.ids = arrays["ids"]
         self.row = arrays["row"]
         self.position = arrays["position"]
+        self.desirable = arrays["desirable"]
         self.starts = _starts(arrays["sizes"])
         self.span_starts = _starts(arrays["spans"])
         self.begins, self.stops = arrays["begins"], arrays["stops"]

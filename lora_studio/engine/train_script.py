@@ -27,7 +27,7 @@ from transformers import (
 from transformers import Trainer as HuggingFaceTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.quantization_config import Mxfp4Config
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 HERE = Path(__file__).resolve().parent
 IGNORED, POOL_BATCHES = -100, 50
@@ -135,6 +135,18 @@ def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
     )
 
 
+def starts_as_base(model: Any) -> bool:
+    """Whether a model with its new adapter equals the base: LoRA's B matrix is zero everywhere."""
+    second = [weight for name, weight in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    return not any(bool(weight.any()) for weight in second)
+
+
+def without_needless_reference(model: Any) -> None:
+    """Removes trl's frozen copy of an adapter that changes nothing yet: the bare base is the same reference."""
+    if starts_as_base(model):
+        model.delete_adapter("ref")
+
+
 class WithoutRouterLoss(HuggingFaceTrainer):
     """Logs the loss of the tokens alone; the router's balancing loss is trained on but logged separately.
 
@@ -167,26 +179,99 @@ class WithoutRouterLoss(HuggingFaceTrainer):
             self.aux_loss_enabled = enabled
 
 
-class Trainer(WithoutRouterLoss, SFTTrainer):
-    """trl's trainer with the run's order of rows; a validation loss is the mean over trained tokens."""
+Batch = dict[str, torch.Tensor]
+"""The model's inputs, each [rows, tokens]."""
+Sequences = list[tuple[list[int], list[int]]]
+"""Token ids and labels of rows."""
+
+
+def padded(sequences: Sequences, pad_token_id: int, prefix: str = "") -> Batch:
+    """Rows as trl's DPO and KTO take them, padded on the right; `completion_mask` is 1 for trained tokens."""
+    shape = len(sequences), max(len(ids) for ids, _ in sequences)
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask, completion_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for row, (ids, labels) in enumerate(sequences):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+        completion_mask[row, : len(ids)] = torch.tensor(labels) != IGNORED
+    return {
+        f"{prefix}input_ids": input_ids,
+        f"{prefix}attention_mask": attention_mask,
+        f"{prefix}completion_mask": completion_mask,
+    }
+
+
+class PairCollator:
+    """Pairs as one batch for DPO: the chosen answers, then the rejected ones."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, pairs: list[dict[str, list[int]]]) -> Batch:
+        sides = ("chosen", "rejected")
+        rows = [(pair[f"{side}_ids"], pair[f"{side}_labels"]) for side in sides for pair in pairs]
+        return padded(rows, self.pad_token_id)
+
+
+class UnpairedCollator:
+    """Good and bad answers as a batch for KTO.
+
+    For the KL term each prompt gets the answer of the row before it, the first that of the last row, as trl's
+    `KTOTrainer` pairs them, and loses what is over `max_length`.
+    """
+
+    def __init__(self, pad_token_id: int, max_length: int | None) -> None:
+        self.pad_token_id, self.max_length = pad_token_id, max_length
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        matched = [(row["input_ids"], row["labels"]) for row in rows]
+        begins = [next(at for at, label in enumerate(labels) if label != IGNORED) for _, labels in matched]
+        mismatched = []
+        for row, (ids, _) in enumerate(matched):
+            other_ids, other_labels = matched[row - 1]
+            begin, other = begins[row], begins[row - 1]
+            labels = [IGNORED] * begin + other_labels[other:]
+            mismatched.append(((ids[:begin] + other_ids[other:])[: self.max_length], labels[: self.max_length]))
+        label = torch.tensor([row["desirable"] for row in rows])
+        kl = padded(mismatched, self.pad_token_id, "KL_")
+        return {**padded(matched, self.pad_token_id), **kl, "label": label}
+
+
+class RunTrainer(WithoutRouterLoss):
+    """The run's order of rows, and LoRA+. `sequences` are the columns of a row that the model reads."""
+
+    sequences: tuple[str, ...] = ("input_ids",)
+    packing = False
 
     def __init__(self, *, loraplus_lr_ratio: float | None, **kwargs: Any) -> None:
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self.packing = kwargs["args"].packing
-        self._nats, self._tokens = 0.0, 0
         super().__init__(**kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
-        lengths = [len(ids) for ids in rows["input_ids"]] if grouped else None
-        return EpochOrder(len(rows), self.args.train_batch_size, self.args.seed, lengths)
+        columns = zip(*(rows[name] for name in self.sequences), strict=True) if grouped else ()
+        lengths = [max(map(len, row)) for row in columns]
+        return EpochOrder(len(rows), self.args.train_batch_size, self.args.seed, lengths if grouped else None)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.loraplus_lr_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
         self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
         return self.optimizer
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        with torch.random.fork_rng():  # measuring leaves the random numbers of training alone
+            return super().evaluation_loop(*args, **kwargs)
+
+
+class AnswersTrainer(RunTrainer, SFTTrainer):
+    """SFT; a validation loss is the mean over trained tokens."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.packing = kwargs["args"].packing
+        self._nats, self._tokens = 0.0, 0
+        super().__init__(**kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = super().prediction_step(model, inputs, *args, **kwargs)
@@ -198,11 +283,46 @@ class Trainer(WithoutRouterLoss, SFTTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._nats, self._tokens = 0.0, 0
         smoother, self.label_smoother = self.label_smoother, None
-        with torch.random.fork_rng():  # measuring leaves the random numbers of training alone
-            output = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
         self.label_smoother = smoother
         measured = {**(output.metrics or {}), "eval_loss": self._nats / max(self._tokens, 1)}
         return output._replace(metrics=measured)
+
+
+class PairsTrainer(RunTrainer, DPOTrainer):
+    """DPO on rows that are tokens already, compared with the bare base or the adapter that the run began with."""
+
+    sequences = ("chosen_ids", "rejected_ids")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(data_collator=PairCollator(kwargs["processing_class"].pad_token_id), **kwargs)
+        without_needless_reference(self.model)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+class UnpairedTrainer(RunTrainer, KTOTrainer):
+    """KTO on rows that are tokens already, in the same order at each measurement."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        collator = UnpairedCollator(kwargs["processing_class"].pad_token_id, kwargs["args"].max_length)
+        super().__init__(data_collator=collator, **kwargs)
+        without_needless_reference(self.model)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EpochOrder:
+        return EpochOrder(len(eval_dataset), self.args.eval_batch_size, self.args.seed, None)
+
+
+METHODS: dict[str, tuple[Any, Any]] = {
+    "sft": (SFTConfig, AnswersTrainer),
+    "dpo": (DPOConfig, PairsTrainer),
+    "kto": (KTOConfig, UnpairedTrainer),
+}
+"""For each training method the arguments' class and the trainer."""
 
 
 def device(use_cpu: bool) -> torch.device:
@@ -280,9 +400,10 @@ def main() -> None:
     if patience["early_stopping_patience"]:
         callbacks.append(EarlyStoppingCallback(**patience))
     trained_on, tokenizer = rows("train"), AutoTokenizer.from_pretrained(HERE / "tokenizer")
-    trainer = Trainer(
+    arguments, make_trainer = METHODS[settings["method"]]
+    trainer = make_trainer(
         model=model,
-        args=SFTConfig(output_dir=args.out, report_to="none", **settings["training"]),
+        args=arguments(output_dir=args.out, report_to="none", **settings["training"]),
         train_dataset=trained_on,
         eval_dataset=rows("validation"),
         processing_class=tokenizer,

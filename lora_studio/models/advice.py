@@ -13,7 +13,8 @@ from typing import Any
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import contradictions
-from lora_studio.config.sections import LEARNING_RATES, Config
+from lora_studio.config.preference import LEARNING_RATES
+from lora_studio.config.sections import Config
 from lora_studio.config.settings import effective_batch
 from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8BIT, missing
 from lora_studio.models.adapter_files import PatternError
@@ -287,7 +288,7 @@ def advise(run: Situation) -> tuple[Advice, ...]:
 
 
 RATE = "training.learning_rate"
-DIVERGED: Mapping[str, float] = {"sft": 2e-3, "dpo": 5e-5}
+DIVERGED: Mapping[str, float] = {"sft": 2e-3, "dpo": 5e-5, "kto": 5e-6}
 TINY = 100_000_000
 """Models of fewer parameters need higher learning rates than any published for LoRA."""
 

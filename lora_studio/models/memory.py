@@ -329,7 +329,7 @@ def _has_reference(config: Config) -> bool:
     scores one after the other, as the loss and the backward pass of the trained model do at another moment.
     """
     begun = config.model.adapter_name_or_path is not None or config.lora.init_lora_weights in ("loftq", "orthogonal")
-    return config.training.method == "dpo" and begun
+    return config.training.compares and begun
 
 
 def weight_width(config: Config, device: str) -> int:

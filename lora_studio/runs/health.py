@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import load_config
-from lora_studio.config.sections import LEARNING_RATES, Config
+from lora_studio.config.preference import COMPARING_METHODS, LEARNING_RATES
+from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Reason, RunState, StepLogged
@@ -21,9 +22,9 @@ from lora_studio.jobs.kinds import ending_words
 from lora_studio.runs.summary import Overview
 
 SEVERITIES = ("error", "warning")
-MAX_RATE = {"sft": 1e-3, "dpo": 5e-5}
+MAX_RATE = {"sft": 1e-3, "dpo": 5e-5, "kto": 5e-6}
 """The highest rates that are advised: over 27 models 1e-3 was the best of ten, and 72 of 80 runs at 3e-3 diverged
-(tinker-cookbook, sft_sweep); for DPO ten times the usual rate."""
+(tinker-cookbook, sft_sweep); for DPO ten times the usual rate, for KTO the top of trl's range (`kto_trainer`)."""
 MIN_SHARE = 0.05
 """Below this share of the usual rate no step is too large, whatever the gradients are."""
 
@@ -75,13 +76,13 @@ def of_folder(run: RunState, config: Path, now: float, measured: Mapping[str, An
 def is_worse(measured: Mapping[str, Any], method: str) -> bool:
     """Whether an adapter predicts the answers worse than the base, or gives no numbers at all.
 
-    DPO may lower the likelihood of good answers while it raises their margin over bad ones, so that only scores
+    DPO and KTO may lower the likelihood of good answers while it raises their margin over bad ones, so that only scores
     that are not numbers count there.
     """
     base, adapter = measured.get("base_loss"), measured.get("adapter_loss")
     if base is None or adapter is None:
         return True
-    return method != "dpo" and bool(measured.get("moves")) and adapter > base
+    return method not in COMPARING_METHODS and bool(measured.get("moves")) and adapter > base
 
 
 def worse_than_base(run: RunState, config: Config, measured: Mapping[str, Any] | None) -> Diagnosis | None:
@@ -349,7 +350,7 @@ def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
     means that it is sure of what is wrong. A base that has never seen such answers begins like that, so a
     loss that still falls is no fault. A loss of comparisons is counted in pairs and says nothing of that.
     """
-    if config.training.method == "dpo" or _is_low_rate(config):
+    if config.training.compares or _is_low_rate(config):
         return None
     points = [item for item in run.steps[-10:] if item.entropy is not None]
     if len(points) < 10 or run.step < 0.25 * run.total_steps:

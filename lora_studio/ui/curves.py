@@ -268,12 +268,23 @@ _OF_A_STEP: tuple[tuple[str, bool, bool, Value], ...] = (
 )
 _LOGARITHMIC = {title for title, logarithmic, _, _ in _OF_A_STEP if logarithmic}
 _AUTO = (LOSS, "Gradient norm")
-_FOLDED = {title for title, _, first, _ in _OF_A_STEP if not first}
-_UNITS = {ENTROPY: "nats/token", SPEED: "tokens/s", MEMORY: "GiB", ACCURACY: "%", "Gradient norm": "L2"}
+_FOLDED = {*(title for title, _, first, _ in _OF_A_STEP if not first), "Logits: chosen", "Logits: rejected"}
+_UNITS = {
+    **{ENTROPY: "nats/token", SPEED: "tokens/s", MEMORY: "GiB", ACCURACY: "%", "Gradient norm": "L2"},
+    **dict.fromkeys(("Reward margin", "Chosen reward", "Rejected reward"), "beta × nats/answer"),
+    **dict.fromkeys(("KL", "Logps: chosen", "Logps: rejected"), "nats/answer"),
+    "Reward accuracy": "%",
+}
 _EACH_POINT, VALIDATION = ", raw", ", validation"
 _SMOOTHED_LENGTH = 128  # points for which the weight of the moving average is what the control says
 _UNSMOOTHED = (RATE, MEMORY)
-_OF_A_METRIC = {"token_accuracy": ACCURACY, "entropy": ENTROPY, "f1": "F1"}
+_OF_A_METRIC = {"token_accuracy": ACCURACY, "entropy": ENTROPY, "f1": "F1", "kl": "KL"}
+
+
+def unit_of_loss(point: StepLogged | None) -> str:
+    """What the loss of a run counts, by what else it measures: KTO has a KL term, DPO a margin in each batch."""
+    metrics = point.metrics if point else {}
+    return "per answer" if "kl" in metrics else "per pair" if "reward_margin" in metrics else "nats/token"
 
 
 def title_of(metric: str) -> str:
@@ -418,8 +429,10 @@ class Curves:
                 lines.setdefault(draft.panel, []).append(line)
             for number, (name, run) in enumerate(() if evaluations_only else runs.items(), start=1):
                 lines[LOSS] += _best(run, "" if alone else name, 2 if alone else number, style.axis, divisor)
-        pairs = any("reward_margin" in run.steps[-1].metrics for run in runs.values() if run.steps)
-        units = {**_UNITS, LOSS: "per pair" if pairs else "nats/token"}
+        units = {
+            **_UNITS,
+            LOSS: next((unit_of_loss(run.steps[-1]) for run in runs.values() if run.steps), "nats/token"),
+        }
         panels = [
             Panel(title, of, title in _LOGARITHMIC, title == LOSS, units.get(title, "")) for title, of in lines.items()
         ]

@@ -176,8 +176,8 @@ def test_a_seed_that_no_library_takes_is_refused(path: str) -> None:
 
 
 def test_the_learning_rate_is_that_of_the_method_unless_it_is_set(workspace: Workspace) -> None:
-    rates = [parse({"training": {"method": method}}).training.learning_rate for method in ("sft", "dpo")]
-    assert rates == [2e-4, 5e-6]
+    rates = [parse({"training": {"method": method}}).training.learning_rate for method in ("sft", "dpo", "kto")]
+    assert rates == [2e-4, 5e-6, 1e-6]
     assert (Config().training.learning_rate, Training(method="dpo").learning_rate) == (2e-4, 5e-6)
     assert resolve("gpu-8gb", {"training.method": "dpo"}).training.learning_rate == 5e-6
     assert resolve("demo", {"training.method": "dpo"}).training.learning_rate == 1e-3  # the preset's
@@ -188,13 +188,13 @@ def test_the_learning_rate_is_that_of_the_method_unless_it_is_set(workspace: Wor
         save_preset(workspace, "mine", config, replace=True)
         assert resolve("mine", workspace=workspace) == config
         assert parse(yaml.safe_load(to_yaml(config))) == config
-    with pytest.raises(ConfigError, match=r"training\.method: must be 'sft' or 'dpo'"):
+    with pytest.raises(ConfigError, match=r"training\.method: must be 'sft', 'dpo' or 'kto'"):
         parse({"training": {"method": ["dpo"]}})
 
 
 def test_a_default_of_a_method_is_told_with_it() -> None:
     by_path = {setting.path: setting.defaults for setting in settings()}
-    assert by_path["training.learning_rate"] == ((2e-4, "sft"), (5e-6, "dpo"))
+    assert by_path["training.learning_rate"] == ((2e-4, "sft"), (5e-6, "dpo"), (1e-6, "kto"))
     assert by_path["lora.lora_dropout"] == ((0.0, ""),)
     assert by_path["title"] == ()
 

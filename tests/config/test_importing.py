@@ -329,11 +329,12 @@ def test_the_tables_name_settings_that_there_are_and_every_key_has_a_meaning() -
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stage: kto\ncutoff_len: 5", "stage: kto"),
+        ("stage: ppo\ncutoff_len: 5", "stage: ppo"),
         ("stage: rm\nfinetuning_type: full", "stage: rm; finetuning_type: full"),
         ("stage: dpo\npref_loss: orpo\ncutoff_len: 5", "pref_loss: orpo"),
         ("base_model: a\nrl: grpo", "rl: grpo"),
-        ("dataset_name: a/b\ndesirable_weight: 1.0", "desirable_weight: 1.0, which belongs to KTO"),
+        ("dataset_name: a/b\nreward_funcs: [a]", "which belongs to GRPO"),
+        ("dataset_name: a/b\nloss_type: apo_zero_unpaired", "loss_type: apo_zero_unpaired"),
         ("dataset_name: a/b\nloss_type: [sigmoid, bco_pair]", "loss_type"),
         ("rlhf_type: simpo\ntuner_type: lora", "rlhf_type: simpo"),
         ("tuner_type: full\nmodel: a/b", "tuner_type: full"),
@@ -385,6 +386,13 @@ def test_a_method_that_is_not_available_is_refused_by_its_name(text: str, words:
         ("axolotl", {"cosine_min_lr_ratio": 0.2}, "training.lr_scheduler_type", "cosine_with_min_lr", ""),
         ("axolotl", {"excess_length_strategy": "truncate"}, "data.truncation", "keep_start", ""),
         ("axolotl", {"rl": "ipo"}, "preference.loss_type", "ipo", ""),
+        ("axolotl", {"rl": "kto"}, "training.method", "kto", ""),
+        ("axolotl", {"kto_undesirable_weight": 0.2}, "preference.undesirable_weight", 0.2, ""),
+        ("llama-factory", {"kto_chosen_weight": 1.5}, "preference.desirable_weight", 1.5, ""),
+        ("trl", {"desirable_weight": 2}, "training.method", "kto", ""),
+        ("trl", {"loss_type": ["kto"]}, "training.method", "kto", ""),
+        ("trl", {"beta": 0.2}, "training.method", "dpo", "taken for DPO"),
+        ("ms-swift", {"rlhf_type": "kto"}, "training.method", "kto", ""),
         ("axolotl", {"pretraining_dataset": "owner/text"}, "data.train_on", "all", ""),
         ("axolotl", {"gradient_checkpointing": "unsloth"}, "training.gradient_checkpointing", True, "unsloth"),
         ("axolotl", {"gradient_checkpointing": "offload"}, "training.gradient_checkpointing_offload", True, ""),
@@ -544,3 +552,29 @@ def test_a_file_of_nobody_is_refused_and_one_of_ours_is_left_alone(tmp_path: Pat
         import_file(path)
     path.write_text("cutoff_len: 64\n")
     assert import_file(path, tool="llama-factory").settings["data.max_length"] == 64
+
+
+def test_a_file_for_kto_gets_its_label_column_its_weights_and_batches_that_kl_can_be_estimated_in(
+    tmp_path: Path,
+) -> None:
+    entry = {"file_name": "kto.json", "columns": {"prompt": "ask", "response": "tell", "kto_tag": "fine"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}), encoding="utf-8")
+    (tmp_path / "kto.yaml").write_text(
+        "stage: kto\nfinetuning_type: lora\ndataset: mine\npref_beta: 0.2\nkto_rejected_weight: 1.5\n"
+        "per_device_train_batch_size: 1\ngradient_accumulation_steps: 8\nper_device_eval_batch_size: 1\n",
+        encoding="utf-8",
+    )
+    result = import_file(tmp_path / "kto.yaml", tmp_path / "dataset_info.json")
+    config = parse(nest(result.settings))
+    assert (config.training.method, config.preference.beta, config.preference.undesirable_weight) == ("kto", 0.2, 1.5)
+    assert config.data.mapping == {"user": "ask", "assistant": "tell", "label": "fine"}
+    training = config.training
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2, 4)
+    assert config.evaluation.per_device_eval_batch_size == 2
+    assert any("KTO estimates KL within a batch" in line.note for line in result.of("differs"))
+
+
+def test_beta_belongs_to_the_method_that_a_file_shows_by_its_other_keys() -> None:
+    result = convert(Source(tools()["trl"], {"beta": 0.3, "undesirable_weight": 2.0}))
+    assert (result.settings["training.method"], result.settings["preference.beta"]) == ("kto", 0.3)
+    assert not [line for line in result.lines if "another key" in line.note]

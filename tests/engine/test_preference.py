@@ -16,7 +16,7 @@ from lora_studio.data.encode import IGNORED
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.trainers import Collator
+from lora_studio.engine.train_script import PairCollator
 from lora_studio.jobs.events import Evaluated, Extended, Finished, StepLogged, fold
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tests.engine.conftest import COLOURS, THINGS, MakeRun, events
@@ -38,7 +38,7 @@ def test_a_batch_is_what_trls_own_collator_makes_of_the_same_pairs() -> None:
     ]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     theirs = DataCollatorForPreference(pad_token_id=0)([dict(zip(names, pair, strict=True)) for pair in pairs])
-    batch = Collator(0)(ours)
+    batch = PairCollator(0)(ours)
     assert set(batch) == set(theirs)
     assert all(torch.equal(batch[name], theirs[name]) for name in batch)
 

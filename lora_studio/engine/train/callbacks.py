@@ -265,7 +265,7 @@ MEASURED = {
     "eval_accuracy": "accuracy",
     "eval_f1": "f1",
     "eval_unanswered": "unanswered",
-    **{f"eval_{name}": name for name in COMPARED.values()},
+    **{f"eval_{name}": name for name in (*COMPARED.values(), "kl")},
 }
 # What the trainer's log holds that has a place of its own in the event, or none.
 PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "num_tokens", "epoch")
@@ -390,11 +390,7 @@ class ReportCallback(TrainerCallback):
             memory_available_bytes=memory.available,
             device_load=device.load,
             device_celsius=device.celsius,
-            metrics={
-                COMPARED.get(name, name): float(value)
-                for name, value in logs.items()
-                if name not in PLACED and not name.startswith("logits/")  # means over the vocabulary tell nothing
-            },
+            metrics={COMPARED.get(name, name): float(value) for name, value in logs.items() if name not in PLACED},
         )
         self.log.emit(point)
         check_number("training loss", point.loss, point.step)

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from lora_studio.config.compute import BALANCED, FSDP
-from lora_studio.config.parsing import NEED_FULL_WEIGHTS
+from lora_studio.config.preference import NEED_FULL_WEIGHTS
 from lora_studio.config.sections import Config
 from lora_studio.data.examples import largest_id
 from lora_studio.engine.models.adapter import (
@@ -155,7 +155,7 @@ def _continued(
     start = Path(str(config.model.adapter_name_or_path))
     model, notes = continue_adapter(
         base,
-        start if config.training.method == "dpo" or not checkpoint else checkpoint,
+        start if config.training.compares or not checkpoint else checkpoint,
         base=config.model.name,
         revision=config.model.revision,
         dropout=config.lora.lora_dropout,
@@ -175,7 +175,7 @@ def _fresh(config: Config, base: PreTrainedModel, rows: TrainingRows, checkpoint
         quantized=stored_quantization(base.config.to_dict()) != "none",
         **config.lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"}),
     )
-    if checkpoint is None or config.training.method == "dpo":
+    if checkpoint is None or config.training.compares:
         fill(
             model,
             config.lora.init_lora_weights,

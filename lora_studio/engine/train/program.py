@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,13 +40,12 @@ from lora_studio.engine.train.settings import (
     trainer_settings,
 )
 from lora_studio.engine.train.trainers import (
-    PreferenceTrainer,
-    StudioTrainer,
     TrainerMixin,
     as_dataset,
     save_final_adapter,
     save_where_stopped,
     starting_checkpoint,
+    trainer_of,
 )
 from lora_studio.jobs.events import Evaluated, RunStarted, Warned
 from lora_studio.workspace import RunFolder, step_of
@@ -142,8 +140,7 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
                 stop=context.stop,
             )
         )
-    make_trainer = PreferenceTrainer if config.training.method == "dpo" else partial(StudioTrainer, meter=rows.meter)
-    trainer = make_trainer(
+    trainer = trainer_of(config, rows.meter)(
         model=model.model,
         args=trainer_settings(
             config,

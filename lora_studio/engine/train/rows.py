@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -179,7 +180,7 @@ def prepare_rows(run: RunFolder, config: Config, log: EventLog, *, resumed: bool
             Warned(time.time(), f"As requested, the run continues with different rows than it started with: {words}.")
         )
     log.emit(data)
-    for message in prepared.marks:
+    for message in prepared.ignored:
         log.emit(Warned(time.time(), message))
     if ranks.world().is_first:
         write_suggestions(run, config, prepared)
@@ -233,6 +234,9 @@ def _digest(rows: Examples | Pairs) -> str:
     for table in rows.tables() if len(rows) else ():
         for name, column in zip(table.schema.names, table.columns, strict=True):
             values, lengths = columns.setdefault(name, (hashlib.blake2b(), hashlib.blake2b()))
+            if pa.types.is_boolean(column.type):
+                values.update(column.to_numpy(zero_copy_only=False).tobytes())
+                continue
             values.update(np.ascontiguousarray(column.values.to_numpy().astype("<i4", copy=False)).data)
             lengths.update(np.ascontiguousarray(np.diff(column.offsets.to_numpy()).astype("<i4", copy=False)).data)
     every = "".join(hasher.hexdigest() for name in sorted(columns) for hasher in columns[name])

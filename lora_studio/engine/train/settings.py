@@ -4,18 +4,17 @@ A run that is lengthened follows the schedule of a run that had that length from
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, KTOConfig, SFTConfig
 
 from lora_studio.config.sections import Config
 from lora_studio.config.speed import checkpointing_arguments, pins_memory
 from lora_studio.engine.accelerator import device_kind
 from lora_studio.engine.models.load import dtype_name
+from lora_studio.engine.train_script import METHODS
 from lora_studio.models.accelerators import CUDA, DEVICE_KINDS
 from lora_studio.workspace import RunFolder
 
@@ -105,21 +104,36 @@ def trainer_settings(
     measured: bool,
     checkpointing: bool,
     padding_free: bool = False,
-) -> SFTConfig | DPOConfig:
+) -> SFTConfig | DPOConfig | KTOConfig:
     """The config as trl's arguments. Truncation and labels are done already, so trl only packs, or joins the rows of a
     batch (`padding_free`)."""
-    dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
-    sft = partial(SFTConfig, **packing_values(config, padding_free=padding_free))
-    method: Callable[..., SFTConfig | DPOConfig] = dpo if config.training.method == "dpo" else sft
+    arguments, _ = METHODS[config.training.method]
     kind = device_kind()
     values = trainer_values(config, dtype_name(dtype), kind=kind, measured=measured, checkpointing=checkpointing)
-    return method(
+    made: SFTConfig | DPOConfig | KTOConfig = arguments(
         output_dir=str(run.checkpoints),
         report_to=list(dict.fromkeys(["tensorboard", config.tracking.report_to])),
         run_name=config.title or run.id,
         project=PROJECT,
-        **values,
+        **values | method_values(config, padding_free=padding_free),
     )
+    return made
+
+
+def method_values(config: Config, *, padding_free: bool) -> TrainerArguments:
+    """Arguments of the method's own config. KTO's rows are in an order of ours, which trl calls sequential."""
+    preference = config.preference
+    if config.training.method == "sft":
+        return packing_values(config, padding_free=padding_free)
+    if config.training.method == "dpo":
+        own = preference.model_dump(include={"beta", "loss_type", "label_smoothing"})
+        return {**own, "max_length": None, "remove_unused_columns": False}
+    return {
+        **preference.model_dump(include={"beta", "desirable_weight", "undesirable_weight"}),
+        "max_length": config.data.max_length,
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+    }
 
 
 def packing_values(config: Config, *, padding_free: bool) -> TrainerArguments:

@@ -1,4 +1,4 @@
-"""trl's SFTTrainer and DPOTrainer for examples that already have labels.
+"""trl's SFTTrainer, DPOTrainer and KTOTrainer for examples that already have labels.
 
 They differ from trl in the order of rows, which depends only on seed and epoch, and in the content of checkpoints.
 """
@@ -8,12 +8,14 @@ import mmap
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -23,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from lora_studio.config.sections import Config
 from lora_studio.data.encode import IGNORED
@@ -35,7 +37,15 @@ from lora_studio.engine.runtime import StopSignal
 from lora_studio.engine.train import later
 from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
 from lora_studio.engine.train.rows import Batch, LabelMeter
-from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
+from lora_studio.engine.train.shares import RankBatches, RankLoader, is_blank, tokens_of, unshared
+from lora_studio.engine.train_script import (
+    EpochOrder,
+    PairCollator,
+    UnpairedCollator,
+    WithoutRouterLoss,
+    loraplus_optimizer,
+    without_needless_reference,
+)
 from lora_studio.models.adapter_files import CARD_FILE
 from lora_studio.runs.checkpoints import base_changed, last_whole_checkpoint, write_manifest
 from lora_studio.workspace import RunFolder, write_atomically
@@ -92,64 +102,8 @@ def save_final_adapter(
     run.unfinished_adapter.rename(run.adapter)
 
 
-class RankBatches(torch.utils.data.Sampler[list[int]]):
-    """This process's share of the batches that one process would make of the same order: of each `world.size` one.
-
-    So a step has the same rows with any number of processes. All have as many batches: one without rows is empty.
-    """
-
-    def __init__(self, order: torch.utils.data.Sampler[int], batch_size: int, world: ranks.World) -> None:
-        self.order, self.batch_size, self.world = order, batch_size, world
-
-    def set_epoch(self, epoch: int) -> None:
-        if isinstance(self.order, EpochOrder):
-            self.order.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        rows: Any = self.order
-        return -(-len(rows) // (self.batch_size * self.world.size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rows = list(self.order)
-        for turn in range(len(self)):
-            start = (turn * self.world.size + self.world.rank) * self.batch_size
-            yield rows[start : start + self.batch_size]
-
-
-class RankLoader(torch.utils.data.DataLoader[Any]):
-    """The batches of `RankBatches`. An empty one becomes `blank`: a row that trains nothing, so that all keep step."""
-
-    def __init__(
-        self, dataset: Any, batches: RankBatches, collate: Callable[[list[Any]], Batch], pin: bool, workers: int
-    ) -> None:
-        def with_blank(rows: list[Any]) -> Batch:
-            return collate(rows) if rows else blank(collate([dataset[0]]))
-
-        super().__init__(dataset, batch_sampler=batches, collate_fn=with_blank, pin_memory=pin, num_workers=workers)
-
-    def set_epoch(self, epoch: int) -> None:
-        shares: Any = self.batch_sampler
-        shares.set_epoch(epoch)
-
-
-def blank(batch: Batch) -> Batch:
-    """The batch without a trained token."""
-    if "labels" in batch:
-        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
-    return {**batch, "completion_mask": torch.zeros_like(batch["completion_mask"])}
-
-
-def is_blank(batch: Batch) -> bool:
-    return not bool((batch["labels"] != IGNORED).any() if "labels" in batch else batch["completion_mask"].any())
-
-
-def tokens_of(batch: Batch) -> int:
-    """The tokens of a batch, as trl counts them."""
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["position_ids"].shape[1]
-
-
 class TrainerMixin(WithoutRouterLoss):
-    """The changes common to both trainers; precedes trl's class among the bases.
+    """The changes common to the trainers; precedes trl's class among the bases.
 
     `sequences` are the columns of a row that the model reads. Several processes agree at the end of each batch on what
     one of them heard (a stop) or saw (a loss that is not finite); each measures its share of the validation rows alone,
@@ -218,11 +172,15 @@ class TrainerMixin(WithoutRouterLoss):
         self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
         return self.optimizer
 
+    def counted_tokens(self, batch: Batch) -> int:
+        """The tokens of a blank batch that trl counted with the others."""
+        return tokens_of(batch)
+
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """On the CPU logs a loss that is not finite at once, so that `ReportCallback` ends the training. A GPU would be
         waited for; there the next logged loss shows it."""
         shared = self.world.is_shared
-        blank_tokens = tokens_of(inputs) if shared and is_blank(inputs) else 0
+        blank_tokens = self.counted_tokens(inputs) if shared and is_blank(inputs) else 0
         loss = super().training_step(model, inputs, *args, **kwargs).as_subclass(torch.Tensor)
         infinite: float = self.looks_at_each_loss and not bool(torch.isfinite(loss))
         if shared:
@@ -335,11 +293,6 @@ class TrainerMixin(WithoutRouterLoss):
         """No card: trl's would contain local paths."""
 
 
-def unshared(tensor: torch.Tensor) -> torch.Tensor:
-    """What gathering comes to in one process."""
-    return tensor.reshape(1) if tensor.dim() == 0 else tensor
-
-
 class StudioTrainer(TrainerMixin, SFTTrainer):
     """SFTTrainer with the differences that the module's docstring names."""
 
@@ -383,47 +336,26 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
         return output._replace(metrics=metrics)
 
 
-class Collator:
-    """Pads pairs on the right into one batch: the chosen answers, then the rejected ones."""
+class ComparingTrainer(TrainerMixin):
+    """What DPO and KTO share: rows that are tokens already, the reference, and losses that count rows.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    The reference is the bare base, or the adapter that the run began with.
+    """
 
-    def __call__(self, pairs: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        ids = [pair[name] for name in ("chosen_ids", "rejected_ids") for pair in pairs]
-        labels = [pair[name] for name in ("chosen_labels", "rejected_labels") for pair in pairs]
-        shape = len(ids), max(map(len, ids))
-        input_ids = torch.full(shape, self.pad_token_id)
-        attention_mask, completion_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        for row, (tokens, trained) in enumerate(zip(ids, labels, strict=True)):
-            input_ids[row, : len(tokens)] = torch.tensor(tokens)
-            attention_mask[row, : len(tokens)] = 1
-            completion_mask[row, : len(tokens)] = torch.tensor(trained) != IGNORED
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
-
-
-class PreferenceTrainer(TrainerMixin, DPOTrainer):
-    """DPOTrainer with the differences that the module's docstring names."""
-
-    sequences = ("chosen_ids", "rejected_ids")
-    reads_later = True
+    _row_counts: list[int]
+    _losses: list[float]
 
     def __init__(self, **kwargs: Any) -> None:
-        self._pairs: list[int] = []
-        self._losses: list[float] = []
         self._weight = 1.0
-        super().__init__(data_collator=Collator(kwargs["processing_class"].pad_token_id), **kwargs)
-        adapted: Any = self.model
-        if starts_as_base(adapted):  # trl's copy of the first adapter changes nothing: the bare base is the same
-            adapted.delete_adapter("ref")
+        super().__init__(**kwargs)
+        without_needless_reference(self.model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> LengthGroupedSampler:
-        generator = torch.Generator().manual_seed(self.args.seed)
-        lengths = self.row_lengths(eval_dataset)
-        return LengthGroupedSampler(self.args.eval_batch_size, lengths=lengths, generator=generator)
+    def rows_of(self, batch: Batch) -> int:
+        """The pairs or rows of a batch."""
+        raise NotImplementedError
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """A step's loss is the mean over its batches, however many processes share them."""
@@ -433,10 +365,58 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
             self._weight = self.world.size * len(batches) / max(real, 1)
         return batches, items
 
+    def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.world.is_shared or not model.training:
+            return loss
+        return loss * 0.0 if is_blank(inputs) else loss * self._weight
+
+    def prediction_step(
+        self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if output[0] is not None and not is_blank(inputs):
+            self._row_counts.append(self.rows_of(inputs))
+            self._losses.append(float(output[0]))
+        return output
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Means over rows; trl's are over batches."""
+        self._row_counts, self._losses = [], []
+        output = super().evaluation_loop(*args, **kwargs)
+        if not self.world.is_shared:
+            return output
+        self._row_counts = [rows for part in ranks.collect(self._row_counts) for rows in part]
+        self._losses = [loss for part in ranks.collect(self._losses) for loss in part]
+        return output._replace(metrics={**(output.metrics or {}), "eval_loss": self.mean_of(self._losses)})
+
+    def mean_of(self, of_batches: Sequence[float]) -> float:
+        """The mean over the rows of the last evaluation of what was measured as a mean of each batch."""
+        pairs = zip(of_batches, self._row_counts, strict=True)
+        return sum(mean * rows for mean, rows in pairs) / sum(self._row_counts)
+
+
+class PreferenceTrainer(ComparingTrainer, DPOTrainer):
+    """DPOTrainer with the differences that the module's docstring names."""
+
+    sequences = ("chosen_ids", "rejected_ids")
+    reads_later = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(data_collator=PairCollator(kwargs["processing_class"].pad_token_id), **kwargs)
+
+    def rows_of(self, batch: Batch) -> int:
+        return len(batch["input_ids"]) // 2
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> LengthGroupedSampler:
+        generator = torch.Generator().manual_seed(self.args.seed)
+        lengths = self.row_lengths(eval_dataset)
+        return LengthGroupedSampler(self.args.eval_batch_size, lengths=lengths, generator=generator)
+
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self.world.is_shared:
             return super().training_step(model, inputs, *args, **kwargs)
-        own, plain = 0 if is_blank(inputs) else len(inputs["input_ids"]) // 2, self.accelerator.gather
+        own, plain = 0 if is_blank(inputs) else self.rows_of(inputs), self.accelerator.gather
 
         def gather(tensor: torch.Tensor) -> torch.Tensor:
             """The pairs of all processes, of which the last batch need not have as many in each."""
@@ -447,41 +427,106 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
         with self._gathering(gather):
             return super().training_step(model, inputs, *args, **kwargs)
 
-    def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not self.world.is_shared or not model.training:
-            return loss
-        return loss * 0.0 if is_blank(inputs) else loss * self._weight
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        measured = {f"eval_{ours}": self.mean_of(self._metrics["eval"][theirs]) for theirs, ours in COMPARED.items()}
+        return output._replace(metrics={**(output.metrics or {}), **measured})
+
+
+class UnpairedTrainer(ComparingTrainer, KTOTrainer):
+    """KTOTrainer with the differences that the module's docstring names.
+
+    An evaluation measures the reward of each row by itself: beta times how much likelier its answer is than to the
+    reference. Of the passes of a batch, which are watched for it, the one over the rows themselves is the second of the
+    policy and of the reference; the first is over the rows with each other's answers.
+    """
+
+    beta: float
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._rewards: list[tuple[float, bool]] = []
+        self._passes: list[torch.Tensor] | None = None
+        collator = UnpairedCollator(kwargs["processing_class"].pad_token_id, kwargs["args"].max_length)
+        super().__init__(data_collator=collator, **kwargs)
+        adapted: Any = self.model
+        adapted.get_base_model().register_forward_hook(self._watch)
+
+    def _watch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if self._passes is not None:
+            self._passes.append(output.log_probs.sum(-1))
+
+    def rows_of(self, batch: Batch) -> int:
+        return len(batch["label"])
+
+    def counted_tokens(self, batch: Batch) -> int:
+        return 0  # `training_step` counts none of a blank batch
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EpochOrder:
+        """The same order at each evaluation, which mixes good and bad answers."""
+        return EpochOrder(len(eval_dataset), self.args.eval_batch_size, self.args.seed, None)
+
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The KL term is that of each batch, as in one process; what is counted is put together, but for blank ones."""
+        if not self.world.is_shared:
+            return super().training_step(model, inputs, *args, **kwargs)
+        blank, plain, own_kl = is_blank(inputs), self.accelerator.gather, list[torch.Tensor]()
+
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            if not own_kl:  # trl gathers it first
+                own_kl.append(tensor)
+                return unshared(tensor)
+            return plain(torch.zeros_like(tensor) if blank else tensor)
+
+        with self._gathering(gather):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        kl, batches = ranks.total([0.0 if blank else self._metrics["train"]["kl"][-1], float(not blank)])
+        self._metrics["train"]["kl"][-1] = kl / max(batches, 1)
+        return loss
 
     def prediction_step(
         self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        real, pairs = not is_blank(inputs), len(inputs["input_ids"]) // 2
+        self._passes = []
         output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if real and output[0] is not None:
-            self._pairs.append(pairs)
-            self._losses.append(float(output[0]))
+        passes, self._passes = self._passes, None
+        if output[0] is not None and not is_blank(inputs):
+            _, policy, _, reference = passes
+            rewards = (self.beta * (policy - reference)).tolist()
+            self._rewards += zip(rewards, inputs["label"].tolist(), strict=True)
         return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Means over pairs; trl's are over batches."""
-        self._pairs, self._losses = [], []
+        self._rewards = []
         output = super().evaluation_loop(*args, **kwargs)
-        metrics = dict(output.metrics or {})
-        if self.world.is_shared:
-            self._pairs = [pairs for part in ranks.collect(self._pairs) for pairs in part]
-            losses = [loss for part in ranks.collect(self._losses) for loss in part]
-            metrics["eval_loss"] = sum(losses) / len(losses)
-        for theirs, ours in COMPARED.items():
-            batches = zip(self._metrics["eval"][theirs], self._pairs, strict=True)
-            metrics[f"eval_{ours}"] = sum(mean * pairs for mean, pairs in batches) / sum(self._pairs)
-        return output._replace(metrics=metrics)
+        rewards = [row for part in ranks.collect(self._rewards) for row in part]
+        measured = {"kl": self.mean_of(self._metrics["eval"]["kl"]), **rewards_of(rewards)}
+        named = {f"eval_{name}": value for name, value in measured.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
 
-def starts_as_base(model: Any) -> bool:
-    """Whether a model with its new adapter equals the base: LoRA's B matrix is zero everywhere."""
-    second = [weight for name, weight in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
-    return not any(bool(weight.any()) for weight in second)
+def rewards_of(rows: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Mean rewards of good and bad answers, their difference, and how often a good one is above a bad one.
+
+    `rows` are rewards, each with whether the answer is good. The accuracy is over all pairs of a good and a bad row,
+    equal rewards counting half (the Mann-Whitney statistic); what needs rows of a label that has none is left out.
+    """
+    good, bad = (np.array([reward for reward, label in rows if label == side]) for side in (True, False))
+    means = {"chosen_reward": good, "rejected_reward": bad}
+    measured = {name: float(rewards.mean()) for name, rewards in means.items() if len(rewards)}
+    if len(measured) < 2:
+        return measured
+    bad.sort()
+    below, not_above = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
+    measured["reward_margin"] = measured["chosen_reward"] - measured["rejected_reward"]
+    measured["reward_accuracy"] = float((below + not_above).sum() / (2 * len(good) * len(bad)))
+    return measured
+
+
+def trainer_of(config: Config, meter: LabelMeter | None) -> Callable[..., TrainerMixin]:
+    """The trainer of the config's method; `meter` measures labels, which only SFT does."""
+    if config.training.method == "sft":
+        return partial(StudioTrainer, meter=meter)
+    return PreferenceTrainer if config.training.method == "dpo" else UnpairedTrainer
 
 
 def follow_schedule(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:

@@ -236,7 +236,7 @@ def trial(tried: TriedReading) -> str:
             "warning",
         )
     if tried.marked_bad:
-        words += html.notice(f"{tried.marked_bad:,} of {tried.of:,} sampled rows are skipped: labelled bad.")
+        words += html.notice(f"{tried.marked_bad:,} of {tried.of:,} sampled rows are labelled bad.")
     return words + "".join(map(_trial_row, tried.rows))
 
 

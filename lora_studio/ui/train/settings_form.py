@@ -24,7 +24,7 @@ PLACES: Mapping[str, tuple[str, str]] = {
     "data": ("Data", ""),
     "lora": ("LoRA", ""),
     "training": ("Optimizer", ""),
-    "preference": ("Optimizer", "Preference loss (DPO)"),
+    "preference": ("Optimizer", "Preference loss (DPO, KTO)"),
     "evaluation": ("Evaluation", ""),
     "tracking": ("Evaluation", "Logging"),
     "generation": ("Evaluation", "Generation"),
