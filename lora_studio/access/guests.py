@@ -304,7 +304,7 @@ def _beyond(config: Config) -> list[str]:
     batch = effective_batch(config)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / batch * training.num_train_epochs)
     data, tracking = config.data, config.tracking
-    trained = steps * batch * data.max_length * (2 if training.method == "dpo" else 1)
+    trained = steps * batch * data.max_length * (2 if training.compares else 1)
     measured = _measured(config, steps, steps * batch / rows)
     answer = config.generation.max_new_tokens
     widest = max(sequences_at_once(config), config.evaluation.per_device_eval_batch_size)

@@ -212,6 +212,41 @@ def pairs(votes: Sequence[Vote]) -> Iterator[PreferencePair]:
                 }
 
 
+class RatedAnswer(TypedDict):
+    """A row for KTO, and which column wrote its answer."""
+
+    prompt: list[dict[str, str]]
+    completion: list[dict[str, str]]
+    label: bool
+    written_by: str
+
+
+def rated(votes: Sequence[Vote]) -> Iterator[RatedAnswer]:
+    """Answers labelled good or bad for KTO: the better one of a vote is good, each other one bad.
+
+    Ties and equal answers teach nothing.
+    """
+    for vote in votes:
+        if vote.best == TIE:
+            continue
+        best = vote.answers[vote.best]
+        if all(answer == best for answer in vote.answers):
+            continue
+        for at, answer in enumerate(vote.answers):
+            if at == vote.best or answer != best:
+                yield {
+                    "prompt": vote.messages,
+                    "completion": [{"role": "assistant", "content": answer}],
+                    "label": at == vote.best,
+                    "written_by": vote.names[at],
+                }
+
+
+def rated_as_jsonl(votes: Sequence[Vote]) -> str:
+    """The labelled answers as a file that the data tab reads."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rated(votes))
+
+
 def votes_as_jsonl(votes: Sequence[Vote]) -> str:
     """The preference pairs as a file that the data tab reads."""
     return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs(votes))

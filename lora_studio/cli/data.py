@@ -40,7 +40,11 @@ _PHASE_WORDS = {
 }
 _LISTED_BAD_ROWS = 10
 _SAY_SECONDS = 3.0
-PAIRS = "Rows are pairs (training.method dpo): lengths are those of the longer answer."
+COMPARED = {
+    "preference": "Rows are pairs (training.method dpo): lengths are those of the longer answer.",
+    "kto": "Answers are labelled good or bad (training.method kto).",
+}
+"""What is to be known of rows that are compared."""
 
 
 def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -158,8 +162,8 @@ def _advice(analysis: "Analysis") -> list[str]:
     if analysis["split_rows"]:
         verb = "is" if analysis["split_rows"] == 1 else "are"
         lines.append(f"{count(analysis['split_rows'], 'long text')} {verb} split into windows without losing tokens.")
-    if analysis["format"] == "preference":
-        return [*lines, PAIRS, f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
+    if analysis["format"] in COMPARED:
+        return [*lines, COMPARED[analysis["format"]], f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
     lines.append(
         f"Packing: {count(packing['packs'], 'sequence')} from {count(packing['rows'], 'row')}, "
         f"{packing['padding_packed']:.0%} padding (about {packing['padding_alone']:.0%} without packing)."

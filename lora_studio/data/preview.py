@@ -292,6 +292,8 @@ def quick_look(
             shape = apply_mapping(Mapping.from_dict(mapping), sample, goal) if mapping else detect_format(sample, goal)
         except StudioError as error:
             return {"rows": rows, "reading": f"{error.message} {error.hint}"}
+        if goal == "unpaired" and shape.name == "preference":
+            rows *= 2  # each answer of a pair is a row
         parts = [f"Format: {shape.words}", *source.assumptions]
         if answer := next((text for record in sample if (text := _answer(record, shape))), ""):
             parts.append(f"Answer of the first row: “{shorten(answer.strip(), SHOWN)}”.".replace("\n", "⏎"))

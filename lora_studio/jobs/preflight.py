@@ -23,6 +23,7 @@ from lora_studio.models.advice import (
     Advice,
     advise,
     changes_that_fit,
+    desirable_counts,
     label_counts,
     notes,
     optimizer_steps,
@@ -140,6 +141,8 @@ def _advice(
         steps = None if config.training.packing else optimizer_steps(config, rows)
         tokens, labels = trained_tokens(data.report), label_counts(data.report)
         run = replace(run, rows=rows, steps=steps, trained_tokens=tokens, labels=labels)
+        good, bad = desirable_counts(data.report, config.training.method)
+        run = replace(run, desirable=good, undesirable=bad)
     return advise(run)
 
 

@@ -221,8 +221,8 @@ class Situation:
     """What is known of a run; None or empty for what is not.
 
     `trainable` are the adapter's parameters, `steps` those of the optimizer, `trained_tokens` the tokens of one epoch
-    that count in the loss, `labels` the answers with their numbers where the rows are a classification. `fits` says
-    that there is memory for more.
+    that count in the loss, `labels` the answers with their numbers where the rows are a classification, `desirable` and
+    `undesirable` the training rows that KTO takes as good and as bad. `fits` says that there is memory for more.
     """
 
     config: Config
@@ -232,6 +232,8 @@ class Situation:
     steps: int | None = None
     trained_tokens: float | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
+    desirable: int = 0
+    undesirable: int = 0
     fits: bool = True
 
     @property
@@ -254,6 +256,17 @@ def label_counts(report: Mapping[str, Any]) -> dict[str, int]:
     """The answers of classification data with their numbers, off a report on prepared data; {} for other data."""
     labels = (report.get("hygiene") or {}).get("labels") or {}
     return {str(label): int(number) for label, number in labels.get("counts", {}).items()}
+
+
+def desirable_counts(report: Mapping[str, Any], method: str) -> tuple[int, int]:
+    """How many training rows KTO takes as good and as bad, off a report on prepared data: labelled ones, or both sides
+    of each pair; 0 for other data or another method."""
+    if method != "kto":
+        return 0, 0
+    if report.get("format") == "preference":
+        pairs = int(report.get("train_rows", 0)) if not report.get("desirable_rows") else 0
+        return pairs or int(report["desirable_rows"]), pairs or int(report["undesirable_rows"])
+    return int(report.get("desirable_rows", 0)), int(report.get("undesirable_rows", 0))
 
 
 def trained_tokens(report: Mapping[str, Any]) -> float:
@@ -297,7 +310,8 @@ def rate_too_high(run: Situation) -> Advice | None:
     """The learning rate is in the range that diverged elsewhere.
 
     SFT: 72 of 80 runs over 27 models did at 3e-3, and 1e-3 was the highest best rate (tinker-cookbook, sft_sweep.md).
-    DPO: LoRA takes 5e-6 (trl, peft_integration); ten times that is the limit. The sweep has no tiny model.
+    DPO: LoRA takes 5e-6 (trl, peft_integration); ten times that is the limit. KTO: 5e-7 to 5e-6 (trl, kto_trainer).
+    The sweep has no tiny model.
     """
     training = run.config.training
     if training.learning_rate < DIVERGED[training.method] or (run.model and run.model.parameters < TINY):
@@ -305,7 +319,9 @@ def rate_too_high(run: Situation) -> Advice | None:
     rate = (published_rate(run.config.model.name) if training.method == "sft" else None) or LEARNING_RATES[
         training.method
     ]
-    reason = "72 of 80 published LoRA runs diverged at 3e-3." if training.method == "sft" else "5e-6 is usual for LoRA."
+    reason = "72 of 80 published LoRA runs diverged at 3e-3."
+    if training.method != "sft":
+        reason = f"{_power(LEARNING_RATES[training.method])} is usual for LoRA with {training.method.upper()}."
     finding = f"A learning rate of {_power(training.learning_rate)} is likely to diverge."
     return Advice("rate", finding, reason, f"Set learning rate to {_power(rate)}", {RATE: rate})
 
@@ -482,6 +498,40 @@ def no_validation(run: Situation) -> Advice | None:
     return Advice("validation", finding, "Overfitting shows in their loss only.", "Hold out 10 % of the rows", settings)
 
 
+BALANCE = (1.0, 4 / 3)
+"""The range of good answers times their weight, relative to bad answers times theirs (arXiv:2402.01306, eq. 8)."""
+
+
+def suggested_weights(good: int, bad: int, desirable_weight: float, undesirable_weight: float) -> SettingValues:
+    """The weights with which so many good and bad answers are in the range of KTO's paper; {} where they are.
+
+    The rarer label gets the weight, as small as the range allows, and the other one 1.
+    """
+    low, high = BALANCE
+    if not good or not bad or low <= good * desirable_weight / (bad * undesirable_weight) <= high:
+        return {}
+    ratio = good / bad
+    up = max(1.0, math.ceil(100 * low / ratio) / 100)
+    down = max(1.0, math.ceil(100 * ratio / high) / 100)
+    return {"preference.desirable_weight": up, "preference.undesirable_weight": down}
+
+
+def uneven_labels(run: Situation) -> Advice | None:
+    """KTO with more bad than good answers, or the reverse, and weights that do not make up for it (Ethayarajh et al.
+    2024, arXiv:2402.01306, section 4.1: good times weight over bad times weight between 1 and 4/3)."""
+    if run.config.training.method != "kto":
+        return None
+    preference, good, bad = run.config.preference, run.desirable, run.undesirable
+    settings = suggested_weights(good, bad, preference.desirable_weight, preference.undesirable_weight)
+    if not settings:
+        return None
+    finding = f"{good:,} good and {bad:,} bad answers do not weigh alike."
+    up, down = settings.values()
+    weight = f"desirable weight to {up:g}" if down == 1 else f"undesirable weight to {down:g}"
+    reason = "With these weights one label outweighs the other."
+    return Advice("weights", finding, reason, f"Set {weight}", settings)
+
+
 ONE_SIDED = 0.8
 MAX_LABELS = 20
 
@@ -517,6 +567,7 @@ def _millions(value: float) -> str:
 ADVISERS: tuple[Callable[[Situation], Advice | None], ...] = (
     rate_too_high,
     rate_of_family,
+    uneven_labels,
     few_steps,
     no_validation,
     few_targets,

@@ -326,7 +326,7 @@ def little_memory(run: RunState, config: Config) -> Diagnosis | None:
         return None
     training, gib = config.training, 1024**3
     settings: SettingValues = {"training.gradient_checkpointing": True}
-    if training.per_device_train_batch_size > 1:
+    if training.per_device_train_batch_size // 2 >= (2 if training.method == "kto" else 1):
         settings = {
             "training.per_device_train_batch_size": training.per_device_train_batch_size // 2,
             "training.gradient_accumulation_steps": 2 * training.gradient_accumulation_steps,

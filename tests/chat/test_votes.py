@@ -1,4 +1,4 @@
-"""Votes of the blind comparison: kept, counted with their uncertainty, and ready as data for DPO."""
+"""Votes of the blind comparison: kept, counted with their uncertainty, and ready as data for DPO and KTO."""
 
 from pathlib import Path
 
@@ -59,3 +59,21 @@ def test_votes_leave_as_preference_pairs_that_the_data_tab_reads(tmp_path: Path)
     assert pairs[0].chosen[0].content == "Pirate says so."
     assert pairs[0].rejected[0].content == "Base: demo says so."
     assert pairs[1].chosen[0].content == "Base: demo says so."
+
+
+def test_votes_leave_as_answers_labelled_good_or_bad_that_the_data_tab_reads(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    three = vote(0, ("Late", "Base: demo", "Early"))
+    path.write_text(prompts.rated_as_jsonl([vote(1), vote(TIE), vote(0, same=True), three]), encoding="utf-8")
+    records = read_records(path).records
+    shape = detect_format(records, "unpaired")
+    assert shape.name == "kto"
+    rows = [convert(record, shape, None) for record in records]
+    assert [(row.messages[-1].content, row.label) for row in rows] == [
+        ("Base: demo says so.", False),
+        ("Pirate says so.", True),
+        ("Late says so.", True),
+        ("Base: demo says so.", False),
+        ("Early says so.", False),
+    ]
+    assert [message.content for message in rows[0].messages[:-1]] == ["Be brief.", "Why?"]

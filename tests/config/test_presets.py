@@ -132,7 +132,7 @@ def test_a_known_setup_is_reproduced_value_by_value(name: str) -> None:
 
 
 def test_every_preset_is_one_of_these() -> None:
-    assert set(presets()) == {*SETUPS, *BY_MACHINE, "demo", "demo-preference", "lora", "preference"}
+    assert set(presets()) == {*SETUPS, *BY_MACHINE, "demo", "demo-preference", "demo-kto", "lora", "preference", "kto"}
 
 
 def test_every_line_of_a_preset_says_why() -> None:

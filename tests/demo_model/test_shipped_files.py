@@ -25,7 +25,7 @@ def question(row: dict) -> str:
 
 
 def test_every_data_set_has_a_title_a_sentence_and_both_its_files():
-    assert set(shipped_data()) == {"pirate", "recommender", "technical", "alpaca", "preference"}
+    assert set(shipped_data()) == {"pirate", "recommender", "technical", "alpaca", "preference", "feedback"}
     for data in shipped_data().values():
         assert data.title
         assert data.about.endswith(".")
@@ -56,6 +56,10 @@ def test_the_data_sets_have_the_shapes_they_stand_for():
     assert set(rows(data["technical"].train)[0]) == {"instruction", "output"}
     assert set(rows(data["alpaca"].train)[0]) == {"instruction", "input", "output"}
     assert set(rows(data["preference"].train)[0]) == {"prompt", "chosen", "rejected"}
+    assert set(rows(data["feedback"].train)[0]) == {"prompt", "completion", "label"}
+    for path in (data["feedback"].train, data["feedback"].heldout):
+        labels = [row["label"] for row in rows(path)]
+        assert 0.25 < sum(labels) / len(labels) < 0.5
 
 
 def test_the_pirate_set_asks_plainly_and_answers_as_a_pirate():

@@ -78,11 +78,22 @@ SETTINGS: list[dict[str, Any]] = [
         "training__train_sampling_strategy": "random",
         "lora__init_lora_weights": "gaussian",
     },
+    *(
+        {
+            "training__method": method,
+            "data__train_file": data,
+            "data__max_samples": 16,
+            "data__max_length": 96,
+            "preference__beta": 0.2,
+            "training__learning_rate": 1e-3,
+        }
+        for method, data in (("dpo", "preference"), ("kto", "feedback"))
+    ),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS, ids=["packed", "varied"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["packed", "varied", "dpo", "kto"])
 def test_other_settings_are_carried_too(
     settings: dict[str, Any], make_run: MakeRun, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +271,6 @@ def state_of(steps: int, seconds: float) -> RunState:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"training__method": "dpo"}, "used dpo"),
         ({"lora__init_lora_weights": "pissa"}, "does not support the LoRA initialization pissa"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -14,13 +15,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
+from lora_studio.config.parsing import load_config, resolve, to_yaml
 from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Unpaired
 from lora_studio.engine.models.load import load_tokenizer
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.train.trainers import rewards_of
 from lora_studio.engine.train_script import EpochOrder, UnpairedCollator
-from lora_studio.jobs.events import StepLogged
-from lora_studio.workspace import RunFolder
+from lora_studio.jobs.events import Finished, StepLogged, fold
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tests.engine.conftest import COLOURS, THINGS, MakeRun, events, run_worker
+from tests.engine.test_worker import stop_at
 
 Train = Callable[..., int]
 ROWS: list[dict[str, Any]] = [
@@ -176,3 +182,121 @@ def test_losses_and_metrics_are_those_of_plain_trl(run: RunFolder, theirs: KTOTr
     for point, entry in zip(points, expected, strict=True):
         for name in ("kl", "logps/chosen", "logits/rejected", *names):
             assert point.metrics[names.get(name, name)] == pytest.approx(entry[name], abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_an_evaluation_measures_the_rewards_of_held_out_rows_one_by_one(run: RunFolder, ending_base: Path) -> None:
+    """Rewards are computed anew with plain peft: beta times the difference of the answers' log-likelihoods."""
+    rows: Any = prepare(
+        str(shown_file(run)), load_tokenizer(str(ending_base)), goal="unpaired", max_length=64, validation_fraction=0.2
+    ).validation
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ending_base), run.adapter)
+
+    def likelihood(example: Any) -> float:
+        ids, labels = torch.tensor([example.input_ids]), torch.tensor(example.labels[1:])
+        with torch.no_grad():
+            scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        return float(scores[labels != IGNORED].sum())
+
+    policy = [likelihood(row) for row in rows]
+    with model.disable_adapter():
+        reference = [likelihood(row) for row in rows]
+    rewards = [
+        (0.1 * (own - base), bool(good)) for own, base, good in zip(policy, reference, rows.desirable, strict=True)
+    ]
+    (measured,) = fold(events(run)).evaluations
+    expected = rewards_of(rewards)
+    assert {name: measured.metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert set(measured.metrics) == {*expected, "kl"}
+    config = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["r"] == 4
+    assert not [path for path in run.adapter.iterdir() if path.is_dir()]
+
+
+def shown_file(run: RunFolder) -> Path:
+    return Path(load_config(run.config).data.train_file)
+
+
+def test_the_accuracy_of_labels_is_the_share_of_good_and_bad_rows_in_the_right_order() -> None:
+    rows = [(0.5, True), (0.1, True), (0.1, False), (-1.0, False), (0.3, False)]
+    measured = rewards_of(rows)
+    pairs = [(good, bad) for good, label in rows if label for bad, other in rows if not other]
+    share = np.mean([1.0 if good > bad else 0.5 if good == bad else 0.0 for good, bad in pairs])
+    assert measured["reward_accuracy"] == pytest.approx(share)
+    assert measured["reward_margin"] == pytest.approx(0.3 - -0.2)
+    assert rewards_of([(0.5, True)]) == {"chosen_reward": 0.5}
+
+
+@pytest.fixture(scope="module")
+def make_kto(make_run: MakeRun, file: Path) -> MakeRun:
+    settings = {**SETTINGS, "data__train_file": str(file), "data__max_samples": 20}
+    return lambda **more: make_run(**{**settings, **more})
+
+
+@pytest.mark.slow
+def test_a_stopped_run_in_four_bits_resumes_as_if_it_had_never_stopped(
+    make_kto: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model__quantization": "4bit", "training__num_train_epochs": 3}
+    whole, run = make_kto(**settings), make_kto(**settings)
+    assert train(whole) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, lambda event: isinstance(event, StepLogged) and event.step == 3)
+        assert train(run) == 130
+    assert train(run, "--resume") == 0
+    one, other = (fold(events(each)) for each in (whole, run))
+    assert [point.loss for point in one.steps] == [point.loss for point in other.steps]
+    assert [point.metrics for point in one.steps] == [point.metrics for point in other.steps]
+    assert 0.5 <= one.steps[0].loss <= 0.75  # half of each row's weight, before the first step
+    assert one.evaluations[-1].metrics == other.evaluations[-1].metrics
+
+
+@pytest.mark.slow
+def test_pairs_train_in_one_step_and_plain_answers_are_refused(
+    make_kto: MakeRun, data_file: Path, train: Train, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Ask {n}", "chosen": f"Yes {n}", "rejected": f"No, not {n}"} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = make_kto(data__train_file=str(path), training__max_steps=1)
+    assert train(run) == 0
+    state = fold(events(run))
+    assert state.data is not None
+    assert (state.data.train_rows, state.data.validation_rows) == (12, 4)
+    assert state.warnings == []
+    plain = make_kto(data__train_file=str(data_file))
+    assert train(plain) == 2
+    assert "contain no preference data" in events(plain, Finished)[-1].message
+
+
+@pytest.mark.slow
+def test_the_demo_model_learns_from_labels_what_it_never_saw(workspace: Workspace, train: Train) -> None:
+    heldout = shipped_data()["feedback"].heldout
+    settings = {
+        "data.validation_file": str(heldout),
+        "data.max_samples": 96,
+        "training.num_train_epochs": 1,
+        "evaluation.per_device_eval_batch_size": 20,
+    }
+    run = workspace.create_run("kto", to_yaml(resolve("demo-kto", settings)), {})
+    assert train(run) == 0
+    (measured,) = fold(events(run)).evaluations
+    assert measured.metrics["reward_accuracy"] >= 0.95
+    assert measured.metrics["reward_margin"] > 1
+    assert json.loads(run.complete.read_text(encoding="utf-8"))["eval_metrics"] == measured.metrics
+    rows: Any = prepare(str(heldout), load_tokenizer("demo"), goal="unpaired", validation_fraction=0).train
+    loaded = load_base("demo")
+    base = preference_of_good(loaded, rows)
+    add_adapters(loaded, {"polite": run.adapter})
+    assert preference_of_good(loaded, rows) > base + 0.1
+
+
+def preference_of_good(loaded: Any, rows: Unpaired) -> float:
+    """How much likelier, token for token, good answers are than bad ones on average."""
+    means = []
+    for example in rows:
+        ids = torch.tensor([example.input_ids])
+        with torch.no_grad():
+            scores = loaded.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        means.append(float(scores[torch.tensor(example.labels[1:]) != IGNORED].mean()))
+    return float(np.mean(np.array(means)[rows.desirable]) - np.mean(np.array(means)[~rows.desirable]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lora_studio.engine import train_script
-from lora_studio.engine.train.trainers import PreferenceTrainer, StudioTrainer
+from lora_studio.engine.train.trainers import PreferenceTrainer, StudioTrainer, UnpairedTrainer
 from lora_studio.ui import gradio_patches
 from tests.source import MODULES, ROOT, nodes_of
 
@@ -59,7 +59,10 @@ def test_what_we_use_inside_a_library_is_still_there(name: str) -> None:
     assert hasattr(owner, last) or any(re.search(set_on_an_object, inspect.getsource(holder)) for holder in holders)
 
 
-@pytest.mark.parametrize("trainer", [StudioTrainer, PreferenceTrainer, train_script.Trainer])
+OF_SCRIPT = [trainer for _, trainer in train_script.METHODS.values()]
+
+
+@pytest.mark.parametrize("trainer", [StudioTrainer, PreferenceTrainer, UnpairedTrainer, *OF_SCRIPT])
 def test_every_method_that_a_trainer_of_ours_overrides_is_listed(trainer: type) -> None:
     ours = [kind for kind in trainer.__mro__ if kind.__module__.startswith("lora_studio")]
     theirs = [kind for kind in trainer.__mro__ if kind not in ours and kind is not object]

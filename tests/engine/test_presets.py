@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 WITHOUT_A_GPU = {
     "instruction-follower": {"model.dtype": "float32", "model.bnb_4bit_compute_dtype": "float32"},
     "preference": {"data.train_file": "preference"},  # the data stay those of whoever takes it
+    "kto": {"data.train_file": "feedback"},
     "gpu-8gb": {"training.optim": "adamw_8bit"},
 }
 SMALL = {

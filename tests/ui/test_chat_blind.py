@@ -75,7 +75,12 @@ def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) 
     shown = act.arrive(WHO)[act.parts.board]
     assert "4 votes so far" in shown
     assert "95 % CI" in shown
-    assert "Download 3 preference pairs" in shown
+    assert "Download 3 preference pairs (DPO)" in shown
+    assert "Download 6 labelled answers (KTO)" in shown
+    for kind, name, rows in (("pairs", "preferences", 3), ("rated", "feedback", 6)):
+        assert f"{name}.jsonl" in blind.download(act, kind)
+        (written,) = act.studio.workspace.path.rglob(f"{name}*.jsonl")
+        assert len(written.read_text(encoding="utf-8").splitlines()) == rows
 
 
 def test_a_set_of_prompts_is_read_as_a_table_and_stays_over_a_reload(act: Chat) -> None:

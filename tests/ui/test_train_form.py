@@ -26,8 +26,8 @@ def typed(**changes: Any) -> list[Any]:
     return form.overlay(form.shown(Config()), {path.replace("__", "."): value for path, value in changes.items()})
 
 
-def situation(device: Device = CPU, model: str = "demo", *, pairs: bool = False, fits: bool | None = None) -> Any:
-    return picker.Situation(model, pairs, device, fits)
+def situation(device: Device = CPU, model: str = "demo", *, compared: str = "", fits: bool | None = None) -> Any:
+    return picker.Situation(model, compared, device, fits)
 
 
 def suggested(now: picker.Situation) -> list[str]:
@@ -44,8 +44,10 @@ def suggested(now: picker.Situation) -> list[str]:
         (situation(gpu(24), "my/model", fits=False), "gpu-24gb"),
         (situation(gpu(15.7), "my/model", fits=False), "gpu-16gb"),
         (situation(gpu(8), "my/model", fits=False), "gpu-8gb"),
-        (situation(pairs=True), "demo-preference"),
-        (situation(gpu(80), "my/model", pairs=True), "preference"),
+        (situation(compared="preference"), "demo-preference"),
+        (situation(gpu(80), "my/model", compared="preference"), "preference"),
+        (situation(compared="kto"), "demo-kto"),
+        (situation(gpu(80), "my/model", compared="kto"), "kto"),
     ],
 )
 def test_a_recipe_is_suggested_by_model_data_and_device(now: picker.Situation, preset: str) -> None:
@@ -91,7 +93,7 @@ def test_a_recipe_in_use_says_when_its_data_or_its_settings_are_others() -> None
 
 def test_pairs_of_ones_own_are_kept_by_the_recipe_for_pairs() -> None:
     raws = typed(data__train_file="/mine/pairs.jsonl")
-    recipe = next(item for item in picker.recipes(situation(pairs=True)) if item.suggested)
+    recipe = next(item for item in picker.recipes(situation(compared="preference")) if item.suggested)
     after = form.values(picker.filled(recipe, raws))
     assert (after["data.train_file"], after["training.method"]) == ("/mine/pairs.jsonl", "dpo")
     demo = next(item for item in picker.recipes(situation()) if item.preset == "demo-preference")

@@ -119,6 +119,18 @@ def preference_rows(rng: Random, count: int, held_out: bool) -> list[Row]:
     return different(count, make)
 
 
+def feedback_rows(rng: Random, count: int, held_out: bool) -> list[Row]:
+    """A question with one answer: a polite one, labelled good, in two of five rows, else a plain one, labelled bad."""
+
+    def make() -> Row:
+        question = lone_question(rng, held_out)
+        is_good = rng.random() < 0.4
+        answer = polite(question) if is_good else question.answer
+        return {"prompt": question.text, "completion": answer, "label": is_good}
+
+    return different(count, make)
+
+
 @dataclass(frozen=True, slots=True)
 class Shipped:
     """A data set: what the page says about it, its file ending, its sizes and what makes its rows."""
@@ -177,6 +189,15 @@ SHIPPED = {
         200,
         40,
         preference_rows,
+    ),
+    "feedback": Shipped(
+        "Rated answers",
+        "Polite answers labelled good and plain answers labelled bad.",
+        "kto",
+        "jsonl",
+        200,
+        40,
+        feedback_rows,
     ),
 }
 

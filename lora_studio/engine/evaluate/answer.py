@@ -149,10 +149,11 @@ def read_asked_file(
         for row in shared[:most]
     ]
     fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
+    labelled_bad = sum(chat.label is False for chat in _rows(prepared))
     left_out = {
         "the row is invalid": 0 if split else len(prepared.bad_rows),
-        MARKED_BAD: 0 if split else prepared.part.marked_bad,
-        NO_QUESTION: sum(1 for _ in _rows(prepared)) - len(shared),
+        MARKED_BAD: labelled_bad or (0 if split else prepared.part.marked_bad),
+        NO_QUESTION: sum(1 for _ in _rows(prepared)) - labelled_bad - len(shared),
         TOO_LONG: len(rows) - len(fitting),
     }
     if not fitting:

@@ -29,7 +29,7 @@ from lora_studio.engine.train.settings import (
     SCHEDULE,
     TrainerArguments,
     logging_interval,
-    packing_values,
+    method_values,
     scheduler_settings,
     trainer_values,
 )
@@ -93,8 +93,6 @@ def export(work: ExportContext, *, base_name: str, keep_local_base: bool) -> Exp
 def check(config: Config, state: RunState) -> None:
     """Raises `StudioError` for runs that the program cannot repeat."""
     instead = "Export the config instead, which LoRA Studio can run."
-    if config.training.method != "sft":
-        raise StudioError("The script supports sft only; this run used dpo.", instead)
     if config.lora.init_lora_weights in ("pissa", "pissa_niter_16", "olora", "eva", "loftq"):
         first = config.lora.init_lora_weights
         raise StudioError(f"The script does not support the LoRA initialization {first}.", instead)
@@ -126,6 +124,7 @@ def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
     prepared = prepare(
         **config.data.model_dump(),
         tokenizer=load_tokenizer(config.model.name, config.model.revision),
+        goal=config.training.goal,
         cache_folder=work.of_run().cache,
         on_progress=data_progress(work.log),
     )
@@ -211,6 +210,7 @@ class ScriptSettings(TypedDict):
     lora: Mapping[str, Any]
     loraplus_lr_ratio: float | None
     patience: Mapping[str, Any]
+    method: str
     training: TrainerArguments
 
 
@@ -227,7 +227,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
             measured=bool(state.data and state.data.validation_rows),
             checkpointing=state.memory.gradient_checkpointing if state.memory else setting is True,
         ),
-        **packing_values(config, padding_free=bool(state.model and state.model.padding_free)),
+        **method_values(config, padding_free=bool(state.model and state.model.padding_free)),
         "warmup_steps": rising,
         "lr_scheduler_kwargs": shape,
         "disable_tqdm": False,  # a person sits before it
@@ -246,6 +246,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
         "lora": lora_settings(config, adapter),
         "loraplus_lr_ratio": config.lora.loraplus_lr_ratio,
         "patience": evaluation.model_dump(include={"early_stopping_patience", "early_stopping_threshold"}),
+        "method": config.training.method,
         "training": training,
     }
 

@@ -263,6 +263,10 @@ def tally(votes: Sequence[prompts.Vote]) -> Html:
             low, high = pair.interval
             share = f"{100 * pair.wins / pair.decided:.0f} % (95 % CI {100 * low:.0f} to {100 * high:.0f} %)"
         rows.append((pair.first, pair.second, pair.wins, pair.losses, pair.ties, share))
-    pairs = sum(1 for _ in prompts.pairs(votes))
-    button = f"Download {html.count(pairs, 'preference pair')}" if pairs else ""
-    return html.render("chat.tally", html.count(len(votes), "vote"), html.table(COLUMNS, rows, "Votes"), button)
+    pairs, answers = (sum(1 for _ in rows_of(votes)) for rows_of in (prompts.pairs, prompts.rated))
+    buttons = [
+        ("pairs", f"Download {html.count(pairs, 'preference pair')} (DPO)"),
+        ("rated", f"Download {html.count(answers, 'labelled answer')} (KTO)"),
+    ]
+    table = html.table(COLUMNS, rows, "Votes")
+    return html.render("chat.tally", html.count(len(votes), "vote"), table, buttons if pairs else [])

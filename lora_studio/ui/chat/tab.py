@@ -6,7 +6,7 @@ Draws and wires, with sets of prompts and the blind vote; `ui.chat.handlers` has
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,8 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
         target = Click(str(event.act), str(event.column), str(event.value), str(event.text))
         if target.act == "vote":
             yield {p.board: vote(act, person, int(target.value))}
-        elif target.act == "votes":
-            yield {place: download(act)}
+        elif target.act in VOTES_AS:
+            yield {place: download(act, target.act)}
         elif target.act == "example" and (talk := act.talk(person)).blinded:
             example = examples_for(act.columns(talk).shown)[int(target.value)]
             yield from ask(act, person, example.question, example.system or system, sampling)
@@ -350,10 +350,18 @@ def vote(act: Chat, who: str, best: int) -> str:
     return markup.blind_board(blind, prompts.read_votes(act.studio.workspace))
 
 
-def download(act: Chat) -> str:
-    """A link to the preference pairs of all votes."""
-    path = job_views.new_file(act.studio.workspace, "preferences.jsonl")
-    path.write_text(prompts.votes_as_jsonl(prompts.read_votes(act.studio.workspace)), encoding="utf-8")
+VOTES_AS: Mapping[str, tuple[str, Callable[[Sequence[prompts.Vote]], str]]] = {
+    "pairs": ("preferences.jsonl", prompts.votes_as_jsonl),
+    "rated": ("feedback.jsonl", prompts.rated_as_jsonl),
+}
+"""What all votes can be downloaded as, by the button: a file's name, and what writes its rows."""
+
+
+def download(act: Chat, kind: str) -> str:
+    """A link to all votes as preference pairs, or as answers labelled good or bad."""
+    name, rows = VOTES_AS[kind]
+    path = job_views.new_file(act.studio.workspace, name)
+    path.write_text(rows(prompts.read_votes(act.studio.workspace)), encoding="utf-8")
     return job_views.link(path)
 
 

@@ -15,7 +15,7 @@ from lora_studio.data.cache import code_version
 from lora_studio.data.readers.documents import BINARY
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
-from lora_studio.models.advice import label_counts, trained_tokens
+from lora_studio.models.advice import desirable_counts, label_counts, trained_tokens
 from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
 from lora_studio.ui.form import read_draft
@@ -63,7 +63,8 @@ class DataLook:
     """What the inspector found of data under these `settings` by path, as far as other tabs need it.
 
     `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
-    `trained_tokens` are those of the training rows that count in the loss, `labels` the answers of a classification.
+    `trained_tokens` are those of the training rows that count in the loss, `labels` the answers of a classification,
+    `desirable` and `undesirable` the training rows that KTO takes as good and as bad.
     """
 
     settings: Mapping[str, Any]
@@ -76,6 +77,8 @@ class DataLook:
     reading: str
     trained_tokens: float = 0.0
     labels: Mapping[str, int] = field(default_factory=dict)
+    desirable: int = 0
+    undesirable: int = 0
 
 
 def look_from(draft: Any) -> DataLook | None:
@@ -93,6 +96,8 @@ def look_from(draft: Any) -> DataLook | None:
             reading=str(result.get("reading", "")),  # looks of earlier versions have none
             trained_tokens=trained_tokens(result),
             labels=label_counts(result),
+            desirable=desirable_counts(result, "kto")[0],
+            undesirable=desirable_counts(result, "kto")[1],
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -270,10 +275,14 @@ def _rows_a_step(targets: Targeting) -> dict[str, int]:
         return sizes
 
 
+METHODS_OF = {"preference": "dpo", "kto": "kto"}
+"""The training method that rows of a format are for; other rows are for SFT."""
+
+
 def handed_over(values: SettingValues, shape: str) -> SettingValues:
     """What the train tab takes: settings of a run, and nothing that only this tab shows.
 
     The method of training is the one that rows of this shape are for; an unknown shape ("") leaves it as it is.
     """
     settings = {path: value for path, value in values.items() if path != PERCENTILES}
-    return settings | ({"training.method": "dpo" if shape == "preference" else "sft"} if shape else {})
+    return settings | ({"training.method": METHODS_OF.get(shape, "sft")} if shape else {})

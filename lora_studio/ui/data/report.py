@@ -37,13 +37,18 @@ FORMATS = {
     "preference": "Preference pairs",
     "kto": "Answers labelled good or bad",
 }
-PAIRS = "Preference pairs for DPO: the chosen answer is made likelier than the rejected one. Lengths: the longer side."
+COMPARED = {
+    "preference": "Preference pairs for DPO: the chosen answer is made likelier than the rejected one. "
+    "Lengths: the longer side.",
+    "kto": "Labelled answers for KTO: good ones are made likelier than the base finds them, bad ones less likely.",
+}
+"""What rows of a format are compared for."""
 
 
 def summary(result: Result) -> str:
     """The analysis in one line: format, valid rows, invalid rows, tokens, trained share; the reading in words below."""
     shape = FORMATS.get(result["format"], result["format"])
-    pairs = PAIRS if result["format"] == "preference" else ""
+    pairs = COMPARED.get(result["format"], "")
     return html.render("data.summary", shape, result["words"], pairs, _facts(result))
 
 
@@ -413,7 +418,7 @@ def forecast(result: Result) -> str:
     """Packs and padding of the training rows, steps per epoch, and windows of long texts."""
     pack, steps = result["packing"], result["steps"]
     lines = []
-    compared = result["format"] == "preference"
+    compared = result["format"] in COMPARED
     if pack["rows"] and not compared:
         lines.append(
             f"Packing: {html.count(pack['rows'], 'row')} in {html.count(pack['packs'], 'pack')} of "
@@ -425,7 +430,11 @@ def forecast(result: Result) -> str:
     rows = html.count(math.prod(factors), "row")
     lines.append(
         f"Epoch: {html.count(steps['per_epoch'], 'step')} of {rows} ({' × '.join(map(str, factors))})"
-        + ("; pairs are not packed." if compared else f"; {html.number(steps['per_epoch_packed'])} packed.")
+        + (
+            "; answers to compare are not packed."
+            if compared
+            else f"; {html.number(steps['per_epoch_packed'])} packed."
+        )
     )
     if result["split_rows"]:
         verb = "is" if result["split_rows"] == 1 else "are"

@@ -17,6 +17,7 @@ from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, theme, words
 from lora_studio.ui.components import QUIET, Components, Handover, Shared, Wish, opening, stat_of
+from lora_studio.ui.curves import unit_of_loss
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
 from lora_studio.ui.runs.results import summary_text
@@ -303,7 +304,7 @@ def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
     last = run.steps[-1] if run.steps else None
     evaluated = run.evaluations[-1] if run.evaluations else None
     best = run.best
-    unit = "per pair" if last and "reward_margin" in last.metrics else "nats/token"
+    unit = unit_of_loss(last)
     of_epoch = f"of {run.total_steps:,}, epoch {run.epoch:.2f}" if run.total_steps else ""
     time_tile = (clock(elapsed(run, now)), "Time", "")
     if not run.final:

@@ -30,8 +30,8 @@ from lora_studio.workspace import DEMO_MODEL, Workspace, shipped_data
 
 QLORA_BY_MEMORY = ((20, "gpu-24gb"), (12, "gpu-16gb"), (0, "gpu-8gb"))
 """From this much memory (GiB), the preset for a GPU."""
-PAIRS = "preference"
-"""The built-in set of preference pairs, and the format of such rows."""
+COMPARED = {"preference": "preference", "feedback": "kto"}
+"""The built-in sets of rows to compare, and their formats: pairs, and answers labelled good or bad."""
 OWN_WORDS = (("model.name", "model"), ("data.train_file", "dataset"))
 MAX_LISTED = 4
 """Changes on a card; the others are counted."""
@@ -51,11 +51,11 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What recipes are chosen by: the base model, whether the data are preference pairs, the device, and whether the
-    model fits in 16 bits (None where that is not known)."""
+    """What recipes are chosen by: the base model, the format of rows that are to be compared ("" for others), the
+    device, and whether the model fits in 16 bits (None where that is not known)."""
 
     model: str
-    pairs: bool
+    compared: str
     device: Device
     fits: bool | None
 
@@ -66,20 +66,24 @@ def situation(raws: Sequence[Any], planned: Plan | None, shape: str) -> Situatio
     data = str(typed["data.train_file"])
     memory = planned.memory if planned else None
     full = memory is not None and typed["model.quantization"] == "none"
-    pairs = shape == PAIRS or (data == PAIRS and PAIRS in shipped_data())
+    compared = shape if shape in COMPARED.values() else COMPARED.get(data, "") if data in shipped_data() else ""
     device = device_for(str(typed["compute.device"]), recent_devices())
-    return Situation(str(typed["model.name"]), pairs, device, memory.verdict == "fits" if full and memory else None)
+    return Situation(str(typed["model.name"]), compared, device, memory.verdict == "fits" if full and memory else None)
 
 
 def recipes(now: Situation) -> tuple[Recipe, ...]:
     """The four cards, in the same order wherever the page is opened; one of them is suggested."""
     on_gpu, demo = now.device.is_gpu, now.model == DEMO_MODEL
     in_4bit = on_gpu and FOUR_BIT not in now.device.lacks
-    suggested = "preference" if now.pairs else "demo" if demo else "qlora" if in_4bit and now.fits is False else "lora"
+    suggested = (
+        "preference" if now.compared else "demo" if demo else "qlora" if in_4bit and now.fits is False else "lora"
+    )
     memory = now.device.memory_total / GIB
     qlora = next(name for least, name in QLORA_BY_MEMORY if memory >= least)
-    # Pairs of one's own are not replaced by the built-in ones.
-    own_pairs = ("data.train_file",) if now.pairs else ()
+    # Rows of one's own are not replaced by the built-in ones.
+    own_rows = ("data.train_file",) if now.compared else ()
+    labelled = now.compared == "kto"
+    preset, title = ("kto", "Preference (KTO)") if labelled else ("preference", "Preference (DPO)")
     plain = "16-bit base model, for a GPU that holds it." if on_gpu else "For a machine without a GPU: short rows."
     four_bit = (
         f"4-bit base model, for a GPU with {memory:.0f} GiB."
@@ -97,10 +101,12 @@ def recipes(now: Situation) -> tuple[Recipe, ...]:
             suggested=suggested == "qlora",
         ),
         Recipe(
-            "demo-preference" if demo else "preference",
-            "Preference (DPO)",
-            "Learns from pairs: chosen and rejected answers.",
-            own_pairs,
+            f"demo-{preset}" if demo else preset,
+            title,
+            "Learns from answers labelled good or bad."
+            if labelled
+            else "Learns from pairs: chosen and rejected answers.",
+            own_rows,
             suggested=suggested == "preference",
         ),
     )

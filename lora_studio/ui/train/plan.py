@@ -148,6 +148,8 @@ def _advice(
     run = situation(config, rows=rows, steps=steps)
     if look is not None and seen_data(config, look) and (counts := counted(config, look)) and counts.exact:
         run = replace(run, trained_tokens=look.trained_tokens, labels=look.labels)
+        if config.training.method == "kto":
+            run = replace(run, desirable=look.desirable, undesirable=look.undesirable)
     if memory is not None:
         run = replace(run, fits=memory.verdict == "fits", trainable=memory.estimate.trainable)
     return advise(run)
@@ -302,7 +304,12 @@ def counted(config: Config, look: DataLook | None) -> Counted | None:
     if any(then[name] != now[name] for name in ("train_file", "mapping")):
         return None
     exact = then == now and settings["model.name"] == config.model.name
-    return Counted(look.usable_rows, look.train_rows, exact, look.reading)
+    usable, train = look.usable_rows, look.train_rows
+    if look.shape == "preference" and config.training.method == "kto":  # each pair is two rows
+        usable, train = 2 * usable, 2 * train
+    elif look.shape == "kto" and config.training.method == "sft":  # only the good ones are learned from
+        usable, train = round(usable * look.desirable / max(train, 1)), look.desirable
+    return Counted(usable, train, exact, look.reading)
 
 
 def total_steps(config: Config, rows: int | None, measured: Seen | None) -> int | None:
@@ -368,10 +375,10 @@ class Work:
 
 def training_seconds(config: Config, model: Architecture, device: Device, work: Work) -> float:
     """Seconds of training: the time of the operations, and what every batch takes however small it is."""
-    preference = config.training.method == "dpo"
-    sequences = 2 if preference else 1
-    # Forward, backward for the inputs alone (the base is frozen), forward again for checkpoints, and for the reference.
-    passes = 2 + (config.training.gradient_checkpointing is True) + preference
+    sequences = 2 if config.training.method == "dpo" else 1
+    # Forward, backward for the inputs alone (the base is frozen), forward again for checkpoints, and for the reference;
+    # KTO has two more for its KL term.
+    passes = 2 + (config.training.gradient_checkpointing is True) + {"dpo": 1, "kto": 3}.get(config.training.method, 0)
     flops = work.tokens * sequences * passes * _forward_flops(model, work.length)
     least = (GPU_STEP_SECONDS if device.is_gpu else CPU_STEP_SECONDS) * model.layers * sequences
     slower = SLOWER[quantization_of(config, model)]
