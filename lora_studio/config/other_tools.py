@@ -360,8 +360,8 @@ def _kind_of_adapter(value: Any, source: Source) -> Answer | None:
 
 def _comparing(source: Source) -> str:
     """The method of a file that compares answers: KTO where it says so or has KTO's own keys, else DPO."""
-    named = {str(source.get(key)).lower() for key in ("stage", "rl", "rlhf_type", "loss_type")}
-    return "kto" if "kto" in named or any(source.get(key) is not None for key in LABEL_WEIGHTS) else "dpo"
+    methods = {str(source.get(key)).lower() for key in ("stage", "rl", "rlhf_type", "loss_type")}
+    return "kto" if "kto" in methods or any(source.get(key) is not None for key in LABEL_WEIGHTS) else "dpo"
 
 
 def _preference_beta(value: Any, source: Source) -> Answer:

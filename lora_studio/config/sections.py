@@ -101,7 +101,7 @@ class Learning(Section):
     method: Literal["sft", "dpo", "kto"] = setting(
         "sft",
         "Method",
-        "SFT learns answers, DPO chosen over rejected ones, KTO good over bad ones.",
+        "SFT learns answers, DPO from chosen and rejected, KTO from labelled ones.",
         details="kto takes rows labelled good or bad, or pairs. dpo and kto run without dropout.",
         basic=True,
         names={"sft": "SFT (answers)", "dpo": "DPO (pairs)", "kto": "KTO (good/bad labels)"},

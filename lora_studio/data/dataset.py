@@ -312,9 +312,9 @@ def _check_alike(part: EncodedSource, validation_part: EncodedSource) -> None:
     """Raises StudioError where only one of the two files holds pairs, or good and bad answers."""
     unlike = {
         "preference pairs": [
-            isinstance(each.rows, PairStore) and not each.unpaired for each in (part, validation_part)
+            isinstance(source.rows, PairStore) and not source.unpaired for source in (part, validation_part)
         ],
-        "answers labelled good or bad": [each.unpaired for each in (part, validation_part)],
+        "answers labelled good or bad": [source.unpaired for source in (part, validation_part)],
     }
     for kind, (train, validation) in unlike.items():
         if train != validation:
@@ -376,11 +376,11 @@ def _check_both_labels(train: Unpaired, part: EncodedSource) -> None:
     good, bad = train.counts
     if good and bad:
         return
-    one, other = ("good", "bad") if good else ("bad", "good")
+    label, missing = ("good", "bad") if good else ("bad", "good")
     raise StudioError(
         f"KTO needs good and bad answers, but all {good or bad:,} training rows of {Path(part.name).name} are "
-        f"labelled {one}.",
-        f"Add answers labelled {other}" + (", or set training.method to sft." if good else "."),
+        f"labelled {label}.",
+        f"Add answers labelled {missing}" + (", or set training.method to sft." if good else "."),
     )
 
 

@@ -314,8 +314,8 @@ class Unpaired(Examples):
     @property
     def answers(self) -> Examples:
         """The examples to generate answers for: those labelled good."""
-        kept = replace(self._cuts, owner=np.arange(int(self.desirable.sum())), **_of(self._cuts, self.desirable))
-        return Examples.of_cuts(self._store, self._index[self.desirable], kept)
+        cuts = replace(self._cuts, owner=np.arange(int(self.desirable.sum())), **_of(self._cuts, self.desirable))
+        return Examples.of_cuts(self._store, self._index[self.desirable], cuts)
 
     @property
     def counts(self) -> tuple[int, int]:

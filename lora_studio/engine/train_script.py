@@ -7,7 +7,7 @@ which it compares its own with. On the same kind of machine with the same versio
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +181,11 @@ class WithoutRouterLoss(HuggingFaceTrainer):
 
 Batch = dict[str, torch.Tensor]
 """The model's inputs, each [rows, tokens]."""
-Sequences = list[tuple[list[int], list[int]]]
+TokenRows = list[tuple[list[int], list[int]]]
 """Token ids and labels of rows."""
 
 
-def padded(sequences: Sequences, pad_token_id: int, prefix: str = "") -> Batch:
+def padded(sequences: TokenRows, pad_token_id: int, prefix: str = "") -> Batch:
     """Rows as trl's DPO and KTO take them, padded on the right; `completion_mask` is 1 for trained tokens."""
     shape = len(sequences), max(len(ids) for ids, _ in sequences)
     input_ids = torch.full(shape, pad_token_id)
@@ -223,7 +223,7 @@ class UnpairedCollator:
     def __init__(self, pad_token_id: int, max_length: int | None) -> None:
         self.pad_token_id, self.max_length = pad_token_id, max_length
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         matched = [(row["input_ids"], row["labels"]) for row in rows]
         begins = [next(at for at, label in enumerate(labels) if label != IGNORED) for _, labels in matched]
         mismatched = []

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import NOT_ON_EXPERTS
-from lora_studio.config.preference import NEED_FULL_WEIGHTS
+from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts

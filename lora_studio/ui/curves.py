@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
 from lora_studio.ui.html import Html, render
+from lora_studio.ui.words import unit_of_loss
 from lora_studio.units import GIB
 
 MOST_A_LINE = 500
@@ -279,12 +280,6 @@ _EACH_POINT, VALIDATION = ", raw", ", validation"
 _SMOOTHED_LENGTH = 128  # points for which the weight of the moving average is what the control says
 _UNSMOOTHED = (RATE, MEMORY)
 _OF_A_METRIC = {"token_accuracy": ACCURACY, "entropy": ENTROPY, "f1": "F1", "kl": "KL"}
-
-
-def unit_of_loss(point: StepLogged | None) -> str:
-    """What the loss of a run counts, by what else it measures: KTO has a KL term, DPO a margin in each batch."""
-    metrics = point.metrics if point else {}
-    return "per answer" if "kl" in metrics else "per pair" if "reward_margin" in metrics else "nats/token"
 
 
 def title_of(metric: str) -> str:

@@ -7,7 +7,7 @@ import math
 import time
 
 from lora_studio.config.compute import LOCAL
-from lora_studio.jobs.events import RunState
+from lora_studio.jobs.events import RunState, StepLogged
 from lora_studio.jobs.kinds import STATES as STATES
 from lora_studio.runs.summary import pace_of, short
 from lora_studio.ui.html import count, duration, render, size
@@ -170,3 +170,9 @@ def status_line(
 def progress(run: RunState, tone: str = "") -> tuple[str, float]:
     """A bar of how far the run is: its colour, which is that of the state or `tone`, and the share in percent."""
     return tone or run.state, 100 * share_done(run)
+
+
+def unit_of_loss(point: StepLogged | None) -> str:
+    """What the loss of a run counts, by what else it measures: KTO has a KL term, DPO a margin in each batch."""
+    metrics = point.metrics if point else {}
+    return "per answer" if "kl" in metrics else "per pair" if "reward_margin" in metrics else "nats/token"

@@ -110,14 +110,14 @@ def trainer_settings(
     arguments, _ = METHODS[config.training.method]
     kind = device_kind()
     values = trainer_values(config, dtype_name(dtype), kind=kind, measured=measured, checkpointing=checkpointing)
-    made: SFTConfig | DPOConfig | KTOConfig = arguments(
+    config_of_trl: SFTConfig | DPOConfig | KTOConfig = arguments(
         output_dir=str(run.checkpoints),
         report_to=list(dict.fromkeys(["tensorboard", config.tracking.report_to])),
         run_name=config.title or run.id,
         project=PROJECT,
         **values | method_values(config, padding_free=padding_free),
     )
-    return made
+    return config_of_trl
 
 
 def method_values(config: Config, *, padding_free: bool) -> TrainerArguments:

@@ -500,8 +500,8 @@ class UnpairedTrainer(ComparingTrainer, KTOTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         rewards = [row for part in ranks.collect(self._rewards) for row in part]
         measured = {"kl": self.mean_of(self._metrics["eval"]["kl"]), **rewards_of(rewards)}
-        named = {f"eval_{name}": value for name, value in measured.items()}
-        return output._replace(metrics={**(output.metrics or {}), **named})
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
 
 
 def rewards_of(rows: Sequence[tuple[float, bool]]) -> dict[str, float]:

@@ -17,12 +17,11 @@ from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, theme, words
 from lora_studio.ui.components import QUIET, Components, Handover, Shared, Wish, opening, stat_of
-from lora_studio.ui.curves import unit_of_loss
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
 from lora_studio.ui.runs.results import summary_text
 from lora_studio.ui.studio import RunView, Studio, ViewValues
-from lora_studio.ui.words import clock, elapsed, figure
+from lora_studio.ui.words import clock, elapsed, figure, unit_of_loss
 from lora_studio.units import GIB, dollars
 
 Variant = Literal["primary", "secondary"]

@@ -24,8 +24,7 @@ from lora_studio.config.parsing import (
     parse,
     presets,
 )
-from lora_studio.config.preference import default_rate
-from lora_studio.config.sections import Config, Training, defaults_of
+from lora_studio.config.sections import Config, Training, default_rate, defaults_of
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import problems_here
