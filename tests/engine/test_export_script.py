@@ -82,7 +82,7 @@ SETTINGS: list[dict[str, Any]] = [
         {
             "training__method": method,
             "data__train_file": data,
-            "data__max_samples": 16,
+            "data__max_samples": 8,
             "data__max_length": 96,
             "preference__beta": 0.2,
             "training__learning_rate": 1e-3,

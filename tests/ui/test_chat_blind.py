@@ -79,7 +79,7 @@ def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) 
     assert "Download 6 labelled answers (KTO)" in shown
     for kind, name, rows in (("pairs", "preferences", 3), ("rated", "feedback", 6)):
         assert f"{name}.jsonl" in blind.download(act, kind)
-        (written,) = act.studio.workspace.path.rglob(f"{name}*.jsonl")
+        (written,) = act.studio.workspace.votes.parent.rglob(f"{name}*.jsonl")
         assert len(written.read_text(encoding="utf-8").splitlines()) == rows
 
 

@@ -82,7 +82,7 @@ def test_choices_are_called_by_words_and_kept_by_name() -> None:
     assert offered[0] == ("keep answer, cut prompt", "keep_answer")
     said = [(path, value) for path, setting in BY_PATH.items() for value in setting.names if setting.names]
     assert all(value in BY_PATH[path].choices for path, value in said)
-    assert len(said) == 8, "choices of transformers and peft keep their names"
+    assert len(said) == 9, "choices of transformers and peft keep their names"
     assert [words for words, _ in form.options(BY_PATH["training.save_strategy"])] == ["steps", "epoch", "no"]
     assert form.in_words("data.truncation", "drop") == "drop row"
     assert form.in_words("training.learning_rate", 2e-4) == "2e-4"

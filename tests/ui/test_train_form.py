@@ -135,10 +135,16 @@ def test_every_field_has_its_hint_and_its_key_in_the_config() -> None:
 def test_fields_without_an_effect_are_hidden_but_for_those_that_are_wrong() -> None:
     values = form.values(typed())
     ids = settings_form.hidden(values, {})
-    assert {"set-model-bnb_4bit_quant_type", "set-preference-beta", "part-optimizer-preference-loss-dpo"} <= set(ids)
+    assert {
+        "set-model-bnb_4bit_quant_type",
+        "set-preference-beta",
+        "part-optimizer-preference-loss-dpo-and-kto",
+    } <= set(ids)
     assert "set-preference-beta" not in settings_form.hidden(values, {"preference.beta": "Must be above 0."})
     chosen = form.values(typed(training__method="dpo", model__quantization="4bit"))
-    assert not {"set-preference-beta", "part-optimizer-preference-loss-dpo"} & set(settings_form.hidden(chosen, {}))
+    assert not {"set-preference-beta", "part-optimizer-preference-loss-dpo-and-kto"} & set(
+        settings_form.hidden(chosen, {})
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_a_search_leads_to_the_field(query: str, first: str) -> None:
 
 def test_a_search_tells_why_a_setting_is_not_there() -> None:
     match = next(item for item in settings_form.matches("beta", typed()) if item.path == "preference.beta")
-    assert match.reason == "applies only with method DPO"
+    assert match.reason == "applies only with method DPO or KTO"
     assert next(
         item.reason == ""
         for item in settings_form.matches("beta", typed(training__method="dpo"))
@@ -236,8 +242,8 @@ def test_an_adapters_config_fills_the_adapters_settings_alone(tmp_path: Path, wo
 def test_two_configs_at_once_and_a_method_that_is_not_there_are_refused(tmp_path: Path, workspace: Workspace) -> None:
     one, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
     for file in (one, other):
-        file.write_text("stage: kto\ncutoff_len: 5\n")
+        file.write_text("stage: ppo\ncutoff_len: 5\n")
     with pytest.raises(StudioError, match="not one config file"):
         form_state.open_files([one, other], typed(), workspace)
-    with pytest.raises(StudioError, match="stage: kto"):
+    with pytest.raises(StudioError, match="stage: ppo"):
         form_state.open_files([one], typed(), workspace)

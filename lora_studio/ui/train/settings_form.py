@@ -24,7 +24,7 @@ PLACES: Mapping[str, tuple[str, str]] = {
     "data": ("Data", ""),
     "lora": ("LoRA", ""),
     "training": ("Optimizer", ""),
-    "preference": ("Optimizer", "Preference loss (DPO, KTO)"),
+    "preference": ("Optimizer", "Preference loss (DPO and KTO)"),
     "evaluation": ("Evaluation", ""),
     "tracking": ("Evaluation", "Logging"),
     "generation": ("Evaluation", "Generation"),
