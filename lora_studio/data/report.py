@@ -128,13 +128,17 @@ class PairView(TokenView):
 
 
 class RowView(TokenView):
-    """A usable row from record to trained tokens; the last three keys for comparisons only."""
+    """A usable row from record to trained tokens; the last three keys for comparisons only.
+
+    `desirable` is the label of an answer that is labelled good or bad.
+    """
 
     index: int
     row: int
     split: str
     record: Fields
     messages: list[ChatMessage]
+    desirable: NotRequired[bool]
     chosen: NotRequired[list[ChatMessage]]
     worse: NotRequired[list[ChatMessage]]
     rejected: NotRequired[TokenView]
@@ -172,6 +176,7 @@ def row_view(prepared: Prepared, row_index: int, part: int | None = None) -> Row
         "split": _side(prepared, position),
         "record": plain(prepared.part.records[position].fields),
         "messages": [message.to_dict() for message in conversation.messages],
+        **({} if conversation.label is None else {"desirable": conversation.label}),
         **view,
     }
 

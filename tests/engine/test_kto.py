@@ -19,8 +19,8 @@ from lora_studio.config.parsing import load_config, resolve, to_yaml
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Unpaired
-from lora_studio.engine.models.load import load_tokenizer
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train.trainers import rewards_of
 from lora_studio.engine.train_script import EpochOrder, UnpairedCollator
 from lora_studio.jobs.events import Finished, StepLogged, fold

@@ -209,6 +209,7 @@ def test_the_place_of_a_row_says_what_becomes_of_it_and_which_part_is_shown(prev
     assert "Example 3 of 9 (row 4 of the file), training row</p>" in report.position(preview, 2, 9)
     long = {**preview, "split": "validation", "windows": 4, "window": 1}
     assert "validation row; part 2 of 4" in report.position(long, 2, 9)
+    assert "training row, labelled bad</p>" in report.position({**preview, "desirable": False}, 2, 9)
 
 
 def test_a_conversation_shows_bubbles_and_the_row_as_it_stands_in_the_file(preview: dict[str, Any]) -> None:

@@ -235,6 +235,8 @@ SIDES = {"train": "training row", "validation": "validation row", "unused": "not
 def position(preview: Result, index: int, rows: int) -> str:
     """Which row is looked at."""
     words = f"Example {index + 1:,} of {rows:,} (row {preview['row']:,} of the file), {SIDES[preview['split']]}"
+    if "desirable" in preview:
+        words += ", labelled good" if preview["desirable"] else ", labelled bad"
     if preview["windows"] > 1:
         words += f"; part {preview['window'] + 1:,} of {preview['windows']:,}"
     return html.render("data.position", words)
