@@ -170,15 +170,17 @@ def row_view(prepared: Prepared, row_index: int, part: int | None = None) -> Row
     except RowError as error:
         reason = f"Row {conversation.row} cannot be shown: {error.reason} ({error.found})."
         raise StudioError(reason, "Choose another row, or another prompt style.") from None
-    return {
+    row: RowView = {
         "index": row_index,
         "row": conversation.row,
         "split": _side(prepared, position),
         "record": plain(prepared.part.records[position].fields),
         "messages": [message.to_dict() for message in conversation.messages],
-        **({} if conversation.label is None else {"desirable": conversation.label}),
         **view,
     }
+    if conversation.label is not None:
+        row["desirable"] = conversation.label
+    return row
 
 
 def reading(prepared: Prepared) -> str:

@@ -136,6 +136,32 @@ def test_rewards_decide_what_is_best_only_where_they_are_measured() -> None:
     assert wrong(evaluation__metric_for_best_model="f1", **compared) == {"evaluation.metric_for_best_model"}
 
 
+def test_kto_needs_batches_to_estimate_kl_in_and_has_a_loss_of_its_own() -> None:
+    labelled = {"training__method": "kto", "data__train_file": "feedback"}
+    assert wrong(**labelled) == set()
+    assert wrong(evaluation__metric_for_best_model="reward_accuracy", **labelled) == set()
+    single = {"training__per_device_train_batch_size": 1, "evaluation__per_device_eval_batch_size": 1}
+    assert wrong(**single, **labelled) == {
+        "training.per_device_train_batch_size",
+        "evaluation.per_device_eval_batch_size",
+    }
+    assert wrong(**single) == set()
+    assert wrong(preference__loss_type="robust", preference__label_smoothing=0.1, **labelled) == {
+        "preference.loss_type",
+        "preference.label_smoothing",
+    }
+    for path, value in {
+        "training__packing": True,
+        "training__label_smoothing_factor": 0.1,
+        "training__neftune_noise_alpha": 5,
+        "data__train_on": "all",
+        "lora__init_lora_weights": "pissa",
+        "lora__bias": "all",
+        "evaluation__labels": "Yes, No",
+    }.items():
+        assert wrong(**{path: value}, **labelled) == {path.replace("__", ".", 1)}
+
+
 def test_a_comparison_needs_the_bases_own_biases() -> None:
     assert wrong(lora__bias="all") == set()
     assert wrong(lora__bias="all", training__method="dpo", data__train_file="preference") == {"lora.bias"}

@@ -12,10 +12,12 @@ from lora_studio.models.advice import (
     Advice,
     Situation,
     advise,
+    desirable_counts,
     label_counts,
     optimizer_steps,
     published_rate,
     situation,
+    suggested_weights,
     trained_tokens,
 )
 from lora_studio.models.memory import with_settings
@@ -53,6 +55,25 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {"training__learning_rate": 3e-3, "model__name": "Qwen/Qwen3-8B"},
         {},
         {"training.learning_rate": 1e-3},
+    ),
+    (
+        "rate",
+        {"training__method": "kto", "training__learning_rate": 5e-6},
+        {},
+        {"training.learning_rate": 1e-6},
+    ),
+    *(
+        (
+            "weights",
+            {"training__method": "kto", "preference__desirable_weight": weight},
+            {"desirable": good, "undesirable": bad},
+            {"preference.desirable_weight": up, "preference.undesirable_weight": down},
+        )
+        for weight, good, bad, up, down in (
+            (1.0, 50, 100, 2.0, 1.0),
+            (1.0, 400, 100, 1.0, 3.0),
+            (2.0, 90, 90, 1.0, 1.0),
+        )
     ),
     (
         "rate",
@@ -172,6 +193,9 @@ def test_what_is_advised_is_a_change_after_which_nothing_is(
         ({"evaluation__labels": "Yes, No"}, {"labels": LABELS}),
         ({"evaluation__eval_strategy": "no"}, {"labels": LABELS}),  # the schema would refuse the change
         ({"training__method": "dpo"}, {"labels": LABELS}),
+        ({"training__method": "kto"}, {"desirable": 120, "undesirable": 100}),
+        ({"training__method": "kto"}, {"desirable": 0, "undesirable": 0}),
+        ({"training__method": "kto", "preference__desirable_weight": 2}, {"desirable": 50, "undesirable": 90}),
     ],
 )
 def test_good_settings_get_no_advice(settings: dict[str, Any], known: dict[str, Any]) -> None:
@@ -248,3 +272,23 @@ def test_processes_count_in_steps_and_in_the_effective_batch() -> None:
     advice = advice_on({**large, "compute__processes": 2})["batch"]
     assert advice.settings == {"training.gradient_accumulation_steps": 2}
     assert advice.title == "Set the effective batch to 32"
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 10), (7, 9), (399, 400), (401, 300), (1000, 7), (3, 2)])
+def test_the_weights_suggested_for_kto_are_in_the_range_of_its_paper(good: int, bad: int) -> None:
+    weights = suggested_weights(good, bad, 1.0, 1.0)
+    up, down = weights.values() if weights else (1.0, 1.0)
+    assert 1 <= good * up / (bad * down) <= 4 / 3
+    assert 1.0 in (up, down)
+
+
+def test_the_numbers_of_good_and_bad_rows_are_read_off_labels_and_off_pairs() -> None:
+    labelled = {"format": "kto", "train_rows": 30, "desirable_rows": 10, "undesirable_rows": 20}
+    pairs = {"format": "preference", "train_rows": 30, "desirable_rows": 0, "undesirable_rows": 0}
+    assert desirable_counts(labelled, "kto") == (10, 20)
+    assert desirable_counts(pairs, "kto") == (30, 30)
+    assert desirable_counts({**pairs, "train_rows": 60, "desirable_rows": 30, "undesirable_rows": 30}, "kto") == (
+        30,
+        30,
+    )
+    assert desirable_counts(labelled, "sft") == desirable_counts({}, "kto") == (0, 0)
