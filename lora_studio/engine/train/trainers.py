@@ -442,6 +442,7 @@ class UnpairedTrainer(ComparingTrainer, KTOTrainer):
     """
 
     beta: float
+    reads_later = False  # trl leaves the reward of a label out where a batch has none of it, which it has to read for
 
     def __init__(self, **kwargs: Any) -> None:
         self._rewards: list[tuple[float, bool]] = []
