@@ -20,6 +20,7 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.mapping import MappingValues
 from lora_studio.data.messages import Conversation
+from lora_studio.data.pipeline import nothing_good
 from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
@@ -156,6 +157,8 @@ def read_asked_file(
         NO_QUESTION: sum(1 for _ in _rows(prepared)) - labelled_bad - len(shared),
         TOO_LONG: len(rows) - len(fitting),
     }
+    if not fitting and labelled_bad and not questions:
+        raise nothing_good(data, prepared.format, labelled_bad, len(prepared.bad_rows))
     if not fitting:
         raise StudioError(
             f"{Path(data).name} has no row to answer.",
