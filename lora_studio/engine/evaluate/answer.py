@@ -20,7 +20,6 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.mapping import MappingValues
 from lora_studio.data.messages import Conversation
-from lora_studio.data.pipeline import nothing_good
 from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
@@ -158,7 +157,10 @@ def read_asked_file(
         TOO_LONG: len(rows) - len(fitting),
     }
     if not fitting and labelled_bad and not questions:
-        raise nothing_good(data, prepared.format, labelled_bad, len(prepared.bad_rows))
+        raise StudioError(
+            f"No answer in {Path(data).name} is labelled good: {labelled_bad:,} are labelled bad.",
+            "Label good answers true. If the label means something else, ignore that column to use every row.",
+        )
     if not fitting:
         raise StudioError(
             f"{Path(data).name} has no row to answer.",
