@@ -197,3 +197,44 @@ def test_a_stop_ends_within_a_token_and_gives_the_batch_up(base: Path, data_file
     )
     assert found == []
     assert len(asked) <= 8  # four tokens, then once for each of the two answers and for the batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_expected_answers_are_compared_with_rejected_ones(kind: str, base: Path, tmp_path: Path) -> None:
+    """Against the likelihoods per token that transformers alone gives: every good answer against every bad one."""
+    loaded = load_base(str(base))
+    good, bad = ([f"{word} {n}." for n in range(4)] for word in ("Paint the sky", "No"))
+    if kind == "pairs":
+        rows = [{"prompt": f"Go {n}.", "chosen": good[n], "rejected": bad[n]} for n in range(4)]
+    else:
+        rows = [
+            {"prompt": f"Go {n}.", "completion": side[n], "label": side is good}
+            for side in (good, bad)
+            for n in range(4)
+        ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = read_asked_file(str(path), loaded.tokenizer, {"base": PLAIN})
+    batches = answer_in_batches(loaded, file.rows, {"base": None}, Task("text", ""), SETTINGS, batch_size=3)
+    answered = sorted((row for batch in batches for row in batch), key=lambda row: row["row"])
+    assert len(answered) == 4
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+
+    def likelihood(number: int, answer: str) -> float:
+        asked = [{"role": "user", "content": f"Go {number}."}]
+        start = loaded.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = [*start, *loaded.tokenizer.encode(answer), loaded.tokenizer.eos_token_id]
+        with torch.no_grad():
+            scores = bare(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        own = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        return float(own[len(start) - 1 :].mean())
+
+    chosen, rejected = ([likelihood(n, side[n]) for n in range(4)] for side in (good, bad))
+    for number, row in enumerate(answered):
+        rivals = [rejected[number]] if kind == "pairs" else rejected
+        share = sum(chosen[number] > rival for rival in rivals) / len(rivals)
+        assert row["base"]["preferred"] == pytest.approx(share)
+    found = summary(Task("text", ""), answered, ["base"])
+    mean = sum(row["base"]["preferred"] for row in answered) / 4
+    assert found["metrics"]["preference_accuracy"]["base"]["value"] == pytest.approx(mean)

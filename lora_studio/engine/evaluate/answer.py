@@ -8,16 +8,16 @@ format that can be trained on can be evaluated.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Generation
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.examples import IGNORED, Example, Examples, Pairs, Unpaired
 from lora_studio.data.mapping import MappingValues
 from lora_studio.data.messages import Conversation
 from lora_studio.data.preview import Question, question_of
@@ -35,6 +35,8 @@ NO_LIMIT = 1 << 20
 TOO_LONG = "the prompt leaves no room for an answer"
 NO_QUESTION = "the row has no prompt with a text answer"
 MARKED_BAD = "the answer is labelled bad, so there is no reference answer"
+MAX_BAD = 500
+"""Answers labelled bad that each expected answer is compared with."""
 NOTHING = Answer("", 0, 0.0, 0.0, 0.0, "")
 READ = ("text", "tokenised")
 """Formats whose rows are scored, not answered."""
@@ -71,11 +73,15 @@ def voices_of(columns: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) ->
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """A row by its number in the file: each column's prompt, its tokens with the answer, and the reference."""
+    """A row by its number in the file: each column's prompt, its tokens with the answer, and the reference.
+
+    `rejected` are answers that the row's own should be likelier than: that of its pair, or all that are labelled bad.
+    """
 
     row: int
     asked: Mapping[str, Question]
     examples: Mapping[str, Example | None]
+    rejected: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -116,6 +122,7 @@ def read_asked_file(
     Raises `StudioError` if no row is left.
     """
     read: dict[Voice, tuple[Prepared, dict[int, Question], dict[int, Example]]] = {}
+    worse: dict[Voice, Callable[[int], Sequence[Example]]] = {}
     for voice in dict.fromkeys(voices.values()):
         its = voice.tokenizer or tokenizer
         own = its.chat_template
@@ -134,6 +141,7 @@ def read_asked_file(
             train_on="last_turn",
         )
         its.chat_template = own
+        worse[voice] = _rejected(prepared)
         if prepared.format.name in READ:
             read[voice] = prepared, _readings(_rows(prepared), its), _cut(_examples(prepared), longest)
         else:
@@ -145,6 +153,7 @@ def read_asked_file(
             row,
             {name: read[voice][1][row] for name, voice in voices.items()},
             {name: read[voice][2].get(row) for name, voice in voices.items()},
+            {name: rejected for name, voice in voices.items() if (rejected := worse[voice](row))},
         )
         for row in shared[:most]
     ]
@@ -194,8 +203,28 @@ def _readings(rows: Iterable[Conversation], tokenizer: PreTrainedTokenizerBase) 
 
 def _examples(prepared: Prepared) -> dict[int, Example]:
     """Each row's tokens with its last answer as the trained part; duplicate rows share an example."""
-    answers = (prepared.validation if prepared.settings.validation_fraction else prepared.train).answers
+    answers = _part(prepared).answers
     return {answers[at].row: answers[at] for at in range(len(answers))}
+
+
+def _part(prepared: Prepared) -> Examples | Pairs:
+    """The examples of the rows that are evaluated."""
+    return prepared.validation if prepared.settings.validation_fraction else prepared.train
+
+
+def _rejected(prepared: Prepared) -> Callable[[int], Sequence[Example]]:
+    """The rejected answers of a row by its number; of labelled rows the same for all, at most `MAX_BAD` of them."""
+    part = _part(prepared)
+    if isinstance(part, Pairs):
+        by_row = {example.row: (example,) for example in part.sides[1]}
+        return lambda row: by_row.get(row, ())
+    if not isinstance(part, Unpaired):
+        return lambda row: ()
+    places = np.flatnonzero(~part.desirable)
+    if len(places) > MAX_BAD:
+        places = places[np.linspace(0, len(places) - 1, MAX_BAD).astype(int)]
+    bad = tuple(part[int(at)] for at in places)
+    return lambda row: bad
 
 
 def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example]:
@@ -234,6 +263,7 @@ def answer_in_batches(
     `columns` maps the name of each column to its adapter, None for the base. Rows of similar length share a batch, the
     longest first, so that a lack of memory shows at once.
     """
+    rejected = {name: dict[int, np.ndarray]() for name in columns}
     longest_first = sorted(rows, key=lambda row: (-_prompt_tokens(row), row.row))
     values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
     thinking = enable_thinking if settings.enable_thinking is None else settings.enable_thinking
@@ -253,6 +283,8 @@ def answer_in_batches(
         if stop():
             return
         expected = {name: _expected_scores(loaded, adapter, name, batch) for name, adapter in columns.items()}
+        for name, adapter in columns.items():
+            _add_preference(loaded, adapter, name, batch, expected[name], rejected[name])
         queue = iter(answers)
         done: list[JsonObject] = []
         for place, row in enumerate(batch):
@@ -264,11 +296,12 @@ def answer_in_batches(
 
 class ExpectedScore(TypedDict):
     """The log-likelihood of the expected answer under a column: summed loss in nats, and tokens; None if it was not
-    scored."""
+    scored. `preferred` is the share of the row's rejected answers that are less likely, per token."""
 
     loss: float | None
     right_tokens: int | None
     expected_tokens: int | None
+    preferred: NotRequired[float]
 
 
 class ColumnPrediction(ExpectedScore):
@@ -315,6 +348,30 @@ def _expected_scores(
             "expected_tokens": score.expected_tokens,
         }
     return results
+
+
+def _add_preference(
+    loaded: LoadedModel,
+    adapter: str | None,
+    name: str,
+    batch: Sequence[AskedRow],
+    scores: Sequence[ExpectedScore],
+    measured: dict[int, np.ndarray],
+) -> None:
+    """Adds to a column's scores how often the expected answer is likelier, per token, than a rejected one.
+
+    Equal ones count half, so that the mean over labelled rows is the Mann-Whitney statistic. `measured` are the nats a
+    token of the column's rejected answers, by the identity of their sequence: of labelled rows all share one.
+    """
+    for row, expected in zip(batch, scores, strict=True):
+        rejected, loss, tokens = row.rejected.get(name), expected["loss"], expected["expected_tokens"]
+        if not rejected or loss is None or not tokens:
+            continue
+        if id(rejected) not in measured:
+            losses = loglikelihoods(loaded, adapter, rejected)
+            measured[id(rejected)] = np.array([score.loss / max(score.expected_tokens, 1) for score in losses])
+        nats, own = measured[id(rejected)], loss / tokens
+        expected["preferred"] = float(((nats > own) + 0.5 * (nats == own)).mean())
 
 
 def thinking_of(voices: Sequence[Voice]) -> bool | None:

@@ -256,7 +256,16 @@ def _forced_metrics(rows: Sequence[Row], noun: str = "expected answers") -> list
             higher_is_better=False,
         ),
         Metric("token_accuracy", "Token accuracy", share, "share", of("right_tokens", "expected_tokens"), token_share),
+        *_preference(scored, of("preferred")),
     ]
+
+
+def _preference(rows: Sequence[Row], of: Parts) -> list[Metric]:
+    """Pairs and labelled rows: how often the expected answer is above a rejected one."""
+    if not all("preferred" in row[name] for row in rows for name in columns_in(row)):
+        return []
+    words = "How often an expected answer is likelier per token than a rejected one; 50 % is chance."
+    return [Metric("preference_accuracy", "Preference accuracy", words, "share", of, mean)]
 
 
 def columns_in(row: Row) -> list[str]:
