@@ -165,17 +165,23 @@ def read_asked_file(
         NO_QUESTION: sum(1 for _ in _rows(prepared)) - labelled_bad - len(shared),
         TOO_LONG: len(rows) - len(fitting),
     }
-    if not fitting and labelled_bad and not questions:
-        raise StudioError(
-            f"No answer in {Path(data).name} is labelled good: {labelled_bad:,} are labelled bad.",
+    if not fitting:
+        raise _nothing_to_answer(data, prepared, labelled_bad if not questions else 0)
+    return AskedFile(fitting, {reason: count for reason, count in left_out.items() if count}, prepared)
+
+
+def _nothing_to_answer(data: str, prepared: Prepared, labelled_bad: int) -> StudioError:
+    """The error for a file without a row to answer; `labelled_bad` of its rows are the reason, where they are all."""
+    name = Path(data).name
+    if labelled_bad:
+        return StudioError(
+            f"No answer in {name} is labelled good: {labelled_bad:,} are labelled bad.",
             "Label good answers true. If the label means something else, ignore that column to use every row.",
         )
-    if not fitting:
-        raise StudioError(
-            f"{Path(data).name} has no row to answer.",
-            f"The columns were mapped as follows: {prepared.format.words} Use a file of prompts with answers.",
-        )
-    return AskedFile(fitting, {reason: count for reason, count in left_out.items() if count}, prepared)
+    return StudioError(
+        f"{name} has no row to answer.",
+        f"The columns were mapped as follows: {prepared.format.words} Use a file of prompts with answers.",
+    )
 
 
 def _rows(prepared: Prepared) -> Iterable[Conversation]:
