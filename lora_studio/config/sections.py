@@ -117,7 +117,7 @@ class Learning(Section):
     learning_rate: float = setting(
         LEARNING_RATES["sft"],
         "Learning rate",
-        "1e-4 to 1e-3 is typical of SFT, 5e-6 of DPO, 1e-6 of KTO.",
+        "Typical: SFT 1e-4 to 1e-3, DPO 5e-6, KTO 1e-6.",
         details="Tiny models need more.",
         basic=True,
         by_method=LEARNING_RATES,
