@@ -40,7 +40,7 @@ class Preference(Section):
     desirable_weight: float = setting(
         1.0,
         "Desirable weight",
-        "Weight of the loss of good answers. Raise it if good ones are rare.",
+        "Loss weight of good answers. Raise it if they are rare.",
         details="Good answers times this weight should be 1 to 4/3 times bad answers times theirs.",
         gt=0,
         le=1000,
@@ -48,7 +48,7 @@ class Preference(Section):
     undesirable_weight: float = setting(
         1.0,
         "Undesirable weight",
-        "Weight of the loss of bad answers. Raise it if bad ones are rare.",
+        "Loss weight of bad answers. Raise it if they are rare.",
         gt=0,
         le=1000,
     )
