@@ -73,11 +73,12 @@ def test_a_vanished_run_is_resumed_from_where_it_was_saved_and_its_log_is_quoted
     assert ending_words(replace(state, kind="export"))[0].startswith("The export process ended")
 
 
-def test_words_of_endings_are_made_in_page_terminal_and_api_alone() -> None:
+def test_words_of_endings_are_made_in_page_terminal_api_and_notes_alone() -> None:
     users = [
         path.relative_to(PACKAGE).parts[0]
         for path in MODULES
         for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and "ending_words" in {alias.name for alias in node.names}
     ]
-    assert set(users) == {"runs", "ui", "cli", "api"}  # of runs, the verdict that page and terminal show
+    # of runs, the verdict that page and terminal show; of jobs, the notes that a webhook gets
+    assert set(users) == {"runs", "ui", "cli", "api", "jobs"}
