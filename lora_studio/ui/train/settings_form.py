@@ -28,7 +28,7 @@ PLACES: Mapping[str, tuple[str, str]] = {
     "evaluation": ("Evaluation", ""),
     "tracking": ("Evaluation", "Logging"),
     "generation": ("Evaluation", "Generation"),
-    "compute": ("Compute", ""),
+    "compute": ("Compute", "Device and processes"),
     "lora/Variants": ("LoRA", "Variants"),
     "training/Schedule": ("Schedule", ""),
     "training/Checkpoints": ("Schedule", "Checkpoints"),
