@@ -272,9 +272,9 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
     run = make_run(visit.workspace, "Mine", adapter=True)
     kept: list[int | None] = []
 
-    def keep(workspace: Workspace, request: Any, **needs: Any) -> Any:
+    def keep(workspace: Workspace, request: Any, demand: Any = None) -> Any:
         kept.append(request.measuring.max_samples)
-        return create(workspace, request)
+        return create(workspace, request, demand)
 
     monkeypatch.setattr("lora_studio.evaluate.job.create", keep)
     supervisor = Supervisor(visit.workspace, LocalLauncher(fake_command("steps=1")))

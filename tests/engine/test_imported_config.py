@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 from transformers import TrainingArguments
-from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
+from trl import DPOConfig, KTOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from lora_studio.config.importing import import_file
 from lora_studio.config.other_tools import tools
@@ -30,7 +30,7 @@ def fields_of(*kinds: type) -> dict[str, Any]:
 
 
 def test_the_keys_of_trl_are_the_arguments_of_its_command_line() -> None:
-    installed = fields_of(SFTConfig, DPOConfig, ModelConfig, ScriptArguments).keys()
+    installed = fields_of(SFTConfig, DPOConfig, KTOConfig, ModelConfig, ScriptArguments).keys()
     shared = set(other_tools()["trainer"].split())
     assert tools()["trl"].keys - shared - installed <= EARLIER
     assert installed <= tools()["trl"].keys
@@ -42,14 +42,15 @@ def test_every_argument_of_peft_is_known() -> None:
 
 
 def test_the_defaults_that_are_set_are_those_of_the_libraries() -> None:
-    adapter, sft, dpo, model = (fields_of(kind) for kind in (LoraConfig, SFTConfig, DPOConfig, ModelConfig))
+    adapter, sft, model = (fields_of(kind) for kind in (LoraConfig, SFTConfig, ModelConfig))
+    rates = {"sft": SFTConfig, "dpo": DPOConfig, "kto": KTOConfig}
     assert tools()["peft"].defaults == {
         "lora.r": adapter["r"],
         "lora.lora_alpha": adapter["lora_alpha"],
         "lora.target_modules": "q_v",
     }
     trl = tools()["trl"].defaults
-    assert trl["training.learning_rate"] == {"sft": sft["learning_rate"], "dpo": dpo["learning_rate"]}
+    assert trl["training.learning_rate"] == {method: fields_of(kind)["learning_rate"] for method, kind in rates.items()}
     assert trl["lora.lora_dropout"] == model["lora_dropout"]
     assert trl["data.truncation"] == sft["truncation_mode"]
     assert (trl["training.lr_scheduler_type"], trl["training.warmup_ratio"]) == ("linear", 0.0)
