@@ -105,9 +105,7 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
     assert "2 of 50 sampled rows" in drawn
     assert "Row 7: the answer is empty (a)." in drawn
     assert "labelled bad" not in drawn
-    assert "20 of 50 sampled rows are skipped: labelled bad." in mapping_form.trial(
-        TriedReading(**{**found, "marked_bad": 20})
-    )
+    assert "20 of 50 sampled rows are labelled bad." in mapping_form.trial(TriedReading(**{**found, "marked_bad": 20}))
     assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in mapping_form.trial(
         TriedReading(**(found | {"failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}))
     )
