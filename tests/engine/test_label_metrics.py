@@ -99,8 +99,9 @@ def test_accuracy_and_f1_are_measured_and_decide_the_best_checkpoint(
     numbers = json.loads(run.complete.read_text(encoding="utf-8"))
     assert numbers["best_checkpoint"] == f"checkpoint-{best.step}"
     assert numbers["eval_metrics"]["f1"] == best.metrics["f1"]
-    (warned,) = [one.message for one in events(run, Warned)]
-    assert warned.startswith("4 of 40 validation rows")
+    warned = [one.message for one in events(run, Warned)]
+    assert warned[0].startswith("4 of 40 validation rows")
+    assert len(warned) == 1 + packing
     loaded = load_base(str(base))
     add_adapters(loaded, {"adapter": run.adapter})
     expected, given = [], []
