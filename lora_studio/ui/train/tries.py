@@ -187,7 +187,8 @@ def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequen
         yield {view.result_box: gr.HTML(visible=False), shared.wish: wish, shared.tabs: gr.Tabs(selected="runs")}
 
     outputs = [*view.typed, view.count, view.start, view.result_box]
-    edits = [event for pair in view.pairs for event in (pair[0].input, pair[1].input)]
+    # Leaving a field counts again: the page drops the answer to the first input of a fold that was just opened.
+    edits = [event for pair in view.pairs for event in (pair[0].input, pair[1].input, pair[1].blur)]
     gr.on(
         [*edits, view.name.input, view.weak.input], count_runs, view.typed, outputs, trigger_mode="always_last", **QUIET
     )
