@@ -1,6 +1,7 @@
 """A worker that trains nothing: it writes the events of a run, quickly, in the way that its first argument names.
 
 fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed
+fake_worker.py endless RUN_FOLDER [--resume]      goes on until it is stopped; resumed, it makes five steps
 fake_worker.py deaf RUN_FOLDER                    never obeys a stop, while it trains
 fake_worker.py deaf-early RUN_FOLDER              never obeys a stop, while it prepares data
 fake_worker.py phase=data RUN_FOLDER              stays in that phase until it is stopped
@@ -74,6 +75,8 @@ class FakeWorker:
             self.emit(PhaseStarted(time.time(), "data"))
             time.sleep(60)
         total = int(self.mode.partition("=")[2] or 1000)
+        if self.mode == "endless":
+            total = self.first + 5 if self.first else 1_000_000
         self.emit(PhaseStarted(time.time(), "train", total, "steps"))
         step = self.first
         while step < total and not self.stopping:
