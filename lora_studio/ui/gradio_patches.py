@@ -34,6 +34,9 @@ CHANGED_STATUSES = (
     "await Promise.all(Object.entries(this.loading_stati.current).filter(([id, status]) => {"
     "const text = JSON.stringify(status); return sent.get(id) !== text && sent.set(id, text);}).map("
 )
+# A handler with trigger mode `always_last` runs again if its event came while it ran.
+RUN_AGAIN = "this.queue.has(r.id)&&(this.queue.delete(r.id),this.dispatch("
+ALL_HANDLERS, THIS_HANDLER = RUN_AGAIN + "e))", RUN_AGAIN + "{...e,type:`fn`,fn_index:r.id}))"
 
 
 def leave_stubs_alone() -> None:
@@ -110,14 +113,19 @@ def show_silent_events_on(demo: "Blocks", component: "Component") -> None:
 
 
 def routes() -> list[Route]:
-    """Gradio's script of events under its own address, sending the loading statuses that changed instead of all.
+    """Gradio's script of events under its own address, with two changes.
 
-    Gradio's page sets the status of every component that any event ever wrote to or, once the event is over, read
-    from, and searches the whole page for each: a tenth of a second of a core for every event, ticks among them.
+    It sends the loading statuses that changed instead of all: Gradio's page sets the status of every component that any
+    event ever wrote to or, once the event is over, read from, and searches the whole page for each: a tenth of a second
+    of a core for every event, ticks among them.
+
+    A handler that is due again runs alone. Gradio's page dispatches its event again to every handler of it; two that
+    are due again set each other off without end, as fast as the server answers.
     """
     path = events_script()
     script = path.read_text(encoding="utf-8").replace(ALL_STATUSES, CHANGED_STATUSES)
-    headers = {"Cache-Control": "max-age=0, must-revalidate", "ETag": f'"{VERSION}-changed-statuses"'}
+    script = script.replace(ALL_HANDLERS, THIS_HANDLER)
+    headers = {"Cache-Control": "max-age=0, must-revalidate", "ETag": f'"{VERSION}-handlers-alone"'}
 
     def send(request: Request) -> Response:
         if request.headers.get("if-none-match") == headers["ETag"]:
@@ -128,7 +136,7 @@ def routes() -> list[Route]:
 
 
 def events_script() -> Path:
-    """The one of Gradio's scripts that sends the loading statuses."""
+    """The one of Gradio's scripts that dispatches events and sends the loading statuses."""
     gradio = find_spec("gradio")
     folders = gradio.submodule_search_locations if gradio else None
     if not folders:
@@ -136,7 +144,7 @@ def events_script() -> Path:
     scripts = (Path(folders[0]) / ASSETS).glob("Blocks-*.js")
     paths = [script for script in scripts if ALL_STATUSES in script.read_text(encoding="utf-8")]
     if len(paths) != 1:
-        raise RuntimeError(f"Gradio {VERSION} is needed: another version sends loading statuses in another way.")
+        raise RuntimeError(f"Gradio {VERSION} is needed: another version dispatches events in another way.")
     return paths[0]
 
 

@@ -55,17 +55,20 @@ def test_events_that_show_no_progress_are_told_to_one_component_alone() -> None:
     assert loud["show_progress_on"] is None
 
 
-def test_the_page_gets_gradios_script_with_the_loading_statuses_that_changed_alone() -> None:
+def test_the_page_gets_gradios_script_with_changed_statuses_alone_and_handlers_run_again_alone() -> None:
     original = gradio_patches.events_script()
-    assert original.read_text(encoding="utf-8").count(gradio_patches.ALL_STATUSES) == 1
+    text = original.read_text(encoding="utf-8")
+    assert text.count(gradio_patches.ALL_STATUSES) == 1
+    assert text.count(gradio_patches.ALL_HANDLERS) == text.count("this.queue.delete(") == 2
     with TestClient(Starlette(routes=gradio_patches.routes())) as browser:
         answer = browser.get(f"/assets/{original.name}")
         again = browser.get(f"/assets/{original.name}", headers={"If-None-Match": answer.headers["etag"]})
     assert answer.headers["content-type"].startswith("text/javascript")
     assert answer.text.count(gradio_patches.CHANGED_STATUSES) == 1
-    assert len(answer.text) == len(original.read_text(encoding="utf-8")) + len(gradio_patches.CHANGED_STATUSES) - len(
-        gradio_patches.ALL_STATUSES
-    )
+    assert answer.text.count(gradio_patches.THIS_HANDLER) == 2
+    assert gradio_patches.ALL_HANDLERS not in answer.text
+    back = answer.text.replace(gradio_patches.CHANGED_STATUSES, gradio_patches.ALL_STATUSES)
+    assert back.replace(gradio_patches.THIS_HANDLER, gradio_patches.ALL_HANDLERS) == text
     assert again.status_code == 304
 
 
