@@ -5,7 +5,7 @@ BIN := .venv/bin
 # and stay together, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run demo test check docs docker-check format screenshots tour matrix clean
+.PHONY: run demo test check bench docs docker-check format screenshots tour matrix clean
 
 run: .venv/installed  ## the page on http://127.0.0.1:7860
 	@echo "Starting LoRA Studio..."
@@ -56,6 +56,9 @@ format: .venv/installed-dev  ## formats and mends what ruff can mend
 matrix: .venv/installed-dev  ## every architecture beside plain transformers and peft, into docs/architectures.md; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.matrix --table docs/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families --write
+
+bench: .venv/installed-dev  ## every benchmark's figures into docs/measured.md; at most 25 minutes, on a quiet machine
+	$(BIN)/python -m benchmarks.all --table docs/measured.md
 
 docs: .venv/installed-dev  ## the documentation as a site, into site/; its generated parts are written first
 	$(BIN)/python -m tests.readme

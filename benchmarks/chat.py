@@ -46,7 +46,7 @@ QWEN3_06B = {
 }
 ADAPTER, BOTH = "adapter", (None, "adapter")
 GPU = torch.cuda.is_available()
-WANTED = {"together": 0.6 if GPU else 0.85, "last_first_token": 0.3, "further_column_memory": 0.05}
+WANTED = {"together": 0.6 if GPU else 0.8, "last_first_token": 0.3, "further_column_memory": 0.05}
 
 
 def main() -> None:

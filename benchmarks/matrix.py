@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -33,6 +32,7 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from benchmarks.all import machine
 from benchmarks.tiny_models import RECIPES, make_model
 from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
 from lora_studio.engine.chat.generate import Column, generate, greedy
@@ -386,15 +386,6 @@ def run_all(names: Sequence[str], columns: Sequence[str], results: Path | None) 
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"architecture": name, "cells": cells}) + "\n")
     return {name: known[name] for name in RECIPES if name in known}
-
-
-def machine() -> str:
-    """Cores and processor in words, without the machine's name."""
-    model = platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}; no GPU is used"
 
 
 def table(found: dict[str, dict[str, str]]) -> str:

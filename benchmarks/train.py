@@ -39,7 +39,7 @@ from lora_studio.jobs.events import StepLogged, from_line
 from lora_studio.workspace import RunFolder, Workspace, model_source
 
 TURN_SECONDS = 5.0
-WANTED = {"trl_defaults": 2.0, "bare_loop": 0.75}
+WANTED = {"trl_defaults": 2.3, "bare_loop": 1.05}
 
 
 def main() -> None:
