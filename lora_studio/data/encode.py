@@ -5,6 +5,7 @@ A token is trained when it lies in a trained span of the rendered text. Ids are 
 """
 
 import gc
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ from lora_studio.data.chat_templates import Template, choose_template
 from lora_studio.data.messages import IGNORED, BadRow, Conversation, RowError
 from lora_studio.data.render import Rendered, rules_of
 from lora_studio.data.render_process import LimitedRenderer
+from lora_studio.data.words import WordEncoder
 from lora_studio.errors import StudioError
 
 __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_template", "cut", "window"]
 _BATCH = 512
+_AHEAD = 3  # batches that are rendered and tokenised before one is masked
 _BATCH_CHARACTERS = 1 << 21
 PROMPT_SHARE = 4
 FOREIGN_TOKEN = "a token id is not in the vocabulary of this model's tokenizer"
@@ -56,6 +59,15 @@ class Example:
     trained_tokens: int
 
 
+@dataclass(slots=True)
+class _Tokenised:
+    """A batch with the tokenizer's encodings of its texts, before the mask."""
+
+    rendered: list[tuple[Conversation, Rendered]]
+    bad_rows: list[BadRow]
+    encodings: list[Any]
+
+
 class Encoder:
     """Renders, tokenises, masks and cuts conversations with one tokenizer, template and set of rules.
 
@@ -86,6 +98,7 @@ class Encoder:
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
         self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.rewritten = self.numbered = 0
+        self._words = WordEncoder.of(tokenizer.backend_tokenizer)
         self._renderer = LimitedRenderer(rules_of(tokenizer, template, train_on, enable_thinking))
 
     def render(self, conversation: Conversation) -> str:
@@ -109,23 +122,23 @@ class Encoder:
     def encode_batches(
         self, chat_batches: Iterable[Sequence[Conversation]]
     ) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
-        """For each batch the rows as tokens and those that can't be rendered.
+        """For each batch, in order, the rows as tokens and those that can't be rendered.
 
-        The next batch is rendered while the tokenizer, which needs no Python meanwhile, works in a thread.
+        While a batch is masked here, the next ones are rendered (in a process) and tokenised (without Python's lock),
+        each by a thread that waits for it.
         """
-        waiting: tuple[list[tuple[Conversation, Rendered]], list[BadRow], Future[list[Any]]] | None = None
-        with _no_garbage_collection(), ThreadPoolExecutor(1, "tokenizer") as thread:
+        waiting: deque[Future[tuple[list[Encoded], list[BadRow]] | _Tokenised]] = deque()
+        with _no_garbage_collection(), _threads("renderer", "tokenizer") as (renderer, tokenizer):
             for batch in chat_batches:
                 if any(chat.input_ids is not None for chat in batch):
-                    yield self._take_over(batch)
-                    continue
-                rendered, bad_rows = self._render(batch)
-                future = thread.submit(self._tokenise, [result.text for _, result in rendered])
-                if waiting:
-                    yield self._masked(*waiting)
-                waiting = rendered, bad_rows, future
-            if waiting:
-                yield self._masked(*waiting)
+                    waiting.append(tokenizer.submit(self._take_over, batch))
+                else:
+                    rendered = renderer.submit(self._render, batch)
+                    waiting.append(tokenizer.submit(self._tokenised, rendered))
+                while len(waiting) > _AHEAD or (waiting and waiting[0].done()):
+                    yield self._masked(waiting.popleft().result())
+            while waiting:
+                yield self._masked(waiting.popleft().result())
 
     def _take_over(self, batch: Sequence[Conversation]) -> tuple[list[Encoded], list[BadRow]]:
         """Rows that come as tokens."""
@@ -163,11 +176,15 @@ class Encoder:
                 self.numbered += result.numbered
         return rendered, bad_rows
 
-    def _masked(
-        self, rendered: list[tuple[Conversation, Rendered]], bad_rows: list[BadRow], encodings: "Future[list[Any]]"
-    ) -> tuple[list[Encoded], list[BadRow]]:
-        pairs = zip(rendered, encodings.result(), strict=True)
-        return [self._mask(chat, result, encoding) for (chat, result), encoding in pairs], bad_rows
+    def _tokenised(self, rendering: "Future[tuple[list[tuple[Conversation, Rendered]], list[BadRow]]]") -> "_Tokenised":
+        rendered, bad_rows = rendering.result()
+        return _Tokenised(rendered, bad_rows, self._tokenise([result.text for _, result in rendered]))
+
+    def _masked(self, batch: "tuple[list[Encoded], list[BadRow]] | _Tokenised") -> tuple[list[Encoded], list[BadRow]]:
+        if not isinstance(batch, _Tokenised):
+            return batch
+        pairs = zip(batch.rendered, batch.encodings, strict=True)
+        return [self._mask(chat, result, encoding) for (chat, result), encoding in pairs], batch.bad_rows
 
     def tokens(self, conversation: Conversation) -> tuple[Encoded, list[str], str]:
         """One conversation's tokens with the piece of text each stands for, and the text. Raises RowError.
@@ -198,7 +215,14 @@ class Encoder:
         backend = self._tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        return backend.encode_batch(texts, add_special_tokens=False)
+        if self._words is None:
+            return backend.encode_batch(texts, add_special_tokens=False)
+        encodings: list[Any] = [self._words.encode(text) for text in texts]
+        others = [place for place, encoding in enumerate(encodings) if encoding is None]
+        encoded = backend.encode_batch([texts[place] for place in others], add_special_tokens=False)
+        for place, encoding in zip(others, encoded, strict=True):
+            encodings[place] = encoding
+        return encodings
 
     def _mask(self, conversation: Conversation, rendered: Rendered, encoding: Any) -> Encoded:
         ids = encoding.ids
@@ -226,6 +250,17 @@ class Encoder:
             begin, end = encoding.token_to_chars(last - 1)
             last -= end > stop and not text[begin:stop].strip()
         return (first, last) if first < last else None
+
+
+@contextmanager
+def _threads(*names: str) -> Iterator[list[ThreadPoolExecutor]]:
+    """A thread of each name. What they have not begun is dropped where the work ends early."""
+    pools = [ThreadPoolExecutor(1, name) for name in names]
+    try:
+        yield pools
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -183,6 +183,11 @@ class Message:
     tool_call_id: str | None = None
     trained: bool = True
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the values alone: what dataclasses do for slots takes four times as long."""
+        own = self.role, self.content, self.reasoning_content, self.tool_calls, self.name
+        return Message, (*own, self.instruction, self.input, self.tool_call_id, self.trained)
+
     def to_dict(self, form: Form = FORMS[0]) -> ChatMessage:
         """The message as chat templates take it, without empty keys."""
         message: ChatMessage = {"role": self.role, "content": self.content}
@@ -220,6 +225,11 @@ class Conversation:
     input_ids: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the values alone, as a message does."""
+        own = self.row, self.messages, self.text, self.tools, self.chosen, self.rejected
+        return Conversation, (*own, self.label, self.input_ids, self.labels)
+
     def to_dicts(self, form: Form = FORMS[0]) -> list[ChatMessage]:
         messages = [message.to_dict(form) for message in self.messages]
         return _numbered(messages) if form.numbered else messages
@@ -256,7 +266,8 @@ def check(messages: Sequence[Message], field: str = "") -> None:
     for position, message in enumerate(messages):
         role = message.role
         for text in (message.content, message.reasoning_content, message.name, message.tool_call_id):
-            _check_letters(text or "", field)
+            if text:
+                _check_letters(text, field)
         check_values(message.tool_calls, field)
         if role == "system" and position > 0:
             raise RowError(SYSTEM_LATE, field, f"message {position + 1}: {message.content}")

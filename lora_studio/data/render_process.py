@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -29,6 +30,7 @@ from lora_studio.files import JsonObject
 
 MAX_MEMORY = 3 << 29
 MAX_CHARACTERS = 1 << 25  # of a rendered text; no row that is read has more
+_PIECE = 1 << 20  # bytes that are written and read at once; what Linux lets a pipe hold
 LENGTH = 8  # bytes before a request that say how long it is
 TOO_MUCH_MEMORY = f"The chat template needs more than {MAX_MEMORY / 2**30:g} GiB of memory for one conversation."
 TOO_LONG = f"The chat template writes more than {MAX_CHARACTERS:,} characters for one conversation."
@@ -61,9 +63,13 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while length := requests.read(LENGTH):
         work, *arguments = pickle.loads(requests.read(int.from_bytes(length, "big")))
-        for answer in _outcomes(WORK[work], arguments):
-            answers.write(json.dumps(answer).encode() + b"\n")
-        answers.write(b'{"end": true}\n')
+        lines, size = list[str](), 0
+        for answer in chain(_outcomes(WORK[work], arguments), [Answer(end=True)]):
+            lines.append(json.dumps(answer))
+            size += len(lines[-1])
+            if size > _PIECE or "end" in answer:
+                answers.write("\n".join([*lines, ""]).encode())
+                lines, size = [], 0
         answers.flush()
 
 
@@ -138,7 +144,6 @@ def _bounded(rendered: str) -> str:
 MAX_ROW_SECONDS = 10.0  # CPU time; a row of a thousand turns takes about five
 MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for it
 MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
-_PIECE = 1 << 16
 _HINT = "Fix the chat template. The prompt styles chatml, alpaca and plain train without it."
 _PLACE_OF_PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -224,6 +229,7 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+                pipesize=_PIECE,
             )
         return self._child
 
@@ -255,7 +261,7 @@ def _answers(child: "subprocess.Popen[bytes]") -> Iterator[Answer]:
         first, *lines = piece.split(b"\n")
         buffer.append(first)
         for line in lines:
-            answer: Answer = json.loads(b"".join(buffer))
+            answer: Answer = json.loads(b"".join(buffer).decode("ascii"))
             buffer = [line]
             yield answer
             if "end" in answer:
