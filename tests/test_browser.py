@@ -225,6 +225,9 @@ def test_the_main_job_from_upload_to_two_different_answers(
     upload.write_text("".join(lines[:120]), encoding="utf-8")
     visit = Visit(browser, server.url)
     page = visit.page
+    beside = visit.context.new_page()
+    beside.goto(f"{server.url}/#chat")
+    expect(beside.locator("#tab-chat")).to_contain_text("No adapter yet", timeout=PATIENCE)
 
     open_tab(page, "Data")
     page.locator("#tab-data input[type=file]").set_input_files(upload)
@@ -255,6 +258,9 @@ def test_the_main_job_from_upload_to_two_different_answers(
     page.reload()
     expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
     wait_for_points(page, seen - 1)
+    # A chat that was open before offers the first checkpoint of the run by itself.
+    expect(beside.get_by_label("Adapter of column 2")).to_be_visible(timeout=10 * PATIENCE)
+    beside.close()
     expect(page.locator("#run-headline")).to_contain_text("Finished", timeout=10 * PATIENCE)
     assert len(workspace.runs()) == 1
 

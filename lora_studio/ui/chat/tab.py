@@ -26,6 +26,8 @@ from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
 
 OWN_SAMPLING = "as set below"
+FIRST_SECONDS = 3
+"""Between two looks of a chat without adapters for a first one."""
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -110,17 +112,7 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     everything = p.all()
     answer: EventOptions = {"concurrency_id": "chat", "concurrency_limit": 8, **QUIET}
 
-    def open_page(browser: str) -> Updates:
-        return {who: browser} | act.arrive(browser)
-
-    def take_up(person: str, request: Wish) -> Updates:
-        return {wish: Wish()} | act.arrive(person, request.adapter, request.others)
-
-    name = gr.Textbox(visible=False)
-    gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=theme.call("chatName"), **QUIET)
-    tab = p.body.parent
-    assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
-    job_views.open_anew(tab, take_up, [who, wish], [*everything, wish])
+    _wire_arrivals(act, who, wish)
 
     def send(person: str, question: str, system: str, *sampling: Any) -> Iterator[Updates]:
         if act.talk(person).blinded:
@@ -148,6 +140,35 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     p.device.input(act.choose_device, [who, p.device], [p.status, p.notes, p.message], **QUIET)
     clicked = [p.status.click, p.tools.click, p.heads.click, p.board.click, p.message.click]
     gr.on(clicked, click, [who, p.system, *p.sampling], [*everything, place], **answer)
+
+
+def _wire_arrivals(act: Chat, who: gr.State, wish: gr.State) -> None:
+    """What the tab shows when the page or the tab is opened, and once there is a first adapter."""
+    everything = act.parts.all()
+    empty, waiting = gr.State(True), gr.Timer(FIRST_SECONDS)
+
+    def open_page(browser: str) -> Updates:
+        return {who: browser} | arrived(browser)
+
+    def take_up(person: str, request: Wish) -> Updates:
+        return {wish: Wish()} | arrived(person, request.adapter, request.others)
+
+    def arrived(person: str, *wished: Any) -> Updates:
+        updates = act.arrive(person, *wished)
+        return updates | {empty: act.parts.board not in updates}
+
+    def look(person: str, still_empty: bool) -> Updates:
+        """The first checkpoint of a run at work appears by itself; then nobody looks until the tab is opened again."""
+        if not person or (still_empty and not act.choices(act.talk(person))):
+            return {empty: True}
+        return (arrived(person) if still_empty else {}) | {waiting: gr.Timer(active=False)}
+
+    name = gr.Textbox(visible=False)
+    gr.on(fn=open_page, inputs=name, outputs=[who, *everything, empty], js=theme.call("chatName"), **QUIET)
+    tab = act.parts.body.parent
+    assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
+    job_views.open_anew(tab, take_up, [who, wish], [*everything, wish, empty])
+    waiting.tick(look, [who, empty], [*everything, empty, waiting], trigger_mode="once", **QUIET)
 
 
 def build_prompt_sets(act: Chat, who: gr.State) -> None:
