@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
+from lora_studio.jobs.events import read_state
 from lora_studio.jobs.launchers.local import find, kill
 from lora_studio.ui.app import TABS
 from lora_studio.ui.form import DRAFT
@@ -278,6 +279,34 @@ def test_the_main_job_from_upload_to_two_different_answers(
     assert not visit.errors
     away = [url for url in visit.requests if not re.match(rf"{server.url}(/|$)|data:|blob:", url)]
     assert not away
+    visit.context.close()
+
+
+def test_a_run_in_two_processes_started_from_the_page_ends_with_its_chart(
+    browser: Browser, server: Server, workspace: Workspace
+) -> None:
+    before = {run.id for run in workspace.runs()}
+    visit = Visit(browser, server.url + "/#train")
+    page = visit.page
+    query = page.locator("#settings-search input")
+    for words, path, value in (
+        ("max_samples", "data-max_samples", "24"),
+        ("max_steps", "training-max_steps", "3"),
+        ("processes", "compute-processes", "2"),
+    ):
+        query.fill(words)
+        field = page.locator(f"#set-{path}").locator("input, textarea").first
+        expect(field).to_be_in_viewport(timeout=PATIENCE)
+        field.fill(value)
+    expect(page.locator("#set-training-per_device_train_batch_size")).to_contain_text("× 2 = ", timeout=PATIENCE)
+    page.locator("#start").click()
+    headline = page.locator("#run-headline")  # the run before has one, too, and more steps
+    expect(headline).to_contain_text(re.compile(r"Finished\s*3 of 3 steps"), timeout=10 * PATIENCE)
+    assert wait_for_points(page, 2) == 3
+    (run,) = [run for run in workspace.runs() if run.id not in before]
+    state = read_state(run.events)
+    assert (state.state, state.processes, state.step) == ("done", 2, 3)
+    assert not visit.errors
     visit.context.close()
 
 
