@@ -125,7 +125,7 @@ class FakeHub:
         self.server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="error"))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 200
         while not self.server.started:
             assert time.monotonic() < end
             time.sleep(0.01)

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -302,13 +304,27 @@ def test_the_story_of_a_run_names_phases_steps_and_the_end(
 
 
 def test_a_run_that_waits_says_for_whom(
-    supervise: Any, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    supervise: Any, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    supervisor = supervise("steps=10")
+    enough, told = tmp_path / "enough", ""
+
+    def end_once_told() -> None:
+        nonlocal told
+        with suppress(AssertionError):  # then the test says what was told instead
+            wait_until(lambda: "Queued" in hear())
+        enough.touch()
+
+    def hear() -> str:
+        nonlocal told
+        told += capsys.readouterr().err
+        return told
+
+    supervisor = supervise(f"until={enough}")
     supervisor.launch(Config(title="First"))
     second = supervisor.launch(Config())
+    threading.Thread(target=end_once_told).start()
     assert follow_to_end(supervisor, workspace.run(second), as_json=False) == 0
-    assert "Queued: The device is in use by the run First." in capsys.readouterr().err
+    assert "Queued: The device is in use by the run First." in hear()
 
 
 def follower(workspace: Workspace, mode: str) -> subprocess.Popen[str]:
@@ -338,10 +354,10 @@ def until_training(workspace: Workspace) -> None:
 
 
 def test_ctrl_c_stops_the_run_and_waits_until_it_is_saved(workspace: Workspace) -> None:
-    watching = follower(workspace, "steps=1000")
+    watching = follower(workspace, "steps=30000")
     until_training(workspace)
     watching.send_signal(signal.SIGINT)
-    out, err = watching.communicate(timeout=60)
+    out, err = watching.communicate(timeout=200)
     assert watching.returncode == 130
     assert last_json(out)["state"] == "stopped"
     assert "Stopping" in err
@@ -353,19 +369,20 @@ def test_a_second_ctrl_c_ends_a_worker_that_does_not_listen(workspace: Workspace
     watching = follower(workspace, "deaf")
     until_training(workspace)
     watching.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert watching.stderr is not None
+    assert any("Stopping" in line for line in watching.stderr)
     assert watching.poll() is None
     watching.send_signal(signal.SIGINT)
-    out, _ = watching.communicate(timeout=60)
+    out, _ = watching.communicate(timeout=200)
     assert (watching.returncode, last_json(out)["state"]) == (130, "stopped")
     assert find(workspace.runs()[0]) is None
 
 
 def test_closing_the_terminal_leaves_the_run_going(workspace: Workspace) -> None:
-    watching = follower(workspace, "steps=1000")
+    watching = follower(workspace, "steps=30000")
     until_training(workspace)
     watching.kill()
-    watching.communicate(timeout=60)
+    watching.communicate(timeout=200)
     assert find(workspace.runs()[0]) is not None
 
 
@@ -377,7 +394,7 @@ def test_runs_are_listed_shown_stopped_and_deleted(
 ) -> None:
     assert main(["runs"]) == 0
     assert "no runs yet" in capsys.readouterr().err
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 1)
     assert main(["runs", "list"]) == 0

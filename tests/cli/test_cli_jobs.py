@@ -18,7 +18,7 @@ from tests.adapters import files, write
 from tests.conftest import Say
 from tests.jobs.conftest import wait_until
 
-GOES_ON = "runs:steps=1000,evaluations:slow,exports:slow"
+GOES_ON = "runs:steps=30000,evaluations:slow,exports:slow"
 
 
 @pytest.fixture

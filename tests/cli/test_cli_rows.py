@@ -20,7 +20,7 @@ from tests.data.test_documents import pdf, word
 from tests.openai_stand_in import ROWS, completion, openai_server
 
 
-def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(what: Callable[[], bool], seconds: float = 200.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end

@@ -222,7 +222,7 @@ def test_two_processes_go_on_with_the_run_of_one_and_learn_what_it_would_have_le
     text = shared.config.read_text(encoding="utf-8")
     shared.config.write_text(text.replace("processes: auto", "processes: '2'"), encoding="utf-8")
     process = start(shared, "--resume")
-    assert process.wait(120) == 0, shared.log.read_text(encoding="utf-8")[-3000:]
+    assert process.wait(600) == 0, shared.log.read_text(encoding="utf-8")[-3000:]
 
     one, two = read_state(alone.events), read_state(shared.events)
     assert [point.step for point in two.steps] == [point.step for point in one.steps]
@@ -257,7 +257,7 @@ def test_processes_that_share_out_the_base_learn_what_one_process_learns(make_ru
     shared = make_run(
         **settings, training__gradient_accumulation_steps=1, compute__processes=2, compute__strategy="fsdp"
     )
-    assert start(shared).wait(120) == 0, shared.log.read_text(encoding="utf-8")[-3000:]
+    assert start(shared).wait(600) == 0, shared.log.read_text(encoding="utf-8")[-3000:]
     one, two = read_state(alone.events), read_state(shared.events)
     assert [point.loss for point in two.steps] == pytest.approx([point.loss for point in one.steps], abs=1e-4)
     losses = [[item.loss for item in state.evaluations] for state in (one, two)]
@@ -314,7 +314,7 @@ def test_a_process_that_is_killed_ends_the_run_with_a_sentence(make_run: MakeRun
         assert process.poll() is None, run.log.read_text(encoding="utf-8")
         others = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
     others[0].kill()
-    assert process.wait(30) == 1
+    assert process.wait(300) == 1
     state = read_state(run.events)
     assert (state.state, state.reason) == ("failed", Reason.KILLED)
     assert "Process 2 of 2 was killed" in state.message

@@ -244,5 +244,5 @@ def test_the_child_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     child.answers("stop")
     assert child.process.stdin is not None
     child.process.stdin.close()
-    assert child.process.wait(10) == 0
+    assert child.process.wait(200) == 0
     child.log.close()

@@ -29,8 +29,8 @@ def main(mode: str, folder: ExportFolder) -> int:
     emit(PhaseStarted(time.time(), "write", 1000, "bytes"))
     folder.unfinished.mkdir()
     (folder.unfinished / "half").write_text("x")
-    for number in range(1000 if mode == "slow" else 1):
-        emit(Progress(time.time(), number + 1, 1000))
+    for number in range(12_000 if mode == "slow" else 1):
+        emit(Progress(time.time(), min(number + 1, 1000), 1000))
         time.sleep(0.05)
         if asked:
             emit(Finished(time.time(), "stopped", message="Stopped on request."))

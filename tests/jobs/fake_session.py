@@ -52,9 +52,9 @@ def serve(request: dict[str, Any]) -> None:
             os._exit(1)
         case "babble":
             print("Loading weights: 100%", flush=True)
-            time.sleep(60)
+            time.sleep(600)
         case "hang":
-            time.sleep(60)
+            time.sleep(600)
 
 
 threading.Thread(target=read, daemon=True).start()

@@ -1,12 +1,14 @@
 """A worker that trains nothing: it writes the events of a run, quickly, in the way that its first argument names.
 
-fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed
+fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed; steps=30000 take ten minutes and more
+fake_worker.py until=PATH RUN_FOLDER              goes on until there is such a file
 fake_worker.py endless RUN_FOLDER [--resume]      goes on until it is stopped; resumed, it makes five steps
 fake_worker.py deaf RUN_FOLDER                    never obeys a stop, while it trains
 fake_worker.py deaf-early RUN_FOLDER              never obeys a stop, while it prepares data
 fake_worker.py phase=data RUN_FOLDER              stays in that phase until it is stopped
 fake_worker.py greedy RUN_FOLDER                  fills the disk with a checkpoint after another, the last one torn
-fake_worker.py evaluates=40 RUN_FOLDER            evaluates each step, the better the nearer its rate is to 1e-3
+fake_worker.py evaluates=40 RUN_FOLDER            evaluates each step, the better the nearer its rate is to 1e-3;
+                                                  another rate goes on until it is stopped, once
 fake_worker.py crash RUN_FOLDER                   ends without a last word
 fake_worker.py wrong RUN_FOLDER                   reports wrong input and ends with exit code 2
 """
@@ -48,6 +50,24 @@ class FakeWorker:
         with self.run.events.open("a", encoding="utf-8") as file:
             file.write(to_line(event))
 
+    def planned(self) -> tuple[int, bool]:
+        """The number of steps, and whether more are made until somebody asks for a stop."""
+        kind, _, value = self.mode.partition("=")
+        if kind == "endless":
+            return (self.first + 5, False) if self.first else (30_000, True)
+        if kind == "evaluates":
+            return int(value), self.rate != 1e-3 and not self.first
+        return (int(value), False) if value.isdecimal() else (30_000, True)
+
+    @property
+    def rate(self) -> float:
+        return load_config(self.run.config).training.learning_rate
+
+    @property
+    def enough(self) -> Path:
+        kind, _, value = self.mode.partition("=")
+        return Path(value if kind == "until" else self.run.path / "enough")
+
     def fill_the_disk(self) -> int:
         for step in range(1, 4):
             checkpoint = self.run.checkpoints / f"checkpoint-{step}"
@@ -55,7 +75,7 @@ class FakeWorker:
             (checkpoint / "optimizer.pt").write_bytes(b"x" * 400_000)
             if step < 3:
                 (checkpoint / "trainer_state.json").write_text("{}")
-        time.sleep(60)
+        time.sleep(600)
         return 1
 
     def work(self) -> int:
@@ -65,7 +85,7 @@ class FakeWorker:
             self.emit(Finished(time.time(), "failed", message="The file holds no usable row.", hint="Look at it."))
             return 2
         if self.mode == "deaf":
-            helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             (self.run.path / "helper.pid").write_text(str(helper.pid))
         if self.mode == "greedy":
             return self.fill_the_disk()
@@ -73,19 +93,18 @@ class FakeWorker:
             return self.stay_in(self.mode.partition("=")[2])
         if self.mode == "deaf-early":
             self.emit(PhaseStarted(time.time(), "data"))
-            time.sleep(60)
-        total = int(self.mode.partition("=")[2] or 1000)
-        if self.mode == "endless":
-            total = self.first + 5 if self.first else 1_000_000
+            time.sleep(600)
+        total, forever = self.planned()
         self.emit(PhaseStarted(time.time(), "train", total, "steps"))
         step = self.first
-        while step < total and not self.stopping:
+        while (step < total or forever) and not self.stopping:
             step += 1
             time.sleep(0.02)
             self.emit(StepLogged(time.time(), step, total, step / total, 1.0 / step, 1e-3, tokens=step * 10))
             if self.mode.startswith("evaluates"):
-                rate = load_config(self.run.config).training.learning_rate
-                self.emit(Evaluated(time.time(), step, step / total, 1 / step + abs(3 + math.log10(rate))))
+                self.emit(Evaluated(time.time(), step, step / total, 1 / step + abs(3 + math.log10(self.rate))))
+            if self.enough.exists():
+                break
             if self.mode == "crash" and step == 3:
                 print("something terrible", file=sys.stderr, flush=True)
                 os._exit(7)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from lora_studio.errors import EngineError, StudioError
-from lora_studio.jobs.protocol import Progress
+from lora_studio.jobs.protocol import Progress, Waiting
 from lora_studio.jobs.session import Session
 from tests.jobs.requests import Babble, Count, Counted, Die, Echo, Fail, Half, Hang
 
@@ -80,19 +80,18 @@ def test_a_child_that_breaks_the_protocol_is_ended_and_quoted(session: Session) 
 
 def test_a_killed_child_is_said_to_have_run_out_of_memory(session: Session) -> None:
     pid = session.call(Echo()).pid
-    threading.Timer(0.2, os.kill, (pid, 9)).start()
     with pytest.raises(StudioError, match="out of memory") as raised:
-        session.call(Hang())
+        session.call(Count(to=30_000), on_progress=lambda _: os.kill(pid, 9))
     assert raised.value.hint == "The next request starts a new process."
 
 
 def test_stop_from_another_thread_ends_the_running_request(session: Session) -> None:
-    answers = session.stream(Count(to=1000))
+    answers = session.stream(Count(to=30_000))
     next(answers)
     threading.Thread(target=session.stop).start()
     last = list(answers)[-1]
     assert isinstance(last, Counted)
-    assert last.done < 1000
+    assert last.done < 30_000
 
 
 def test_stop_without_a_child_or_a_request_is_no_error(session: Session) -> None:
@@ -103,12 +102,12 @@ def test_stop_without_a_child_or_a_request_is_no_error(session: Session) -> None
 
 
 def test_leaving_a_stream_early_frees_the_session_for_the_next_request(session: Session) -> None:
-    answers = session.stream(Count(to=1000))
+    answers = session.stream(Count(to=30_000))
     next(answers)
     started = time.monotonic()
     del answers
     assert session.call(Echo(word="next")).word == "next"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 200, "it did not count to the end"
 
 
 def test_requests_of_many_threads_are_answered_one_after_the_other(session: Session) -> None:
@@ -135,10 +134,11 @@ def test_close_ends_the_child_and_can_be_called_twice(session: Session) -> None:
 
 @pytest.mark.slow
 def test_close_while_a_request_runs_ends_a_child_that_does_not_listen(session: Session) -> None:
-    session.warm_up()
-    threading.Timer(0.3, session.close).start()
+    answers = session.stream(Hang(), beat=True)
+    assert next(answers) == Waiting()
+    threading.Thread(target=session.close).start()
     with pytest.raises(StudioError, match="was closed"):
-        session.call(Hang())
+        list(answers)
 
 
 def test_a_session_is_busy_only_while_it_answers(session: Session) -> None:

@@ -29,7 +29,7 @@ CARDS = [Device(f"Card {n}", "cuda", 8 * GIB, (8 - n) * GIB, index=n, uuid=f"GPU
 EVALUATION = EvaluationRequest(
     "Test", "data", (EvaluatedColumn("adapter", "A", "/a"),), (), "", Measuring(), Generation()
 )
-GOES_ON = "runs:steps=1000,evaluations:slow"
+GOES_ON = "runs:steps=30000,evaluations:slow"
 Make = Callable[..., Supervisor]
 
 

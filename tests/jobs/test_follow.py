@@ -122,10 +122,11 @@ def test_a_resumed_run_is_running_before_its_new_worker_says_so(run: RunFolder) 
 def test_a_worker_asked_to_stop_is_stopping_and_then_stopped_even_without_a_last_word(run: RunFolder) -> None:
     slow_to_stop = (
         "import os, signal, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), os._exit(0)))\n"
-        "print('ready', flush=True); time.sleep(60)"
+        "signal.signal(signal.SIGTERM, lambda *_: (os.read(0, 1), os._exit(0)))\n"
+        "print('ready', flush=True); time.sleep(600)"
     )
-    child = subprocess.Popen([sys.executable, "-c", slow_to_stop], start_new_session=True, stdout=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", slow_to_stop], start_new_session=True, **pipes)
     assert child.stdout is not None
     child.stdout.readline()
     be_the_worker(run, child.pid)
@@ -133,7 +134,7 @@ def test_a_worker_asked_to_stop_is_stopping_and_then_stopped_even_without_a_last
     assert ask_to_stop(run)
     refresh(follower)
     assert follower.state.state == "stopping"
-    child.communicate()
+    child.communicate(b"now")
     refresh(follower)
     assert follower.state.state == "stopped"
     assert not ask_to_stop(run)
@@ -149,7 +150,7 @@ def test_a_process_that_got_the_same_id_later_is_not_the_worker(run: RunFolder) 
 def test_an_ended_worker_that_nobody_collected_is_not_alive(run: RunFolder) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"], start_new_session=True)
     be_the_worker(run, child.pid)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 200
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
         time.sleep(0.01)
     assert find(run) is None

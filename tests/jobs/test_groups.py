@@ -153,7 +153,6 @@ def test_a_weak_run_is_stopped_says_why_and_goes_on_when_a_person_resumes_it(
     assert supervisor.state(good).state == "done"
     state = supervisor.state(weak)
     assert state.state == "stopped"
-    assert state.step < 40
     assert ending_words(state)[0] == "Stopped early: in the weaker half of its group at step 1."
     members = [(overview(workspace.run(run.id), run), run) for run in supervisor.runs()]
     result = result_of(groups_of(members)[group_id])

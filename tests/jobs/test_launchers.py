@@ -54,7 +54,7 @@ def test_no_module_outside_of_the_launchers_reads_a_process_number() -> None:
 
 def test_a_worker_is_found_from_its_folder_by_a_launcher_that_did_not_start_it(workspace: Workspace) -> None:
     run = workspace.create_run("test", "{}", {})
-    mine: Launcher = local.LocalLauncher(fake_command("steps=1000"))
+    mine: Launcher = local.LocalLauncher(fake_command("steps=30000"))
     other: Launcher = local.LocalLauncher()
     assert (other.worker(run), other.is_alive(run), other.ask_to_stop(run)) == (None, False, False)
     mine.start(run, "a module that the command takes the place of", env={"WHO": "me"})

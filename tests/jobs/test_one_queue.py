@@ -29,7 +29,7 @@ from .conftest import wait_until
 EVALUATION = EvaluationRequest(
     "Test", "data", (EvaluatedColumn("adapter", "A", "/a"),), (), "", Measuring(), Generation()
 )
-GOES_ON = "runs:steps=1000,evaluations:slow,exports:slow,benchmarks:steps=1000"
+GOES_ON = "runs:steps=30000,evaluations:slow,exports:slow,benchmarks:steps=30000"
 ENDS = "runs:steps=3,evaluations:rows=2,exports:quick,benchmarks:steps=3"
 Make = Callable[..., Supervisor]
 
@@ -86,12 +86,13 @@ def states(supervisor: Supervisor, ids: list[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_jobs_of_all_kinds_wait_for_the_run_and_begin_in_their_order(make: Make, to_export: ExportRequest) -> None:
-    supervisor = make(ENDS.replace("runs:steps=3", "runs:steps=60"), watching=False)
+    supervisor = make(ENDS.replace("runs:steps=3", "runs:endless"), watching=False)
     ids = begin_all(supervisor, to_export)
     assert states(supervisor, ids) == ["running", "queued", "queued", "queued"]
     assert (supervisor.busy(), supervisor.queue()) == (ids[0], ids[1:])
     supervisor.start()
-    wait_until(lambda: states(supervisor, ids) == ["done"] * 4)
+    supervisor.stop(ids[0])
+    wait_until(lambda: states(supervisor, ids) == ["stopped", "done", "done", "done"])
     begun = [read_worker(supervisor.find(job)[1]) for job in ids]
     launched = [worker.launched for worker in begun if worker]
     assert launched == sorted(launched)

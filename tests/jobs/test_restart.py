@@ -11,14 +11,14 @@ from tests.jobs.conftest import Supervise, wait_until
 
 
 def test_a_container_that_ends_in_order_goes_on_where_it_was(supervise: Supervise, workspace: Workspace) -> None:
-    before = supervise("steps=1000")
+    before = supervise("steps=30000")
     first, second = before.launch(Config()), before.launch(Config())
     wait_until(lambda: before.state(first).step >= 3)
     before.go_to_sleep(60)
     assert find(workspace.run(first)) is None
     assert workspace.run(first).checkpoint_folders()
     assert before.queue() == [first, second]
-    after = supervise("steps=1000")
+    after = supervise("steps=30000")
     wait_until(lambda: after.busy() == first)
     wait_until(lambda: "--resume" in after.log(first))
     assert after.queue() == [second]
@@ -37,7 +37,7 @@ def test_a_run_without_a_checkpoint_begins_again(supervise: Supervise, workspace
 def test_after_a_crash_the_run_is_offered_for_resume_though_a_stranger_has_its_number(
     supervise: Supervise, workspace: Workspace
 ) -> None:
-    before = supervise("steps=1000")
+    before = supervise("steps=30000")
     first = before.launch(Config())
     wait_until(lambda: before.state(first).step >= 3)
     before.close()

@@ -64,19 +64,20 @@ def test_the_name_of_a_shipped_set_and_the_demo_model_stay_names(
     assert with_absolute_paths(Config()) == Config()
 
 
-def test_a_second_run_waits_and_starts_when_the_first_ends(supervise: Supervise) -> None:
-    supervisor = supervise("steps=15")
+def test_a_second_run_waits_and_starts_when_the_first_ends(supervise: Supervise, tmp_path: Path) -> None:
+    supervisor = supervise(f"until={tmp_path / 'enough'}")
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
     assert supervisor.state(second).state == "queued"
     assert supervisor.queue() == [second]
     assert supervisor.busy() == first
-    wait_until(lambda: supervisor.state(second).state == "running")
+    (tmp_path / "enough").touch()
+    wait_until(lambda: supervisor.state(second).started is not None)
     assert supervisor.state(first).state == "done"
     assert supervisor.queue() == []
 
 
 def test_many_starts_at_once_start_one_worker(supervise: Supervise, workspace: Workspace) -> None:
-    supervisors = [supervise("steps=1000"), supervise("steps=1000")]
+    supervisors = [supervise("steps=30000"), supervise("steps=30000")]
     threads = [threading.Thread(target=supervisors[n % 2].launch, args=(Config(),)) for n in range(6)]
     for thread in threads:
         thread.start()
@@ -91,18 +92,18 @@ def test_many_starts_at_once_start_one_worker(supervise: Supervise, workspace: W
 @pytest.mark.slow
 def test_starts_from_several_processes_at_once_start_one_worker(supervise: Supervise, workspace: Workspace) -> None:
     then = "print('ready', flush=True); sys.stdin.readline()\nfor _ in range(4): supervisor.launch(Config())"
-    program = server(workspace, "steps=1000", then)
+    program = server(workspace, "steps=30000", then)
     command = [sys.executable, "-c", program]
     parents = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for parent in parents:
         assert parent.stdout is not None
         parent.stdout.readline()
     for parent in parents:
-        parent.communicate("go\n", timeout=30)
+        parent.communicate("go\n", timeout=200)
     assert [parent.returncode for parent in parents] == [0, 0, 0]
     alive = [run.id for run in workspace.runs() if find(run)]
     assert (len(workspace.runs()), len(alive)) == (12, 1)
-    assert sorted([*supervise("steps=1000").queue(), *alive]) == sorted(run.id for run in workspace.runs())
+    assert sorted([*supervise("steps=30000").queue(), *alive]) == sorted(run.id for run in workspace.runs())
 
 
 def test_the_queue_is_locked_on_a_network_file_system_too(
@@ -124,7 +125,7 @@ def test_the_queue_is_locked_on_a_network_file_system_too(
 
 
 def test_stop_ends_a_run_and_keeps_what_it_saved(supervise: Supervise, workspace: Workspace) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 2)
     supervisor.stop(run_id)
@@ -136,7 +137,7 @@ def test_stop_ends_a_run_and_keeps_what_it_saved(supervise: Supervise, workspace
 
 
 def test_stopping_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
     supervisor.stop(second)
     assert supervisor.state(second).state == "stopped"
@@ -147,7 +148,7 @@ def test_stopping_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise) 
 
 
 def test_a_stopped_run_resumes_from_its_checkpoint_as_the_same_run(supervise: Supervise) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 2)
     supervisor.stop(run_id)
@@ -164,7 +165,7 @@ def test_a_stopped_run_resumes_from_its_checkpoint_as_the_same_run(supervise: Su
 def test_a_run_whose_only_checkpoint_is_damaged_is_resumed_by_a_worker_that_tells_so(
     supervise: Supervise, workspace: Workspace
 ) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 2)
     supervisor.stop(run_id)
@@ -206,7 +207,7 @@ def test_a_complete_run_without_a_checkpoint_can_not_go_on_and_says_what_can(
 
 
 def test_extra_epochs_count_from_the_start_on_and_stay_with_the_run(supervise: Supervise) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     going, run_id = supervisor.launch(Config()), supervisor.launch(Config())
     supervisor.stop(run_id)
     supervisor.resume(run_id, extra_epochs=2)
@@ -245,7 +246,7 @@ def test_cancel_ends_a_run_at_once_and_says_what_is_left(supervise: Supervise, w
 
 
 def test_cancelling_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
     supervisor.cancel(second)
     assert (supervisor.queue(), supervisor.state(second).state) == ([], "stopped")
@@ -253,7 +254,7 @@ def test_cancelling_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise
 
 
 def test_waiting_runs_change_places_and_keep_them_over_a_restart(supervise: Supervise, workspace: Workspace) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     first, *waiting = [supervisor.launch(Config()) for _ in range(4)]
     a, b, c = waiting
     supervisor.move(c, -1)
@@ -285,7 +286,7 @@ def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: S
 
 
 def test_a_worker_without_anything_to_save_is_given_less_time_to_hear(supervise: Supervise) -> None:
-    supervisor = supervise("deaf-early", stop_seconds=0.3, save_seconds=60)
+    supervisor = supervise("deaf-early", stop_seconds=0.3, save_seconds=600)
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).phase == "data")
     supervisor.stop(run_id)
@@ -295,7 +296,7 @@ def test_a_worker_without_anything_to_save_is_given_less_time_to_hear(supervise:
 
 
 def test_a_worker_that_trains_is_given_time_to_save(supervise: Supervise) -> None:
-    supervisor = supervise("deaf", stop_seconds=0.1, save_seconds=60)
+    supervisor = supervise("deaf", stop_seconds=0.1, save_seconds=600)
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 1)
     supervisor.stop(run_id)
@@ -318,7 +319,7 @@ def test_a_worker_that_vanished_is_a_failure_with_its_last_words(supervise: Supe
 
 
 def test_a_worker_killed_from_outside_is_said_to_have_been_killed(supervise: Supervise, workspace: Workspace) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 1)
     process = find(workspace.run(run_id))
@@ -331,7 +332,7 @@ def test_a_worker_killed_from_outside_is_said_to_have_been_killed(supervise: Sup
 
 
 def test_a_run_that_is_alive_is_not_deleted(supervise: Supervise, workspace: Workspace) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
     with pytest.raises(StudioError, match="cannot be deleted"):
         supervisor.delete(first)
@@ -349,7 +350,7 @@ def test_the_state_of_a_run_that_ended_is_not_made_again(supervise: Supervise) -
 
 
 def test_a_snapshot_does_not_change_while_the_run_goes_on(supervise: Supervise) -> None:
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 1)
     snapshot = supervisor.state(run_id)
@@ -359,7 +360,7 @@ def test_a_snapshot_does_not_change_while_the_run_goes_on(supervise: Supervise) 
 
 
 def test_another_supervisor_sees_the_run_and_can_stop_it(supervise: Supervise) -> None:
-    page, terminal = supervise("steps=1000"), supervise("steps=1000")
+    page, terminal = supervise("steps=30000"), supervise("steps=30000")
     run_id = terminal.launch(Config())
     assert page.busy() == run_id
     wait_until(lambda: page.state(run_id).step >= 1)
@@ -375,21 +376,22 @@ def test_the_queue_survives_a_supervisor_and_is_taken_up_by_the_next(
     first, second = gone.launch(Config()), gone.launch(Config())
     wait_until(lambda: gone.state(first).final and gone.busy() is None)
     assert gone.state(second).state == "queued"
-    wait_until(lambda: supervise("steps=1").state(second).state == "done")
+    after = supervise("steps=1")
+    wait_until(lambda: after.state(second).state == "done")
 
 
 def test_killing_the_parent_leaves_the_worker_alive_and_the_next_parent_finds_it(
     workspace: Workspace, supervise: Supervise
 ) -> None:
-    then = "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(60)"
-    program = server(workspace, "steps=1000", then)
+    then = "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(600)"
+    program = server(workspace, "steps=30000", then)
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     run_id = parent.stdout.readline().strip()
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     assert supervisor.busy() == run_id
     step = supervisor.state(run_id).step
     wait_until(lambda: supervisor.state(run_id).step > step + 3)

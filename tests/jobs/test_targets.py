@@ -312,7 +312,7 @@ def test_what_waits_in_a_clusters_queue_holds_no_device(
         scancel=f'echo "$@" > {workspace.root}/cancelled; : > {workspace.root}/jobs',
         sacct=f"echo '7|CANCELLED by 0|{now}|Unknown|{now}|60|0:0|'",
     )
-    supervisor = supervise("steps=1000")
+    supervisor = supervise("steps=30000")
     remote = supervisor.launch(parse({"compute": {"target": "slurm:two"}}))
     here = supervisor.launch(parse({}))
     wait_until(lambda: supervisor.state(here).state == "running")

@@ -305,10 +305,10 @@ def test_a_program_that_hangs_or_fails_is_left_alone_for_a_while(
     monkeypatch.setattr(vendor_tools, "TIME_LIMIT", 0.2)
     assert tool.json("discovery") is None  # it is not there
     tool.forget()
-    program(tmp_path, 'echo x >> "$0.log"; exec sleep 20')
+    program(tmp_path, 'echo x >> "$0.log"; exec sleep 600')
     began = time.monotonic()
     assert [tool.text("discovery") for _ in range(3)] == ["", "", ""]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 300
     assert (tmp_path / "xpu-smi.log").read_text() == "x\n"
     tool.forget()
     program(tmp_path, "echo '{}'; exit 3")

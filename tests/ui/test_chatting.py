@@ -238,7 +238,7 @@ def test_the_second_person_waits_for_the_first_and_may_give_up(act: Chat) -> Non
         done.set()
 
     threading.Thread(target=third).start()
-    assert done.wait(10)
+    assert done.wait(200)
     assert answers(act, BASE, OTHER) == ["Rome, Three?"]
 
 

@@ -31,7 +31,7 @@ REQUEST = EvaluationRequest("Test", "data", (EvaluatedColumn("adapter", "A", "/a
 
 @pytest.fixture
 def studio(workspace: Workspace) -> Iterator[Studio]:
-    supervisor = Supervisor(workspace, LocalLauncher(fake_command("steps=1000")), tick_seconds=0.05)
+    supervisor = Supervisor(workspace, LocalLauncher(fake_command("steps=30000")), tick_seconds=0.05)
     sessions = [Session(workspace.logs_folder / f"{name}.log", command=[sys.executable]) for name in ("a", "b")]
     yield Studio(workspace, supervisor, *sessions)
     supervisor.close()
