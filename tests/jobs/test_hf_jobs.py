@@ -6,6 +6,7 @@ Jobs that are `scripted` have no process: the test says what becomes of them, an
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -278,7 +279,7 @@ class World:
         self.hub.jobs.put(f"{self.run.id}-nonce/out/{name}", content)
 
     def ends(self) -> int:
-        self.thread.join(60)
+        self.thread.join(200)
         return self.code[0]
 
     def ask(self, **values: object) -> None:
@@ -317,7 +318,7 @@ def test_a_job_that_gets_no_machine_waits_until_it_is_cancelled_there(hub: FakeH
     waits = launcher.waits(world.run)
     assert waits is not None
     assert waits.reason == f"scheduling since {time.strftime('%H:%M', time.localtime(waits.since))} for t4-small"
-    assert time.time() - waits.since < 30
+    assert time.time() - waits.since < 300
     charge = launcher.charge(world.run)
     assert charge is not None
     assert (charge.at(time.time()), round(charge.most, 2)) == (0.0, 0.40)
@@ -442,15 +443,27 @@ def test_a_public_bucket_gets_nothing(hub: FakeHub, begin: Callable[[], World]) 
 
 
 @pytest.fixture
-def supervisor(workspace: Workspace, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+def studio(workspace: Workspace, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Supervisor]]:
+    """Each call is a server that begins to look after the workspace, which has the target hf-jobs:t4."""
     monkeypatch.setenv(hf_sync.EVERY, "0.4")
-    (workspace.root / "targets.yaml").write_text("hf-jobs:\n  t4:\n    flavor: t4-small\n    timeout: 5m\n")
-    supervisor = Supervisor(workspace, tick_seconds=0.1)
-    supervisor.start()
-    yield supervisor
-    supervisor.close()
+    (workspace.root / "targets.yaml").write_text("hf-jobs:\n  t4:\n    flavor: t4-small\n    timeout: 30m\n")
+    begun: list[Supervisor] = []
+
+    def begin() -> Supervisor:
+        begun.append(Supervisor(workspace, tick_seconds=0.1))
+        begun[-1].start()
+        return begun[-1]
+
+    yield begin
+    for supervisor in begun:
+        supervisor.close()
     for run in workspace.runs():
         kill(run)
+
+
+@pytest.fixture
+def supervisor(studio: Callable[[], Supervisor]) -> Supervisor:
+    return studio()
 
 
 def start(supervisor: Supervisor, mode: str) -> RunFolder:
@@ -471,37 +484,56 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     object.__setattr__(TRAIN, "module", before)
 
 
+SERVER = """
+import json, sys, time
+from lora_studio.config.parsing import resolve
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.workspace import Workspace
+supervisor = Supervisor(Workspace.find(sys.argv[1]), tick_seconds=0.1)
+supervisor.start()
+print(supervisor.launch(resolve("demo", json.loads(sys.argv[2]))), flush=True)
+time.sleep(600)
+"""
+
+
 @pytest.mark.slow
-def test_the_demo_trains_there_and_comes_back_as_any_run(supervisor: Supervisor, hub: FakeHub, tmp_path: Path) -> None:
-    """Although its courier is killed on the way, so that another has to follow it."""
+def test_a_server_after_one_that_was_killed_brings_the_run_home_as_any_run(
+    studio: Callable[[], Supervisor], workspace: Workspace, hub: FakeHub, tmp_path: Path
+) -> None:
+    """And its courier was killed as well, as where the machine went down: the demo trains on all the same."""
     data = tmp_path / "my data.jsonl"
     rows = [{"prompt": f"What is {number} and one?", "completion": f"{number + 1}."} for number in range(24)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = resolve(
-        "demo",
-        {
-            "compute.target": "hf-jobs:t4",
-            "data.train_file": str(data),
-            "training.max_steps": 3,
-            "evaluation.eval_strategy": "no",
-        },
-    )
-    run = supervisor.workspace.run(supervisor.launch(config))
-    wait_until(lambda: supervisor.state(run.id).started is not None, 300)
+    settings = {
+        "compute.target": "hf-jobs:t4",
+        "data.train_file": str(data),
+        "training.max_steps": 3,
+        "evaluation.eval_strategy": "no",
+    }
+    words = [sys.executable, "-c", SERVER, str(workspace.root), json.dumps(settings)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        run = workspace.run(server.stdout.readline().strip())
+        wait_until(lambda: read_state(run.events).started is not None, 600)
+        server.kill()
     courier = read_worker(run)
     assert courier is not None
     os.kill(courier.pid, signal.SIGKILL)
-    wait_until(lambda: supervisor.state(run.id).final and not supervisor.is_alive(run.id), 300)
+    supervisor = studio()
+    assert supervisor.state(run.id).state == "running"
+    wait_until(lambda: supervisor.state(run.id).final and not supervisor.is_alive(run.id), 600)
     assert (read_worker(run) or courier).pid != courier.pid
     state = supervisor.state(run.id)
     assert (state.state, state.message, state.step) == ("done", "", 3)
+    assert [point.step for point in state.steps] == [1, 2, 3]
+    assert [asked.method for asked in hub.requests if asked.path == "/api/jobs/me"].count("POST") == 1
     assert (run.adapter / "adapter_model.safetensors").is_file()
     assert [folder.name for folder in run.checkpoint_folders()] == ["checkpoint-3"]
     assert run.read_result()["state"] == "done"
     assert str(data) in run.report.read_text()
     (job,) = hub.jobs.jobs.values()
     assert job.spec["secrets"] == {"HF_TOKEN": TOKEN}
-    assert job.spec["timeoutSeconds"] == 300
+    assert job.spec["timeoutSeconds"] == 1800
     assert TOKEN not in json.dumps({**job.spec, "secrets": ""})
     texts = [path for path in run.path.rglob("*") if path.suffix in (".json", ".jsonl", ".md", ".yaml", ".log")]
     assert len(texts) > 10
@@ -516,7 +548,7 @@ def test_the_demo_trains_there_and_comes_back_as_any_run(supervisor: Supervisor,
 
 @pytest.mark.slow
 def test_a_stopped_run_saves_comes_back_and_goes_on(supervisor: Supervisor, hub: FakeHub, quick: None) -> None:
-    run = start(supervisor, "steps=1000")
+    run = start(supervisor, "steps=30000")
     wait_until(lambda: supervisor.state(run.id).step >= 5)
     assert supervisor.state(run.id).state == "running"
     supervisor.stop(run.id)
@@ -541,8 +573,9 @@ def test_a_stopped_run_saves_comes_back_and_goes_on(supervisor: Supervisor, hub:
 
 @pytest.mark.slow
 def test_the_time_limit_is_met_by_saving_before_it(supervisor: Supervisor, hub: FakeHub, quick: None) -> None:
-    hub.jobs.late = 222  # of 300 seconds, of which the last 60 are for saving
-    run = start(supervisor, "steps=100000")
+    run = start(supervisor, "endless")
+    wait_until(lambda: supervisor.state(run.id).step >= 1)
+    hub.jobs.let_pass(1531)  # of half an hour, of which the last 270 seconds are for saving
     wait_until(lambda: supervisor.state(run.id).final and not supervisor.is_alive(run.id))
     state = supervisor.state(run.id)
     assert (state.state, state.reason) == ("stopped", Reason.OUT_OF_TIME)
