@@ -193,6 +193,12 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     expect(length).to_have_value("333")
     visit.page.locator("#form-undo").click()
     expect(length).not_to_have_value("333", timeout=PATIENCE)
+    # What is pasted counts as what is typed, in a fold that was closed until now, too.
+    visit.page.locator("#tries > button").click()
+    visit.page.locator("#try-values-2").get_by_role("textbox").fill("8, 16")
+    visit.page.locator("#try-values-0").get_by_role("textbox").fill("1e-4, 3e-4, 1e-3")
+    expect(visit.page.locator("#try-start")).to_have_text("Start 3 runs", timeout=PATIENCE)
+    expect(visit.page.locator("#try-note-2")).to_have_text("Choose the setting that these values are for.")
     visit.context.close()
 
 

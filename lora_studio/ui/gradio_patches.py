@@ -3,15 +3,16 @@
 Imported before Gradio is, so it imports nothing of it.
 """
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,15 +29,43 @@ QUEUE_SECONDS = 0.02
 ON_A_SPACE = "SYSTEM"
 STUB_MODULE, STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
 ASSETS = "templates/frontend/assets"
-ALL_STATUSES = "await Promise.all(Object.entries(this.loading_stati.current).map("
-CHANGED_STATUSES = (
-    "const sent = this.sent_stati ??= new Map();"
-    "await Promise.all(Object.entries(this.loading_stati.current).filter(([id, status]) => {"
-    "const text = JSON.stringify(status); return sent.get(id) !== text && sent.set(id, text);}).map("
-)
-# A handler with trigger mode `always_last` runs again if its event came while it ran.
+VALUE = "d.oninput?.(m())"
+KEYPRESS = "w(`keypress`,t,Z)"
+
+
+class Script(NamedTuple):
+    """One of Gradio's scripts, by how its name begins and by what it holds, and texts to take the place of others."""
+
+    begins: str
+    changes: Mapping[str, str]
+
+
 RUN_AGAIN = "this.queue.has(r.id)&&(this.queue.delete(r.id),this.dispatch("
-ALL_HANDLERS, THIS_HANDLER = RUN_AGAIN + "e))", RUN_AGAIN + "{...e,type:`fn`,fn_index:r.id}))"
+EVENTS = Script(
+    "Blocks-",
+    {
+        "await Promise.all(Object.entries(this.loading_stati.current).map(": (
+            "const sent = this.sent_stati ??= new Map();"
+            "await Promise.all(Object.entries(this.loading_stati.current).filter(([id, status]) => {"
+            "const text = JSON.stringify(status); return sent.get(id) !== text && sent.set(id, text);}).map("
+        ),
+        f"{RUN_AGAIN}e))": f"{RUN_AGAIN}{{...e,type:`fn`,fn_index:r.id}}))",
+    },
+)
+"""Sends the loading statuses that changed instead of all, and runs a handler that is due again alone.
+
+Gradio's page sets the status of every component that any event ever wrote to or, once the event is over, read from, and
+searches the whole page for each: a tenth of a second of a core for every event, ticks among them.
+
+A handler with trigger mode `always_last` runs again if its event came while it ran. Gradio's page dispatches the event
+to every handler of it; two that are due again set each other off without end, as fast as the server answers.
+"""
+TYPING = Script("Index-", {f",await E(),{VALUE}}}": "}", KEYPRESS: f"{KEYPRESS},w(`input`,t,()=>d.oninput?.(t.value))"})
+"""Lets the `input` event of a `Textbox` follow what its field holds.
+
+Gradio's follows the keys that write a character: of what is pasted, cut or deleted no handler would hear.
+"""
+SCRIPTS = (EVENTS, TYPING)
 
 
 def leave_stubs_alone() -> None:
@@ -113,38 +142,37 @@ def show_silent_events_on(demo: "Blocks", component: "Component") -> None:
 
 
 def routes() -> list[Route]:
-    """Gradio's script of events under its own address, with two changes.
+    """Gradio's scripts that are changed, under their own addresses."""
+    return [_route(script) for script in SCRIPTS]
 
-    It sends the loading statuses that changed instead of all: Gradio's page sets the status of every component that any
-    event ever wrote to or, once the event is over, read from, and searches the whole page for each: a tenth of a second
-    of a core for every event, ticks among them.
 
-    A handler that is due again runs alone. Gradio's page dispatches its event again to every handler of it; two that
-    are due again set each other off without end, as fast as the server answers.
-    """
-    path = events_script()
-    script = path.read_text(encoding="utf-8").replace(ALL_STATUSES, CHANGED_STATUSES)
-    script = script.replace(ALL_HANDLERS, THIS_HANDLER)
-    headers = {"Cache-Control": "max-age=0, must-revalidate", "ETag": f'"{VERSION}-handlers-alone"'}
+def _route(script: Script) -> Route:
+    path = path_of(script)
+    text = path.read_text(encoding="utf-8")
+    for theirs, ours in script.changes.items():
+        text = text.replace(theirs, ours)
+    tag = hashlib.sha256(text.encode()).hexdigest()[:16]
+    headers = {"Cache-Control": "max-age=0, must-revalidate", "ETag": f'"{tag}"'}
 
     def send(request: Request) -> Response:
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return Response(script, media_type="text/javascript", headers=headers)
+        return Response(text, media_type="text/javascript", headers=headers)
 
-    return [Route(f"/assets/{path.name}", send, methods=["GET"])]
+    return Route(f"/assets/{path.name}", send, methods=["GET"])
 
 
-def events_script() -> Path:
-    """The one of Gradio's scripts that dispatches events and sends the loading statuses."""
+def path_of(script: Script) -> Path:
+    """The file of one of Gradio's scripts. Raises `RuntimeError` where none, or several, hold what is to be changed."""
     gradio = find_spec("gradio")
     folders = gradio.submodule_search_locations if gradio else None
     if not folders:
         raise RuntimeError("Gradio is not installed.")
-    scripts = (Path(folders[0]) / ASSETS).glob("Blocks-*.js")
-    paths = [script for script in scripts if ALL_STATUSES in script.read_text(encoding="utf-8")]
+    candidates = (Path(folders[0]) / ASSETS).glob(f"{script.begins}*.js")
+    texts = {path: path.read_text(encoding="utf-8") for path in candidates}
+    paths = [path for path, text in texts.items() if all(theirs in text for theirs in script.changes)]
     if len(paths) != 1:
-        raise RuntimeError(f"Gradio {VERSION} is needed: another version dispatches events in another way.")
+        raise RuntimeError(f"Gradio {VERSION} is needed: the scripts of another version are written in another way.")
     return paths[0]
 
 

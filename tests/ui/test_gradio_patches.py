@@ -55,21 +55,36 @@ def test_events_that_show_no_progress_are_told_to_one_component_alone() -> None:
     assert loud["show_progress_on"] is None
 
 
-def test_the_page_gets_gradios_script_with_changed_statuses_alone_and_handlers_run_again_alone() -> None:
-    original = gradio_patches.events_script()
-    text = original.read_text(encoding="utf-8")
-    assert text.count(gradio_patches.ALL_STATUSES) == 1
-    assert text.count(gradio_patches.ALL_HANDLERS) == text.count("this.queue.delete(") == 2
+@pytest.mark.parametrize(
+    ("script", "places"), [(gradio_patches.EVENTS, [1, 2]), (gradio_patches.TYPING, [1, 4])], ids=["events", "typing"]
+)
+def test_the_page_gets_gradios_scripts_with_what_is_changed_alone(
+    script: gradio_patches.Script, places: list[int]
+) -> None:
+    path = gradio_patches.path_of(script)
+    original = path.read_text(encoding="utf-8")
+    assert [original.count(theirs) for theirs in script.changes] == places
     with TestClient(Starlette(routes=gradio_patches.routes())) as browser:
-        answer = browser.get(f"/assets/{original.name}")
-        again = browser.get(f"/assets/{original.name}", headers={"If-None-Match": answer.headers["etag"]})
+        answer = browser.get(f"/assets/{path.name}")
+        again = browser.get(f"/assets/{path.name}", headers={"If-None-Match": answer.headers["etag"]})
     assert answer.headers["content-type"].startswith("text/javascript")
-    assert answer.text.count(gradio_patches.CHANGED_STATUSES) == 1
-    assert answer.text.count(gradio_patches.THIS_HANDLER) == 2
-    assert gradio_patches.ALL_HANDLERS not in answer.text
-    back = answer.text.replace(gradio_patches.CHANGED_STATUSES, gradio_patches.ALL_STATUSES)
-    assert back.replace(gradio_patches.THIS_HANDLER, gradio_patches.ALL_HANDLERS) == text
+    assert answer.text != original
+    pieces = len(original)
+    for (theirs, ours), count in zip(script.changes.items(), places, strict=True):
+        assert ours in answer.text
+        pieces += count * (len(ours) - len(theirs))
+    assert len(answer.text) == pieces
     assert again.status_code == 304
+
+
+def test_every_handler_that_is_due_again_runs_alone() -> None:
+    text = gradio_patches.path_of(gradio_patches.EVENTS).read_text(encoding="utf-8")
+    assert text.count(f"{gradio_patches.RUN_AGAIN}e))") == text.count("this.queue.delete(")
+
+
+def test_scripts_of_another_version_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="is needed"):
+        gradio_patches.path_of(gradio_patches.Script("Blocks-", {"never written": ""}))
 
 
 def test_the_queue_is_looked_into_less_often_and_tells_who_waits() -> None:

@@ -244,8 +244,7 @@ def _wire(act: AnalysisHandlers, shared: Shared, rows_wish: gr.State) -> None:
     c.validation.input(act.measure_other, settings, outputs, **inspect)
     gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
     c.stop.click(act.stop, queue=False, **QUIET)
-    # `change`, for of a field that was an output the first `input` is swallowed by Gradio.
-    changes = [field.change for field in settings if field not in (c.source, c.validation, c.bad_rows, c.mapping)]
+    changes = [field.input for field in settings if field not in (c.source, c.validation, c.bad_rows, c.mapping)]
     marked = [v.outdated, c.look, c.train, v.status]
     gr.on(
         [*changes, v.analyzed.change],
