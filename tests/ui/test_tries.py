@@ -29,6 +29,12 @@ def test_the_fold_says_how_many_runs_its_lists_make() -> None:
         tries.tries_of(twice)
 
 
+def test_values_without_a_setting_ask_for_one() -> None:
+    typed = ["training.learning_rate", "1e-4, 3e-4", "", "8, 16", "", " ", "", False]
+    assert tries.row_notes(typed) == ["", tries.NO_SETTING, ""]
+    assert tries.row_notes(RATES) == ["", "", ""]
+
+
 def search(*more: Any) -> RunState:
     """A search whose loss falls until the rate is too high."""
     losses = [4.0, 4.0, 3.0, 2.0, 1.0, 9.0]

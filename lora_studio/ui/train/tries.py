@@ -39,6 +39,7 @@ DRAFT, SEARCHED = "tries", "rate-search"
 RATE = "training.learning_rate"
 FIRST = (RATE, "lora.r")
 NONE = "None"
+NO_SETTING = "Choose the setting that these values are for."
 Read = Callable[[Sequence[Any]], Config]
 """The checked config of the form's values."""
 
@@ -53,9 +54,10 @@ class Looked:
 
 @dataclass(frozen=True)
 class TriesView:
-    """The components of both folds. `pairs` are the fields of a setting and its values."""
+    """The components of both folds. `pairs` are the fields of a setting and its values, `notes` what each lacks."""
 
     pairs: Sequence[tuple[gr.Dropdown, gr.Textbox]]
+    notes: Sequence[gr.HTML]
     name: gr.Textbox
     weak: gr.Checkbox
     count: gr.HTML
@@ -84,7 +86,7 @@ def draw() -> TriesView:
     choices = [(NONE, ""), *((setting.title, setting.path) for setting in settings() if _can_be_tried(setting.path))]
     with gr.Accordion("Try several values", open=False, elem_id="tries"):
         gr.HTML(html.quiet("Each combination of values becomes a run of one group. Separate values by commas."))
-        pairs = []
+        pairs, notes = [], []
         for number in range(MAX_SETTINGS):
             with gr.Row(elem_classes="tried"):
                 path = FIRST[number] if number < len(FIRST) else ""
@@ -96,6 +98,7 @@ def draw() -> TriesView:
                     label="Values", placeholder=hint, max_lines=1, elem_id=f"try-values-{number}", min_width=120
                 )
                 pairs.append((setting, listed))
+            notes.append(gr.HTML(visible=False, elem_id=f"try-note-{number}"))
         name = gr.Textbox(label="Group name", placeholder="optional", max_lines=1, elem_id="try-name")
         weak = gr.Checkbox(
             label="Stop weak runs early", info="Successive halving, by the evaluations of the runs.", elem_id="try-weak"
@@ -112,7 +115,7 @@ def draw() -> TriesView:
         plot = gr.HTML(visible=False, elem_id="find-lr-plot")
         use = gr.Button("Use", size="sm", variant="primary", visible=False, elem_id="find-lr-use")
     state = gr.State(Looked())
-    return TriesView(pairs, name, weak, counted, start, result_box, search, stop, progress, plot, use, state)
+    return TriesView(pairs, notes, name, weak, counted, start, result_box, search, stop, progress, plot, use, state)
 
 
 def _can_be_tried(path: str) -> bool:
@@ -129,6 +132,12 @@ def tries_of(typed: Sequence[Any]) -> Tries:
             raise StudioError(f"{path} is listed twice.", "Give all of its values in one list.")
         tries[str(path)] = split_values(str(text))
     return tries
+
+
+def row_notes(typed: Sequence[Any]) -> list[str]:
+    """What each pair of a setting and its values lacks, "" for nothing."""
+    pairs = zip(typed[0 : 2 * MAX_SETTINGS : 2], typed[1 : 2 * MAX_SETTINGS : 2], strict=True)
+    return ["" if path or not str(text or "").strip() else NO_SETTING for path, text in pairs]
 
 
 def counted(typed: Sequence[Any]) -> tuple[str, int]:
@@ -164,12 +173,20 @@ def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequen
             return {**updates, view.result_box: gr.HTML(html.problem(error), visible=True)}
         return {**updates, view.result_box: gr.HTML(visible=False)}
 
+    def noted(*typed: Any) -> Updates:
+        notes = row_notes(typed)
+        return {
+            place: gr.HTML(html.render("text.row_error", note), visible=bool(note))
+            for place, note in zip(view.notes, notes, strict=True)
+        }
+
     def restore_lists() -> Updates:
         draft = workspace.read_draft(DRAFT)
         if not isinstance(draft, list) or len(draft) != size:
             return {view.count: ""}
         text, number = counted(draft)
-        return {**dict(zip(view.typed, draft, strict=True)), view.count: text, view.start: _start_button(number)}
+        restored = dict(zip(view.typed, draft, strict=True))
+        return {**restored, **noted(*draft), view.count: text, view.start: _start_button(number)}
 
     def start_runs(*values: Any) -> Iterator[Updates]:
         typed, raws = values[:size], values[size:]
@@ -186,12 +203,11 @@ def _wire_group(view: TriesView, shared: Shared, studio: Studio, widgets: Sequen
         wish = Wish(group=group_id, time=time.time())
         yield {view.result_box: gr.HTML(visible=False), shared.wish: wish, shared.tabs: gr.Tabs(selected="runs")}
 
-    outputs = [*view.typed, view.count, view.start, view.result_box]
-    # Leaving a field counts again: the page drops the answer to the first input of a fold that was just opened.
-    edits = [event for pair in view.pairs for event in (pair[0].input, pair[1].input, pair[1].blur)]
-    gr.on(
-        [*edits, view.name.input, view.weak.input], count_runs, view.typed, outputs, trigger_mode="always_last", **QUIET
-    )
+    outputs = [*view.typed, *view.notes, view.count, view.start, view.result_box]
+    edits = [field.input for field in view.typed]
+    gr.on(edits, count_runs, view.typed, outputs, trigger_mode="always_last", **QUIET)
+    left = [event for setting, listed in view.pairs for event in (setting.input, listed.blur)]
+    gr.on(left, noted, view.typed, view.notes, trigger_mode="always_last", **QUIET)
     gr.on(None, restore_lists, None, outputs, **QUIET)
     view.start.click(
         start_runs,
