@@ -50,11 +50,9 @@ def in_space(environment: Mapping[str, str]) -> bool:
 
 def usual_place(environment: Mapping[str, str], storage: Path = Path("/data")) -> Path:
     """Where things are kept if nobody names a place: the current folder; of a Space its mounted storage or its home."""
-    if not in_space(environment):
-        return Path()
-    if os.path.ismount(storage) and os.access(storage, os.W_OK):
+    if in_space(environment) and os.path.ismount(storage) and os.access(storage, os.W_OK):
         return storage
-    return Path() if os.access(".", os.W_OK) else Path.home()
+    return Path() if not in_space(environment) or os.access(".", os.W_OK) else Path.home()
 
 
 def demo_folder() -> Path:
@@ -289,6 +287,7 @@ class Policy:
     is_admin: bool = True  # whether the caller owns the workspace
     has_quota: bool = False  # whether any user has less room than the disk
     max_queued: int | None = None  # jobs that the caller may have in the queue; None for any number
+    max_answer: int | None = None  # tokens of an answer that the caller may ask for; None for any number
     device_share: int | None = None  # devices that the caller's jobs may hold at a time; None for any number
 
     def can_read(self, job: "JobFolder") -> bool:
@@ -578,8 +577,8 @@ class Workspace:
     def uploads(self) -> list[Path]:
         """The caller's uploads, files and folders, newest first; then those of others that they may see."""
         files = [path for path in self.uploads_folder.iterdir() if not path.name.startswith(".")]
-        own = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
-        return own + self.policy.uploads_of_others(self.root)
+        newest = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+        return newest + self.policy.uploads_of_others(self.root)
 
     def read_draft(self, name: str) -> Any:
         """What `write_draft` kept under that name; None where nothing (readable) is there."""

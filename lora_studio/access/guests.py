@@ -200,6 +200,7 @@ class GuestPolicy(UserPolicy):
         super().__init__(guests, user_id)
         self._guests = guests
         self.max_queued = None if self.is_admin else LIMITS.waiting_jobs
+        self.max_answer = None if self.is_admin else LIMITS.answer_tokens
 
     def run_created(self) -> None:
         self._guests.run_started(self.owner_id)
@@ -230,9 +231,9 @@ class GuestPolicy(UserPolicy):
             if params.get(name) not in (None, "", DEMO_MODEL):
                 raise self._refusal(str(params[name]))
         tokens = (params.get("settings") or {}).get("max_new_tokens") or 0
-        if tokens > LIMITS.answer_tokens:
+        if self.max_answer is not None and tokens > self.max_answer:
             raise StudioError(
-                f"Guests are limited to {LIMITS.answer_tokens} tokens per answer; {tokens} were requested.",
+                f"Guests are limited to {self.max_answer} tokens per answer; {tokens} were requested.",
                 "Lower max new tokens.",
             )
 

@@ -139,6 +139,7 @@ def test_only_the_owner_names_a_server_and_guests_use_the_built_in_model_on_few_
             make_request(workspace, ["/etc/hosts.md"], Writing(), model="demo")
     asked = make_request(workspace, [path], Writing(max_new_tokens=256), model="demo")
     assert asked.writing.max_chunks == LIMITS.test_rows
+    assert workspace.policy.max_answer == LIMITS.answer_tokens
     with pytest.raises(StudioError, match="limited to 512 tokens"):
         make_request(workspace, [path], Writing(), model="demo")
     with pytest.raises(StudioError, match="not available to guests"):

@@ -37,6 +37,7 @@ DEFAULTS: JsonObject = {
 }
 DRAFT, SPLIT = "documents", "documents-split"
 STEP_SECONDS = 0.3
+LENGTH = "max_new_tokens"
 BASIC = ("chunk_size", "chunk_overlap", "questions")
 PHASES = {"tokenizer": "Loading the tokenizer", "documents": "Reading documents", "pages": "Reading pages"}
 ABOUT = (
@@ -174,16 +175,16 @@ class Documents:
         self.upload.upload(
             self.take_uploads, [self.upload, self.fields[0]], [self.upload, self.fields[0], self.message], **QUIET
         )
-        # `change`, for of a field that was an output the first `input` is swallowed by Gradio.
-        gr.on(
-            [field.change for field in self.fields], self.keep, self.fields, None, trigger_mode="always_last", **QUIET
-        )
+        # A path that is typed into the list of documents is part of it once the field is left.
+        edits = [self.fields[0].blur, *(field.input for field in self.fields)]
+        gr.on(edits, self.keep, self.fields, None, trigger_mode="always_last", **QUIET)
         self.fields[1].change(self.show_writer, self.fields[1], [*self.fields[2:4], self.of_server], **QUIET)
         self.split.click(self.split_documents, self.fields, busy, **inspect)
         self.start.click(self.begin, [self.view, self.key, *self.fields], [*busy, self.view], **inspect)
         self.stop.click(self.stop_splitting, queue=False, **QUIET)
         self.chunks.click(self.turn, [self.page, *self.fields], [self.chunks, self.page], **QUIET)
-        self.reset.click(lambda: Writing().prompt, None, self.fields[-1], **QUIET)
+        reset = self.reset.click(lambda: Writing().prompt, None, self.fields[-1], **QUIET)
+        reset.then(self.keep, self.fields, None, **QUIET)
         job_views.wire(
             self.parts,
             self.view,
@@ -234,6 +235,8 @@ class Documents:
             values["writer"] = BASE
         documents_there = [str(path) for path in values["documents"] or ()]
         values["documents"] = gr.Dropdown(choices=self.offered(), value=documents_there, allow_custom_value=True)
+        if (most := workspace.policy.max_answer) is not None and isinstance(values[LENGTH], int):
+            values[LENGTH] = min(values[LENGTH], most)
         writer, adapter = values["writer"], values["adapter"]
         values["writer"] = gr.Radio(choices=writers, value=writer)
         values["base"] = gr.Textbox(value=values["base"], visible=writer == BASE)
