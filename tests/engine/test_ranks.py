@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from lora_studio.config.compute import Compute, accumulation
 from lora_studio.config.sections import Config
+from lora_studio.data import render_process
 from lora_studio.engine import ranks
 from lora_studio.engine.models.adapter import add_adapter
 from lora_studio.engine.models.load import load_model, shard_base
@@ -30,7 +33,7 @@ from lora_studio.jobs.events import Reason, RunStarted, Warned, fold, read_state
 from lora_studio.jobs.launchers.local import child_environment, worker_command
 from lora_studio.runs.checkpoints import damage
 from lora_studio.workspace import RunFolder
-from tests.engine.conftest import MakeRun, events
+from tests.engine.conftest import COLOURS, THINGS, MakeRun, events, run_worker
 
 Train = Callable[..., int]
 TRAINER = "lora_studio.engine.train.worker"
@@ -184,6 +187,29 @@ def start(run: RunFolder, *flags: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdout=log, stderr=log, env=child_environment(), start_new_session=True)
 
 
+def train_in_ranks(run: RunFolder, count: int) -> list[int]:
+    """Trains a run in forks of this process, which have torch already, and gives their exit codes by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    forks = []
+    for rank in range(count):
+        fork = os.fork()
+        if not fork:
+            code = 70
+            try:
+                render_process._process.cache_clear()  # it answers the process that began it
+                AcceleratorState._reset_state(reset_partial_state=True)
+                os.environ.update(place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+                code = run_worker(run)
+                torch.distributed.destroy_process_group()
+            finally:
+                os._exit(code)
+        forks.append(fork)
+    return [os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks]
+
+
 SETTINGS: dict[str, Any] = {
     "data__validation_fraction": 0.3,  # 28 rows: of the last batches of an epoch one is partial, and one is missing
     "data__max_samples": 25,
@@ -257,7 +283,7 @@ def test_processes_that_share_out_the_base_learn_what_one_process_learns(make_ru
     shared = make_run(
         **settings, training__gradient_accumulation_steps=1, compute__processes=2, compute__strategy="fsdp"
     )
-    assert start(shared).wait(600) == 0, shared.log.read_text(encoding="utf-8")[-3000:]
+    assert train_in_ranks(shared, 2) == [0, 0]
     one, two = read_state(alone.events), read_state(shared.events)
     assert [point.loss for point in two.steps] == pytest.approx([point.loss for point in one.steps], abs=1e-4)
     losses = [[item.loss for item in state.evaluations] for state in (one, two)]
@@ -266,6 +292,52 @@ def test_processes_that_share_out_the_base_learn_what_one_process_learns(make_ru
     first, second = (load_file(run.adapter / "adapter_model.safetensors") for run in (alone, shared))
     assert first.keys() == second.keys()
     assert all(torch.allclose(second[name], value, atol=1e-5) for name, value in first.items())
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-five pairs of answers, which are seventy good and bad ones."""
+    path = tmp_path_factory.mktemp("data") / "judged.jsonl"
+    rows = [
+        {"prompt": f"Paint the {thing} {colour}.", "chosen": f"The {thing} is {colour}.", "rejected": f"No {thing}."}
+        for colour in COLOURS[:7]
+        for thing in THINGS
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "strategy"), [("dpo", "ddp"), ("kto", "ddp"), ("kto", "fsdp")])
+def test_judged_answers_teach_several_processes_what_they_teach_one(
+    make_run: MakeRun, train: Train, judged: Path, method: str, strategy: str
+) -> None:
+    settings = {
+        "training__method": method,
+        "training__learning_rate": 1e-3,
+        "training__num_train_epochs": 1,
+        "data__train_file": str(judged),
+        "data__validation_fraction": 0.3,  # of the last batches of an epoch one is partial, and one is missing
+        "evaluation__per_device_eval_batch_size": 4,
+        "evaluation__gen_eval_samples": 0,
+        "lora__lora_dropout": 0.0,
+    }
+    alone = make_run(**settings, training__gradient_accumulation_steps=2)
+    assert train(alone) == 0
+    shared = make_run(
+        **settings, training__gradient_accumulation_steps=1, compute__processes=2, compute__strategy=strategy
+    )
+    assert train_in_ranks(shared, 2) == [0, 0]
+    one, two = read_state(alone.events), read_state(shared.events)
+    assert len(one.steps) > 3
+    assert [point.loss for point in two.steps] == pytest.approx([point.loss for point in one.steps], abs=1e-5)
+    assert [point.tokens for point in two.steps] == [point.tokens for point in one.steps]
+    (measured,), (other,) = one.evaluations, two.evaluations
+    assert other.loss == pytest.approx(measured.loss, abs=1e-5)
+    assert other.metrics == pytest.approx(measured.metrics, abs=1e-4)
+    assert measured.metrics.keys() >= {"reward_margin", "reward_accuracy"}
+    adapters = [load_file(run.adapter / "adapter_model.safetensors") for run in (alone, shared)]
+    assert all(torch.allclose(adapters[1][name], value, atol=1e-5) for name, value in adapters[0].items())
 
 
 def test_the_frozen_weights_are_shared_out_and_the_adapter_is_not(tmp_path: Path) -> None:
