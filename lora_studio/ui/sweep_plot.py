@@ -11,7 +11,8 @@ from lora_studio.ui.curves import decades, spans_decades, ticks
 from lora_studio.ui.html import Html, render
 from lora_studio.units import figure, float_text
 
-WIDTH, HEIGHT = 720, 260
+WIDTH, NARROW, HEIGHT = 720, 360, 260
+"""Units of the picture; a narrow one is for a column beside other things."""
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
 Place = Callable[[float], float]
 
@@ -55,7 +56,13 @@ class Mark:
 
 
 def picture(
-    across: Axis, up: Axis, *, dots: Sequence[Dot] = (), lines: Sequence[Series] = (), marks: Sequence[Mark] = ()
+    across: Axis,
+    up: Axis,
+    *,
+    dots: Sequence[Dot] = (),
+    lines: Sequence[Series] = (),
+    marks: Sequence[Mark] = (),
+    width: int = WIDTH,
 ) -> Html:
     """The picture; points that are not finite, or not positive on a logarithmic axis, are left out."""
     points = [(dot.x, dot.y) for dot in dots] + [point for line in lines for point in line.points]
@@ -66,7 +73,7 @@ def picture(
     low_x, high_x = (-0.5, len(across.names) - 0.5) if across.names else _padded(min(xs), max(xs), across.logarithmic)
     ys = [y for _, y in points]
     low_y, high_y = _padded(min(ys), max(ys), up.logarithmic)
-    place_x = _scale(low_x, high_x, LEFT, WIDTH - RIGHT, logarithmic=across.logarithmic)
+    place_x = _scale(low_x, high_x, LEFT, width - RIGHT, logarithmic=across.logarithmic)
     place_y = _scale(low_y, high_y, HEIGHT - BOTTOM, TOP, logarithmic=up.logarithmic)
     names = [(place_x(float(number)), name) for number, name in enumerate(across.names)]
     return render(
@@ -77,7 +84,8 @@ def picture(
         (f"{across.title}, log scale" if across.logarithmic else across.title, up.title),
         [(line, _path(line.points, across, up, place_x, place_y)) for line in lines],
         [(dot, place_x(dot.x), place_y(dot.y)) for dot in dots if _fits((dot.x, dot.y), across, up)],
-        [(mark.label, place_x(mark.x), place_x(mark.x) > WIDTH * 0.7) for mark in marks],
+        [(mark.label, place_x(mark.x), place_x(mark.x) > width * 0.6) for mark in marks],
+        width,
     )
 
 

@@ -12,7 +12,7 @@ from lora_studio.jobs.kinds import Membership
 from lora_studio.ui.runs import groups
 from lora_studio.ui.runs.table import TableChoice
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.sweep_plot import Axis, Dot, Mark, Series, picture
+from lora_studio.ui.sweep_plot import NARROW, Axis, Dot, Mark, Series, picture
 from lora_studio.workspace import RunFolder, Workspace
 from tests.ui.test_runs_tab import finished, look
 from tests.ui.test_runs_tab import studio as studio  # a fixture
@@ -115,3 +115,11 @@ def test_a_picture_leaves_out_what_has_no_place_on_its_axes() -> None:
     star = float(re.findall(r'class="star" x="([\d.]+)"', drawn)[0])
     assert abs(mark - (xs[0] + star) / 2) < 0.2, "a decade is as wide as the next on a log axis"
     assert "appears with the first evaluation" in picture(Axis("Rate"), Axis("Loss"))
+
+
+def test_a_narrow_picture_holds_all_that_a_wide_one_does() -> None:
+    line = Series("loss", [(1e-7, 4.0), (1e-1, 1.0)])
+    drawn = picture(Axis("Rate", True), Axis("Loss"), lines=[line], marks=[Mark(2e-2, "here")], width=NARROW)
+    places = [float(x) for x in re.findall(r'\bx[12]?="([\d.]+)"', drawn)]
+    assert max(places) <= NARROW
+    assert 'class="narrow"' in drawn

@@ -210,7 +210,11 @@ def _values(studio: Studio, result: GroupResult) -> ViewValues:
         "use": result.best is not None,
         "chat": len(result.usable) > 1,
         "delete": not result.open,
-        "metric": gr.update(choices=[(metric_title(name), name) for name in result.metrics], value=result.metric),
+        "metric": gr.update(
+            choices=[(metric_title(name), name) for name in result.metrics],
+            value=result.metric,
+            visible=bool(result.metrics),
+        ),
         "table": table_markup(result),
         "plot": plot_markup(result),
         "chart": studio.curves.draw(curves, kept_style(studio.workspace), evaluations_only=evaluated),

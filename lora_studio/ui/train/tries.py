@@ -324,4 +324,5 @@ def search_plot(curve: RateCurve, *, shows_suggestion: bool) -> str:
         Series("loss", [(rate, loss) for rate, loss in raw if loss <= top], 1, pale=True),
         Series("smoothed", [(rate, loss) for rate, loss in smooth if loss <= top], 1),
     ]
-    return sweep_plot.picture(Axis("Learning rate", True), Axis("Training loss"), lines=lines, marks=marks)
+    across, up = Axis("Learning rate", True), Axis("Training loss")
+    return sweep_plot.picture(across, up, lines=lines, marks=marks, width=sweep_plot.NARROW)
