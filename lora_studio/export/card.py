@@ -17,7 +17,12 @@ from lora_studio.config.sections import Config
 from lora_studio.config.settings import batch_words, effective_batch
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
-from lora_studio.models.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
+from lora_studio.models.adapter_files import (
+    SETTINGS_FILE,
+    TOKENIZER_SETTINGS,
+    read_adapter_settings,
+    read_studio_card,
+)
 from lora_studio.models.mixing import recipe_of
 from lora_studio.runs.summary import code, metric, number, plain, share, table
 from lora_studio.workspace import DEMO_MODEL, RunFolder, shipped_data, step_of
@@ -47,10 +52,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the adapter's folder and its run tell; `step` is that of a checkpoint."""
+    """What the adapter's folder and its run tell; `step` is that of a checkpoint.
+
+    An adapter that others made, and a mix of such, may hold no tokenizer: it is used with the base's (`speaks`).
+    """
 
     settings: JsonObject
     card: JsonObject
+    speaks: bool = True
     config: Config | None = None
     state: RunState = field(default_factory=RunState)
     result: JsonObject = field(default_factory=dict)
@@ -76,12 +85,15 @@ def model_card(adapter: Path, run: RunFolder | None, subject: Subject) -> str:
 
 def _known(adapter: Path, run: RunFolder | None) -> _Known:
     settings, card = read_adapter_settings(adapter / SETTINGS_FILE), read_studio_card(adapter)
+    speaks = (adapter / TOKENIZER_SETTINGS).is_file()
     if run is None or not run.config.is_file():
-        return _Known(settings, card)
+        return _Known(settings, card, speaks)
     config = load_config(run.config)
     step = step_of(adapter.name) if adapter.parent == run.checkpoints else None
     state = read_state(run.events)
-    return _Known(settings, card, config, state, run.read_result() if step is None else {}, run.read_facts(), step)
+    return _Known(
+        settings, card, speaks, config, state, run.read_result() if step is None else {}, run.read_facts(), step
+    )
 
 
 def _front_matter(source: _Known, subject: Subject) -> str:
@@ -193,7 +205,9 @@ def _usage(source: _Known, subject: Subject) -> list[str]:
     return [
         "## How to use it",
         "",
-        "The tokenizer contains the chat template of the training. Use it to prompt the model as in training.",
+        "The tokenizer contains the chat template of the training. Use it to prompt the model as in training."
+        if source.speaks
+        else "The adapter has no tokenizer of its own: the model is prompted as the base is.",
         "",
         f"{fence}python",
         program,
@@ -215,11 +229,12 @@ def _loading(source: _Known, subject: Subject) -> list[str]:
         ]
     at = f", revision={revision!r}" if revision else ""
     base = "PATH/TO/lora_studio/demo/model" if subject.base == DEMO_MODEL else subject.base
+    tokenizer = f"{here!r}" if source.speaks else f"{base!r}{at}"
     return [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({here!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
         f'base = AutoModelForCausalLM.from_pretrained({base!r}{at}, dtype="auto")',
         f"model = PeftModel.from_pretrained(base, {here!r})",
     ]

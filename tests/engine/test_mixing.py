@@ -215,6 +215,7 @@ def test_the_terminal_mixes_runs_and_folders_into_an_adapter_whose_card_tells_th
     assert "A LoRA adapter, mixed from 2 adapters with LoRA Studio on `owner/base`." in card
     assert "method `dare_ties`, density 0.25, seed 42." in card
     assert "| second | 0.3 | `" in card
+    assert "AutoTokenizer.from_pretrained('owner/base')" in card, "these adapters have no tokenizer"
     assert main(["mix", first, second, *flags, "--out", str(folder)]) == 2
     assert "already exists" in capsys.readouterr().err
     assert main(["mix", first, str(adapters["second"]), *flags]) == 2
