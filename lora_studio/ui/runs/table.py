@@ -12,6 +12,7 @@ from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.groups import value_words
 from lora_studio.runs.checkpoints import Deletion, deletions
 from lora_studio.runs.summary import Overview, matching, overview
 from lora_studio.ui import html, theme
@@ -207,12 +208,13 @@ def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: s
 
 def rail(items: Sequence[Item], choice: TableChoice, selected: str, now: float) -> Html:
     """Runs as items of two lines: state and name, then learning rate, loss and how long ago. A group is an item with
-    its runs under it while it is open."""
+    its runs under it while it is open, by the values that they try."""
 
     def line(row: Row) -> tuple[Any, ...]:
         current = row.run.id == selected and not choice.group
+        name = value_words(row.run.group.values) if row.run.group else row.run.title
         return (
-            *(ICONS[row.run.state], _state_words(row), row.run, current, row.run.id in choice.ticked),
+            *(ICONS[row.run.state], _state_words(row), row.run, name, current, row.run.id in choice.ticked),
             *_second_line(row, now),
         )
 
