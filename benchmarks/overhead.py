@@ -3,10 +3,13 @@
 One run of the demo preset is trained with a clock around everything that we do at a step (the report callback and the
 line it writes); then its events are read, folded, diagnosed and drawn as the page does it, once a second of the run.
 
-`at_50_steps_a_second_percent` is the share of the callbacks in a step of 20 ms. `--optimizers` compares the steps of
-AdamW instead, plain and fused, on an adapter of the shape of Qwen3-0.6B's (rank 16, all linear modules).
+`--callbacks` calls the trainer's callbacks fifty times a second, as steps of 20 ms would that compute nothing, and
+prints the CPU time that they take of the thread that trains, as a share of a step, and that of all other threads
+(memory, events, TensorBoard): once with the logging interval of a long run and once with a point at each step.
+`--optimizers` compares the steps of AdamW, plain and fused, on an adapter of the shape of Qwen3-0.6B's (rank 16, all
+linear modules).
 
-python -m benchmarks.overhead [--json FILE] [--optimizers]
+python -m benchmarks.overhead [--json FILE] [--callbacks | --optimizers]
 """
 
 import argparse
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.tiny_models import make_model
 from lora_studio.config.parsing import parse, presets, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.engine.runtime import EventLog, StopSignal
@@ -30,25 +34,31 @@ from lora_studio.runs.health import diagnose
 from lora_studio.ui.curves import Curves
 from lora_studio.workspace import RunFolder, Workspace
 
+LONG_RUN = 10
+"""The logging interval of a run of 500 steps and more (`tracking.logging_steps` 0)."""
+STEPS, WARM_UP, STEP_SECONDS = 250, 50, 0.02
+
 
 class Clock:
     """Adds up the time inside the methods that it is put around; what one of them calls of another counts once."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = 0.0
+        self._now = now
         self._inside = False
 
-    def around(self, owner: type, name: str) -> None:
+    def around(self, owner: Any, name: str, *, without: "Clock | None" = None) -> None:
+        """Counts the calls of a method, but for what another clock counts within them."""
         method: Callable[..., Any] = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return method(*args, **kwargs)
-            self._inside, begun = True, time.perf_counter()
+            self._inside, begun = True, self._now() - (without.seconds if without else 0.0)
             try:
                 return method(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - begun
+                self.seconds += self._now() - (without.seconds if without else 0.0) - begun
                 self._inside = False
 
         setattr(owner, name, timed)
@@ -69,8 +79,6 @@ def measure(folder: Path) -> dict[str, float]:
     return {
         "training_seconds": training,
         "steps": steps,
-        "callbacks_ms_a_step": 1000 * clock.seconds / steps,
-        "at_50_steps_a_second_percent": 100 * clock.seconds / steps * 50,
         "events_seconds": clock.seconds,
         "events_percent": 100 * clock.seconds / training,
         "looks": ticks,
@@ -78,6 +86,63 @@ def measure(folder: Path) -> dict[str, float]:
         "charts_percent": 100 * drawing / training,
         "together_percent": 100 * (clock.seconds + drawing) / training,
     }
+
+
+def callbacks(folder: Path, logging_steps: int) -> dict[str, float]:
+    """CPU milliseconds a step of the trainer's callbacks and of its log without them, in the thread that trains; CPU
+    milliseconds of all other threads in a second of training."""
+    make_model("Qwen3", folder / "base")
+    config = parse(
+        {
+            "model": {"name": str(folder / "base")},
+            "data": {"train_file": "pirate", "max_length": 64, "validation_fraction": 0},
+            "training": {"max_steps": STEPS, "save_strategy": "no", "per_device_train_batch_size": 1},
+            "evaluation": {"eval_strategy": "no"},
+        }
+    )
+    run = Workspace(folder / "workspace").create_run("callbacks", to_yaml(config), {"created": time.time()})
+    log, stop = EventLog(run.events), StopSignal()
+    context = program.begin(run, resume=False, log=log, stop=stop)
+    rows = program.prepare_rows(run, config, log, resumed=False)
+    model = program.build_model(config, rows, log, dtype=context.dtype, checkpoint=None)
+    training = program.build_trainer(context, rows, model)
+    in_callbacks, in_log = Clock(time.thread_time), Clock(time.thread_time)
+    in_callbacks.around(training.trainer.callback_handler, "call_event")
+    in_log.around(training.trainer, "log", without=in_callbacks)
+    training.report.sensors.start()
+    training.report.memory.start()
+    drive(training.trainer, range(WARM_UP), logging_steps)
+    threads = time.process_time() - time.thread_time()
+    in_callbacks.seconds, in_log.seconds, begun = 0.0, 0.0, time.monotonic()
+    drive(training.trainer, range(WARM_UP, STEPS), logging_steps)
+    threads, seconds = time.process_time() - time.thread_time() - threads, time.monotonic() - begun
+    per_step = 1000 * in_callbacks.seconds / (STEPS - WARM_UP)
+    return {
+        "callbacks_ms_a_step": per_step,
+        "callbacks_percent_of_20_ms": per_step / STEP_SECONDS / 10,
+        "trl_log_ms_a_step": 1000 * in_log.seconds / (STEPS - WARM_UP),
+        "other_threads_ms_a_second": 1000 * threads / seconds,
+    }
+
+
+def drive(trainer: Any, steps: range, logging_steps: int) -> None:
+    """What the trainer calls in these steps, each at its time; in between the thread is busy, as with real steps."""
+    handler, args, state, control = trainer.callback_handler, trainer.args, trainer.state, trainer.control
+    args.logging_steps, state.max_steps, state.logging_steps = logging_steps, STEPS, logging_steps
+    if not steps.start:
+        control = handler.on_train_begin(args, state, control)
+    begun = time.monotonic()
+    for step in steps:
+        while time.monotonic() < begun + (step - steps.start) * STEP_SECONDS:
+            pass
+        control = handler.on_step_begin(args, state, control)
+        control = handler.on_pre_optimizer_step(args, state, control)
+        control = handler.on_optimizer_step(args, state, control)
+        state.global_step, state.epoch = step + 1, (step + 1) / STEPS
+        control = handler.on_step_end(args, state, control)
+        trainer._metrics["train"].update({name: [0.5] for name in ("entropy", "mean_token_accuracy", "num_tokens")})
+        if control.should_log:
+            trainer.log({"loss": 1.2345678, "grad_norm": 0.1234567, "learning_rate": 1.23456e-4})
 
 
 def state_of(run: RunFolder) -> RunState:
@@ -138,7 +203,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--optimizers", action="store_true")
+    parser.add_argument("--callbacks", action="store_true")
     given = parser.parse_args()
+    if given.callbacks:
+        for logging_steps in (LONG_RUN, 1):
+            with tempfile.TemporaryDirectory() as folder:
+                numbers = callbacks(Path(folder), logging_steps)
+            print(json.dumps({"logging_steps": logging_steps} | {name: round(at, 3) for name, at in numbers.items()}))
+        return
     if given.optimizers:
         print(json.dumps({name: round(value, 1) for name, value in optimizers().items()}))
         return

@@ -22,7 +22,18 @@ from typing import Generic, TypeVar
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, Reason, RunState, fold_lines, to_line
+from lora_studio.jobs.events import (
+    Event,
+    Finished,
+    PhaseStarted,
+    Progress,
+    Reason,
+    RunState,
+    StepLogged,
+    fold,
+    fold_lines,
+    to_line,
+)
 from lora_studio.models.hardware import CPU_ONLY, one_gpu
 from lora_studio.workspace import JobFolder, RunFolder
 
@@ -108,34 +119,66 @@ class StopSignal:
 
 
 PROGRESS_SECONDS = 0.5
+WRITE_SECONDS = 0.5
+FREQUENT = (StepLogged, Progress)
+"""Events of which many may come in a second; they hold numbers alone."""
 COUNTED = {"read": "rows read", "convert": "rows recognised", "encode": "rows tokenized"}
 """Slow steps of the preparation, and the units they count."""
 
 
 class EventLog:
-    """Writes one event per line; every line is flushed before `emit` returns.
+    """Writes one event per line, in the order of `emit`.
+
+    An event is in the file before `emit` returns, but for logged steps and progress, of which there may be fifty a
+    second: they wait for the next other event or for `WRITE_SECONDS`, and are written together by a thread. A process
+    that is killed loses no more than those; `state` knows them.
 
     Events of an earlier worker are read once, here. From then on only this process writes the file, and it folds each
-    line as it writes it. Of several processes of a run the first writes; the others (`writes=False`) fold alone.
+    event as it writes it. Of several processes of a run the first writes; the others (`writes=False`) fold alone.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         before = path.read_bytes() if path.is_file() else b""
         self.path = path
-        self._file = path.open("ab") if writes else None
-        if self._file and before and not before.endswith(b"\n"):
-            self._file.write(b"\n")  # a crash left half a line: what follows must not be glued to it
+        self._file = path.open("ab", buffering=0) if writes else None
+        self._unwritten = b"\n" if before and not before.endswith(b"\n") else b""  # after half a line of a crash
         self._state = fold_lines(before.decode("utf-8", errors="replace").split("\n"))
-        self._writing = threading.RLock()  # progress comes from other threads; again in a signal's handler
+        self._lock = threading.RLock()  # progress comes from other threads; again in a signal's handler
+        self._waiting: list[Event] = []
+        self._failed = False
         self._shown = 0.0
 
     def emit(self, event: Event) -> None:
-        line = to_line(event).encode("utf-8", errors="replace")  # reasons of bad rows may hold half a character
-        with self._writing:
-            if self._file:
-                self._file.write(line)
-                self._file.flush()
-            fold_lines([line.decode("utf-8")], self._state)  # the line, not the event: what every other reader sees
+        """Raises `OSError` where the file can't be written; the next call tries again with all that is waiting."""
+        with self._lock:
+            self._waiting.append(event)
+            if self._failed or not isinstance(event, FREQUENT):
+                self._write()
+            elif len(self._waiting) == 1:
+                timer = threading.Timer(WRITE_SECONDS, self._write_in_thread)
+                timer.daemon = True
+                timer.start()
+
+    def _write_in_thread(self) -> None:
+        try:
+            self._write()
+        except OSError:
+            self._failed = True  # the next `emit` or `state` says so, where the error ends the work
+
+    def _write(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            lines = []
+            for event in waiting:
+                lines.append(to_line(event).encode("utf-8", errors="replace"))  # reasons may hold half a character
+                if isinstance(event, FREQUENT):
+                    fold([event], self._state)  # nothing but numbers, which their line does not change
+                else:
+                    fold_lines([lines[-1].decode("utf-8")], self._state)  # what every other reader sees
+            self._unwritten += b"".join(lines) if self._file else b""
+            while self._file and self._unwritten:  # a disk that fills up takes a part
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._failed = False
 
     def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
         self._shown = 0.0
@@ -149,7 +192,9 @@ class EventLog:
             self.emit(Progress(now, done, total))
 
     def state(self) -> RunState:
-        """The state folded from the events so far: a live view that changes with further events."""
+        """The state folded from the events so far, all of them written: a live view that changes as further ones are
+        written."""
+        self._write()
         return self._state
 
 

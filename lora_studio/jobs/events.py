@@ -322,13 +322,14 @@ Event = (
     | Finished
 )
 _TYPES: dict[str, type] = {cls.__name__: cls for cls in get_args(Event)}
-_NAMES = {cls: {item.name for item in dataclasses.fields(cls)} for cls in _TYPES.values()}
+_NAMES = {cls: tuple(item.name for item in dataclasses.fields(cls)) for cls in _TYPES.values()}
 
 
 def to_line(event: Event) -> str:
     """One JSON object and a line feed. Numbers that JSON has no word for (NaN, infinity) become strings."""
-    values = {name: _plain(value) for name, value in dataclasses.asdict(event).items()}
-    return json.dumps({"event": type(event).__name__, **values}, ensure_ascii=False) + "\n"
+    cls = type(event)
+    values = {name: _plain(getattr(event, name)) for name in _NAMES[cls]}  # `asdict` copies, for most of the time
+    return json.dumps({"event": cls.__name__, **values}, ensure_ascii=False) + "\n"
 
 
 def from_line(line: str) -> Event | None:

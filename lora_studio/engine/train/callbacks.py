@@ -12,8 +12,10 @@ from contextlib import AbstractContextManager
 from typing import Any, TypedDict
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared
@@ -271,8 +273,41 @@ MEASURED = {
 PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "num_tokens", "epoch")
 
 
+class TensorBoard(TensorBoardCallback):
+    """transformers' callback, with the numbers of a training step in one record instead of one for each.
+
+    It also waits for the disk at every call. Here the writer's own thread flushes within `FLUSH_SECONDS`; other logs
+    and the end of the training still wait.
+    """
+
+    FLUSH_SECONDS = 1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.tb_writer is None:
+            self.tb_writer = SummaryWriter(self.logging_dir, flush_secs=self.FLUSH_SECONDS)
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.tb_writer is None or logs is None or "loss" not in logs:
+            super().on_log(args, state, control, logs=logs, **kwargs)
+            return
+        numbers = [Summary.Value(tag=f"train/{name}", simple_value=value) for name, value in logs.items()]
+        self.tb_writer.file_writer.add_summary(Summary(value=numbers), state.global_step)
+
+
 def put_trackers_last(trainer: Trainer) -> None:
     """Calls TensorBoard and other trackers after `ReportCallback`, which adds its own numbers to the logs."""
+    if trainer.pop_callback(TensorBoardCallback) is not None:
+        trainer.add_callback(TensorBoard)
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
