@@ -23,7 +23,8 @@ from typing import Any
 from transformers.utils import logging
 
 from lora_studio.config.parsing import resolve, to_yaml
-from lora_studio.engine.evaluate.answer import Voice, answer_in_batches, read_asked_file
+from lora_studio.engine.evaluate.answer import Voice, read_asked_file
+from lora_studio.engine.evaluate.batches import answer_in_batches
 from lora_studio.engine.evaluate.tasks import choose_task
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.runtime import DONE

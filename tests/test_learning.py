@@ -13,7 +13,8 @@ import pytest
 
 from lora_studio.config.parsing import parse, read_yaml, resolve, to_yaml
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.evaluate.answer import Voice, answer_in_batches, read_asked_file
+from lora_studio.engine.evaluate.answer import Voice, read_asked_file
+from lora_studio.engine.evaluate.batches import answer_in_batches
 from lora_studio.engine.evaluate.metrics import summary
 from lora_studio.engine.evaluate.tasks import choose_task
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base

@@ -67,7 +67,8 @@ def compare(config: Config, run: RunFolder) -> None:
     """Base and adapter on the held-out file, in one model."""
     from transformers.utils import logging
 
-    from lora_studio.engine.evaluate.answer import Voice, answer_in_batches, read_asked_file
+    from lora_studio.engine.evaluate.answer import Voice, read_asked_file
+    from lora_studio.engine.evaluate.batches import answer_in_batches
     from lora_studio.engine.evaluate.tasks import Task
     from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 

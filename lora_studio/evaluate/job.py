@@ -42,8 +42,12 @@ NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
 class Measuring(Section):
     """How a test file is gone through; how answers are made is the section `generation` of a config."""
 
-    batch_size: int = setting(
-        16, "Eval batch size per device", "Rows answered at once. Smaller batches need less memory.", ge=1, le=4096
+    batch_size: int | None = setting(
+        None,
+        "Eval batch size per device",
+        "Rows answered at once. Empty: as many as the free memory holds.",
+        ge=1,
+        le=4096,
     )
     max_samples: int | None = setting(None, "Max rows", "Uses the first rows of the file. Empty: all rows.", ge=1)
 
@@ -323,7 +327,8 @@ def memory_for(request: EvaluationRequest, device: Device) -> MemoryVerdict:
     """Whether an evaluation fits beside what is in a device's memory now."""
     card = read_card(Path(request.adapters[0].folder))
     row_tokens = PROMPT_TOKENS + request.generation.max_new_tokens
-    tokens = request.measuring.batch_size * len(request.columns) * row_tokens
+    rows = request.measuring.batch_size or 1  # left to the worker, it takes as many as fit
+    tokens = rows * len(request.columns) * row_tokens
     folders = [Path(column.folder) for column in request.adapters]
     return memory_verdict(card.base, card.revision, card.quantization, folders, tokens, device)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.config.parsing import parse
 from lora_studio.data.dataset import prepare
+from lora_studio.engine.accelerator import Memory
+from lora_studio.engine.evaluate import answer
 from lora_studio.engine.evaluate.answer import (
     MARKED_BAD,
     NO_QUESTION,
     AskedFile,
     Voice,
-    answer_in_batches,
     read_asked_file,
     thinking_of,
 )
+from lora_studio.engine.evaluate.batches import BatchSize, answer_in_batches, choose_rows, row_bytes
 from lora_studio.engine.evaluate.metrics import summary
 from lora_studio.engine.evaluate.tasks import READING, Task
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.errors import StudioError
+from lora_studio.models.shape import architecture
+from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder
 
 PLAIN = Voice(None, None, None)
@@ -110,6 +116,64 @@ def test_rows_marked_bad_are_left_out_and_those_marked_good_are_the_references(b
 def test_columns_think_as_they_were_trained_where_they_agree() -> None:
     assert thinking_of([Voice(None, None, False), Voice("x", None, False)]) is False
     assert thinking_of([Voice(None, None, False), PLAIN]) is None
+
+
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+}
+
+
+def test_the_batch_size_comes_from_free_memory_and_a_persons_number_wins() -> None:
+    model = architecture(QWEN3_8B)
+    assert model is not None
+    cached = row_bytes(model, 500, 1500, 2) - row_bytes(model, 500, 500, 2)
+    assert cached == 1000 * 36 * 8 * 128 * 2 * 2  # 144 KiB a token
+    gpu = Memory(now=20 * GIB, allocated=18 * GIB, peak=20 * GIB, free=10 * GIB, total=80 * GIB)
+    sizes = {"columns": 2, "prompt": 500, "answer": 500, "item_bytes": 2}
+    fits = choose_rows(None, model, gpu, is_gpu=True, **sizes)
+    assert fits.rows == int(0.8 * 12 * GIB / (2 * row_bytes(model, 500, 500, 2)))  # what PyTorch holds in reserve, too
+    assert f"Batch size {fits.rows}: 13 GB of memory are free" in fits.words
+    assert choose_rows(3, model, gpu, is_gpu=True, **sizes) == BatchSize(3, fixed=True)
+    assert choose_rows(None, model, replace(gpu, free=0, allocated=20 * GIB), is_gpu=True, **sizes).rows == 1
+    assert choose_rows(None, None, gpu, is_gpu=True, **sizes).rows == 16
+    cpu = Memory(now=GIB, allocated=0, peak=GIB, free=2 * GIB, total=8 * GIB)
+    assert choose_rows(None, model, cpu, is_gpu=False, **sizes).rows < 16
+    assert choose_rows(None, model, replace(cpu, free=100 * GIB), is_gpu=False, **sizes) == BatchSize(16)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_answered_again(
+    base: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a device whose memory holds the answers to three rows at once."""
+    loaded = load_base(str(base))
+    file = read_asked_file(str(data_file), loaded.tokenizer, {"base": PLAIN}, most=10)
+    tried, told = list[int](), list[str]()
+    plain = answer.generate
+
+    def small(loaded: Any, columns: Any, *given: Any, **named: Any) -> Any:
+        tried.append(len(columns))
+        if len(columns) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(loaded, columns, *given, **named)
+
+    monkeypatch.setattr(answer, "generate", small)
+    ask = partial(answer_in_batches, loaded, file.rows, {"base": None}, Task("text", ""), SETTINGS, tell=told.append)
+    answered = [row["row"] for batch in ask(batch_size=BatchSize(10)) for row in batch]
+    assert sorted(answered) == sorted(row.row for row in file.rows)
+    assert tried == [10, 5, 2, 2, 2, 2, 2]
+    assert told == [
+        "Out of memory with 10 rows at once: the batch size is now 5.",
+        "Out of memory with 5 rows at once: the batch size is now 2.",
+    ]
+    with pytest.raises(torch.OutOfMemoryError):  # a number that a person chose
+        next(ask(batch_size=10))
 
 
 @pytest.mark.slow

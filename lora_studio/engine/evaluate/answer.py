@@ -1,4 +1,4 @@
-"""Answers of base and adapters to the rows of a test file, in batches, each with the expected answer.
+"""The rows of a test file as each column is asked them, and the answers to a batch of them beside the expected ones.
 
 The reference is a row's last answer, of preference pairs the chosen one. Each adapter is prompted as it was trained,
 with its own template, system prompt and thinking setting; the base like the first adapter, in its own template if it
@@ -7,7 +7,7 @@ format that can be trained on can be evaluated.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -20,7 +20,7 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import IGNORED, Example, Examples, Pairs, Unpaired
 from lora_studio.data.mapping import MappingValues
 from lora_studio.data.messages import Conversation
-from lora_studio.data.preview import Question, question_of
+from lora_studio.data.preview import Question, missing_columns, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
 from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
@@ -69,6 +69,12 @@ def voices_of(columns: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) ->
             adapters[name] = Voice.of(Path(folder), None if own is tokenizer else own)
     first = replace(next(iter(adapters.values())), tokenizer=None)
     return {name: adapters.get(name, first) for name in columns}
+
+
+def fitting_mapping(data: str, mapping: JsonObject | None, encoding: str | None) -> tuple[JsonObject | None, list[str]]:
+    """A run's column mapping, and the columns of it that a file lacks; None where it lacks any."""
+    lacking = missing_columns(data, mapping, encoding) if mapping else []
+    return None if lacking else mapping, lacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +163,7 @@ def read_asked_file(
         )
         for row in shared[:most]
     ]
-    fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
+    fitting = [row for row in rows if longest is None or prompt_tokens(row) < longest]
     labelled_bad = sum(chat.label is False for chat in _rows(prepared))
     left_out = {
         "the row is invalid": 0 if split else len(prepared.bad_rows),
@@ -246,58 +252,54 @@ def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example
     }
 
 
-def _prompt_tokens(row: AskedRow) -> int:
+def prompt_tokens(row: AskedRow) -> int:
     """The length in tokens of a row's longest prompt over its columns."""
     return max(
         (len(example.input_ids) - example.trained_tokens for example in row.examples.values() if example), default=0
     )
 
 
-def answer_in_batches(
+def answer_batch(
     loaded: LoadedModel,
-    rows: Sequence[AskedRow],
+    batch: Sequence[AskedRow],
     columns: Mapping[str, str | None],
     task: Task,
     settings: Generation,
     *,
-    batch_size: int,
+    seed: int,
+    rejected: Mapping[str, dict[int, np.ndarray]],
     enable_thinking: bool | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[list[JsonObject]]:
-    """Yields the answered rows batch by batch, as `predictions.jsonl` holds them, until `stop` returns true.
+) -> list[JsonObject]:
+    """The rows of a batch with all columns' answers, as `predictions.jsonl` holds them; none once `stop` returns true.
 
-    `columns` maps the name of each column to its adapter, None for the base. Rows of similar length share a batch, the
-    longest first, so that a lack of memory shows at once.
+    `columns` maps the name of each column to its adapter, None for the base. `rejected` has a dictionary for each
+    column, in which measurements of rejected answers that rows share are kept from batch to batch.
     """
-    rejected = {name: dict[int, np.ndarray]() for name in columns}
-    longest_first = sorted(rows, key=lambda row: (-_prompt_tokens(row), row.row))
     values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
-    thinking = enable_thinking if settings.enable_thinking is None else settings.enable_thinking
-    for first in range(0, len(longest_first), batch_size):
-        batch = longest_first[first : first + batch_size]
-        answers: Sequence[Answer] = [NOTHING] * (len(batch) * len(columns))
-        if task.kind != READING.kind:
-            answers = generate(
-                loaded,
-                [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
-                generation_config(loaded, **values),
-                seed=settings.seed + first,
-                enable_thinking=thinking,
-                stop_strings=settings.stop_texts,
-                stop=stop,
-            )
-        if stop():
-            return
-        expected = {name: _expected_scores(loaded, adapter, name, batch) for name, adapter in columns.items()}
-        for name, adapter in columns.items():
-            _add_preference(loaded, adapter, name, batch, expected[name], rejected[name])
-        queue = iter(answers)
-        done: list[JsonObject] = []
-        for place, row in enumerate(batch):
-            results = {name: _prediction(task, next(queue), row.reference, expected[name][place]) for name in columns}
-            prompt = next(iter(row.asked.values())).messages
-            done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **results})
-        yield done
+    answers: Sequence[Answer] = [NOTHING] * (len(batch) * len(columns))
+    if task.kind != READING.kind:
+        answers = generate(
+            loaded,
+            [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
+            generation_config(loaded, **values),
+            seed=seed,
+            enable_thinking=enable_thinking if settings.enable_thinking is None else settings.enable_thinking,
+            stop_strings=settings.stop_texts,
+            stop=stop,
+        )
+    if stop():
+        return []
+    expected = {name: _expected_scores(loaded, adapter, name, batch) for name, adapter in columns.items()}
+    for name, adapter in columns.items():
+        _add_preference(loaded, adapter, name, batch, expected[name], rejected[name])
+    queue = iter(answers)
+    done: list[JsonObject] = []
+    for place, row in enumerate(batch):
+        results = {name: _prediction(task, next(queue), row.reference, expected[name][place]) for name in columns}
+        prompt = next(iter(row.asked.values())).messages
+        done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **results})
+    return done
 
 
 class ExpectedScore(TypedDict):

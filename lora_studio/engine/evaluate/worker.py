@@ -115,11 +115,11 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
 
 def _reading(request: EvaluationRequest) -> tuple[JsonObject | None, list[str]]:
     """The column mapping for the file, and the columns that it lacks if only the run has a mapping."""
-    from lora_studio.data.preview import missing_columns
+    from lora_studio.engine.evaluate.answer import fitting_mapping
 
-    of_run = request.mapping if request.mapping_from == OF_RUN else None
-    lacking = missing_columns(request.data, of_run, request.encoding) if of_run else []
-    return None if lacking else request.mapping, lacking
+    if request.mapping_from != OF_RUN:
+        return request.mapping, []
+    return fitting_mapping(request.data, request.mapping, request.encoding)
 
 
 def _reading_in_words(request: EvaluationRequest, lacking: Sequence[str], words: str) -> list[str]:
@@ -172,21 +172,26 @@ def _answer(
     stop: StopSignal,
 ) -> None:
     """Answers the remaining rows, batch by batch."""
-    from lora_studio.engine.evaluate.answer import answer_in_batches, thinking_of
+    from lora_studio.engine.evaluate.answer import thinking_of
+    from lora_studio.engine.evaluate.batches import answer_in_batches, batch_size
 
     done = sum(1 for _ in folder.rows())
     total = done + len(remaining)
     log.phase("answer", total, "rows")
     log.progress(done, total)
+    columns = {column.name: column.name if column.folder else None for column in request.columns}
+    at_once = batch_size(loaded, remaining, columns, request.generation, request.measuring.batch_size)
+    _warn(log, [at_once.words] if at_once.words else [])
     batches = answer_in_batches(
         loaded,
         remaining,
-        {column.name: column.name if column.folder else None for column in request.columns},
+        columns,
         task,
         request.generation,
-        batch_size=request.measuring.batch_size,
+        batch_size=at_once,
         enable_thinking=thinking_of(list(voices.values())),
         stop=lambda: stop.asked,
+        tell=lambda words: _warn(log, [words]),
     )
     with JsonLines(folder.predictions) as predictions:
         for batch in batches:
