@@ -169,8 +169,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_answered_again(
     assert sorted(answered) == sorted(row.row for row in file.rows)
     assert tried == [10, 5, 2, 2, 2, 2, 2]
     assert told == [
-        "Out of memory with 10 rows at once: the batch size is now 5.",
-        "Out of memory with 5 rows at once: the batch size is now 2.",
+        "Out of memory with batch size 10: it is now 5.",
+        "Out of memory with batch size 5: it is now 2.",
     ]
     with pytest.raises(torch.OutOfMemoryError):  # a number that a person chose
         next(ask(batch_size=10))

@@ -140,7 +140,7 @@ def answer_in_batches(
             if chosen.fixed or len(batch) == 1 or not is_out_of_memory(error):
                 raise
             at_once = len(batch) // 2
-            tell(f"Out of memory with {len(batch)} rows at once: the batch size is now {at_once}.")
+            tell(f"Out of memory with batch size {len(batch)}: it is now {at_once}.")
         if stop():
             return
         if not done:  # here, the error and the tensors that it held are gone
