@@ -535,6 +535,12 @@ class Generation(Section):
     enable_thinking: bool | None = setting(
         None, "Thinking", "For templates with a thinking switch. default: as in training."
     )
+    cache_implementation: Literal["dynamic", "static"] = setting(
+        "dynamic",
+        "KV cache",
+        "static has a fixed size, for which a GPU compiles the model.",
+        details="Compiling takes minutes, and again for other adapters or another number of answers in a batch.",
+    )
 
     @property
     def stop_texts(self) -> tuple[str, ...]:

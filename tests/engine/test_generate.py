@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, StaticCache
 
 from lora_studio.data import render_process
 from lora_studio.engine.chat.generate import (
@@ -247,3 +247,53 @@ def test_one_request_of_a_batch_ends_or_fails_and_the_others_go_on(loaded: Loade
     assert "reads at most 256" in together[2].message
     stops = BatchPrompt(prompts[0].column, SETTINGS, [alone.text[3:6]])
     assert in_batch(loaded, [prompts[1], stops])[1].text == alone.text[: alone.text.index(alone.text[3:6])]
+
+
+def test_a_static_cache_gives_the_answers_of_the_dynamic_one_with_base_and_adapters_in_one_batch(
+    loaded: LoadedModel,
+) -> None:
+    columns = [Column(name, ask(text)) for name, text in zip((None, "run.1", "early"), QUESTIONS, strict=False)]
+    plain = generate(loaded, columns, greedy(loaded, LONGEST))
+    assert len({answer.ids for answer in plain}) == 3
+    static = generate(loaded, columns, greedy(loaded, LONGEST, "static"))
+    assert [answer.ids for answer in static] == [answer.ids for answer in plain]
+    caches, settings = [], {**SETTINGS, "cache_implementation": "static"}
+    watch = loaded.base.register_forward_pre_hook(
+        lambda _module, _inputs, named: caches.append(type(named["past_key_values"])), with_kwargs=True
+    )
+    ended: dict[int, Any] = {}
+    asked = [BatchPrompt(column, {**settings, "max_new_tokens": LONGEST}) for column in columns]
+    generate_batch(loaded, asked, on_pieces=lambda texts, tokens: None, on_end=ended.__setitem__)
+    watch.remove()
+    assert [ended[at].ids for at in range(3)] == [answer.ids for answer in plain]
+    assert set(caches) == {StaticCache}
+
+
+@pytest.mark.slow
+def test_a_batch_with_adapters_is_compiled_as_one_graph(loaded: LoadedModel) -> None:
+    """As on a GPU, with the backend that traces the model and runs the graph as it is."""
+    columns = [Column(None, ask(QUESTIONS[0])), Column("run.1", ask(QUESTIONS[0]))]
+    plain = [answer.ids for answer in generate(loaded, columns, greedy(loaded, 8))]
+    settings = greedy(loaded, 8, "static")
+    settings.compile_config = CompileConfig(backend="eager", mode=None)
+    settings.compile_config._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        assert [answer.ids for answer in generate(loaded, columns, settings)] == plain
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_static_cache_is_refused_where_the_library_would_ignore_it(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [Column("run.1", ask("a"))]
+    monkeypatch.setattr(LoadedModel, "virtual_tokens", lambda self, column: 4)
+    with pytest.raises(StudioError, match=r"cannot be static: run\.1 puts virtual tokens"):
+        generate(loaded, asked, greedy(loaded, 4, "static"))
+    monkeypatch.undo()
+    monkeypatch.setattr(type(loaded.base), "_supports_default_dynamic_cache", classmethod(lambda cls: False))
+    with pytest.raises(StudioError, match="keeps a state of its own kind"):
+        generate(loaded, asked, greedy(loaded, 4, "static"))
+    assert generate(loaded, asked, greedy(loaded, 1))[0].tokens == 1

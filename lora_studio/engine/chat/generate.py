@@ -5,10 +5,10 @@ second, until an end token or a stop string.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
@@ -231,8 +231,12 @@ def generation_config(
     top_k: int,
     repetition_penalty: float,
     min_p: float = 0.0,
+    cache_implementation: str = "dynamic",
 ) -> GenerationConfig:
-    """Sampling settings as transformers names them. Temperature 0 is greedy decoding."""
+    """Sampling settings as transformers names them. Temperature 0 is greedy decoding.
+
+    With a static cache transformers compiles the model on a GPU, in the mode of CUDA graphs; on the CPU it does not.
+    """
     sampling: dict[str, float | None] = {}
     if temperature > 0:
         sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p or None}
@@ -240,16 +244,37 @@ def generation_config(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         repetition_penalty=repetition_penalty,
+        cache_implementation=None if cache_implementation == "dynamic" else cache_implementation,
         pad_token_id=loaded.tokenizer.pad_token_id,
         **sampling,
     )
 
 
-def greedy(loaded: LoadedModel, max_new_tokens: int) -> GenerationConfig:
+def greedy(loaded: LoadedModel, max_new_tokens: int, cache_implementation: str = "dynamic") -> GenerationConfig:
     """Greedy decoding: deterministic answers."""
     return generation_config(
-        loaded, max_new_tokens=max_new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1
+        loaded,
+        max_new_tokens=max_new_tokens,
+        temperature=0,
+        top_p=1,
+        top_k=0,
+        repetition_penalty=1,
+        cache_implementation=cache_implementation,
     )
+
+
+def check_cache(loaded: LoadedModel, adapters: Sequence[str | None], settings: GenerationConfig) -> None:
+    """Raises `StudioError` for columns that transformers and peft can't answer with the cache that was chosen."""
+    if settings.cache_implementation is None:
+        return
+    lacking, base = "", cast("Any", loaded.base)
+    if not base._supports_default_dynamic_cache():
+        lacking = f"{loaded.name} keeps a state of its own kind instead of keys and values"
+    for adapter in adapters:
+        if loaded.virtual_tokens(adapter):
+            lacking = f"{adapter} puts virtual tokens into the cache"
+    if lacking:
+        raise StudioError(f"The KV cache cannot be static: {lacking}.", "Set the KV cache to dynamic.")
 
 
 def end_ids(loaded: LoadedModel, column: str | None = None) -> frozenset[int]:
@@ -318,6 +343,7 @@ def generate(
             f"The adapter {unknown[0]!r} is not loaded." if unknown else "No column is selected.",
             f"Loaded are: {', '.join(loaded.adapters) or 'none'}.",
         )
+    check_cache(loaded, [column.adapter for column in columns], settings)
     prompts = [prompt_ids(loaded, column, enable_thinking) for column in columns]
     texts = [
         ColumnText(
@@ -479,6 +505,7 @@ def generate_batch(
     prompts: dict[int, list[int]] = {}
     for at, item in enumerate(asked):
         try:
+            check_cache(loaded, [item.column.adapter], greedy(loaded, 1, _cache_of([item.settings])))
             prompts[at] = prompt_ids(loaded, item.column, item.settings["enable_thinking"])
         except StudioError as error:
             on_end(at, error)
@@ -501,13 +528,18 @@ def generate_batch(
             loaded,
             [asked[at].column.adapter for at in group],
             [prompts[at] for at in group],
-            greedy(loaded, max(texts[at].limit or 1 for at in group)),
+            greedy(loaded, max(texts[at].limit or 1 for at in group), _cache_of(asked[at].settings for at in group)),
             streamer,
             AnswerEnding(streamer.columns, stop, left),
             RowSampling(
                 [asked[at].settings for at in group], [longest - len(prompts[at]) for at in group], loaded.model.device
             ),
         )
+
+
+def _cache_of(settings: Iterable[Mapping[str, Any]]) -> str:
+    """The cache of requests that share a batch: static where all ask for it."""
+    return "static" if all(values.get("cache_implementation") == "static" for values in settings) else "dynamic"
 
 
 def _batch_text(loaded: LoadedModel, item: BatchPrompt, prompt: list[int]) -> ColumnText:
