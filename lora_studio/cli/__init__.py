@@ -206,6 +206,7 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--max-samples", type=int, metavar="N", help="use only the first N rows of the file")
     evaluate.add_argument("--batch-size", type=int, metavar="N", help="batch size (default: what fits)")
+    evaluate.add_argument("--engine", choices=["transformers", "vllm"], help="what answers (default: transformers)")
     evaluate.add_argument("--labels", metavar="LIST", default="", help="labels of the answers, such as Yes,No")
     reading = "column mapping (default: as in training, or detected)"
     evaluate.add_argument("--mapping", metavar="JSON", help=reading)

@@ -45,7 +45,7 @@ def evaluate(workspace: Workspace, args: argparse.Namespace) -> int:
         labels=args.labels,
         mapping=args.mapping,
         encoding=args.encoding,
-        measuring={"batch_size": args.batch_size, "max_samples": args.max_samples},
+        measuring={"batch_size": args.batch_size, "max_samples": args.max_samples, "engine": args.engine},
         generation=parse(nest(overrides(args))).generation.model_dump(),
         compute_target=args.compute_target,
         compute_device=args.compute_device,

@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_studio.config.compute import LOCAL
 from lora_studio.config.fields import Section, setting
@@ -28,7 +29,7 @@ from lora_studio.jobs.kinds import EvaluationFolder as EvaluationFolder
 from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.accelerators import AUTO
 from lora_studio.models.adapters import named_adapter, read_card
-from lora_studio.models.hardware import Device
+from lora_studio.models.hardware import Device, devices
 from lora_studio.units import figure
 from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_data
 
@@ -37,6 +38,9 @@ BASE, ADAPTER = "base", "adapter"
 VALIDATION = "validation"
 """The name of the data that a run was validated with: its validation file, or the rows that were split off."""
 NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
+
+
+TRANSFORMERS, VLLM = "transformers", "vllm"
 
 
 class Measuring(Section):
@@ -50,6 +54,23 @@ class Measuring(Section):
         le=4096,
     )
     max_samples: int | None = setting(None, "Max rows", "Uses the first rows of the file. Empty: all rows.", ge=1)
+    engine: Literal["transformers", "vllm"] = setting(
+        "transformers",
+        "Engine",
+        "vllm answers many rows faster. It needs a GPU and vLLM.",
+        details="It is used only if its greedy answers to 20 prompts are those of transformers.",
+    )
+
+
+def check_engine(engine: str, *, gpu: bool) -> None:
+    """Raises `StudioError` for an engine that this machine does not have; `gpu` says whether it has one."""
+    if engine != VLLM:
+        return
+    hint = "Set the engine to transformers."
+    if shutil.which(VLLM) is None:
+        raise StudioError("vLLM is not installed.", f"Install it with pip install vllm. {hint}")
+    if not gpu:
+        raise StudioError("vLLM needs a GPU, and there is none here.", hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +199,16 @@ def make_request(
     reading, reading_from = columns_of_file.mapping, NAMED
     if not reading:
         reading, reading_from = own.data.mapping, OF_RUN
+    measured = checked(measuring or {})
+    if compute_target == LOCAL:
+        check_engine(measured.engine, gpu=any(offered.is_gpu for offered in devices()))
     return EvaluationRequest(
         title=f"{_listed(columns, compare)} on {source.title}",
         data=source.place,
         columns=tuple([EvaluatedColumn(BASE, "Base")] * compare + columns),
         labels=label_names,
         labels_from=origin if label_names else "",
-        measuring=checked(measuring or {}),
+        measuring=measured,
         generation=parse({"generation": dict(generation or {})}).generation,
         mapping=reading or None,
         mapping_from=reading_from if reading else "",
@@ -238,8 +262,10 @@ def _listed(columns: Sequence[EvaluatedColumn], compare: bool) -> str:
 
 def checked(values: Mapping[str, Any]) -> Measuring:
     """The settings of a measurement. Raises `StudioError` for values out of bounds."""
-    for name, field in Measuring.model_fields.items():
-        value = values.get(name)
+    if (engine := values.get("engine")) not in (None, TRANSFORMERS, VLLM):
+        raise StudioError(f"There is no engine {engine!r}.", f"Choose {TRANSFORMERS} or {VLLM}.")
+    for name in ("batch_size", "max_samples"):
+        value, field = values.get(name), Measuring.model_fields[name]
         if value is not None and (type(value) is not int or value < 1 or (name == "batch_size" and value > 4096)):
             raise StudioError(f"{field.title} cannot be {value}.", f"Give a whole number from 1. {field.description}")
     return Measuring(**{name: value for name, value in values.items() if value is not None})

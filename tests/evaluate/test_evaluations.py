@@ -8,6 +8,7 @@ import pytest
 
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
+from lora_studio.evaluate import job
 from lora_studio.evaluate.job import (
     NAMED,
     OF_RUN,
@@ -21,6 +22,7 @@ from lora_studio.evaluate.job import (
     request_of,
 )
 from lora_studio.jobs.kinds import remove
+from lora_studio.models.hardware import Device
 from lora_studio.workspace import Workspace, shipped_data
 
 
@@ -115,6 +117,21 @@ def test_one_to_three_adapters_answer_at_once(workspace: Workspace, run: str, co
 def test_settings_out_of_bounds_are_refused(workspace: Workspace, run: str, measuring: dict[str, int]) -> None:
     with pytest.raises(StudioError, match="cannot be"):
         make_request(workspace, [run], "recommender", measuring=measuring)
+
+
+def test_an_engine_that_is_not_here_is_refused_before_anything_starts(
+    workspace: Workspace, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for engine, words in (("vllm", "vLLM is not installed"), ("llama", "There is no engine 'llama'")):
+        with pytest.raises(StudioError, match=words):
+            make_request(workspace, [run], "recommender", measuring={"engine": engine})
+    (tmp_path / "vllm").touch(0o755)
+    with pytest.raises(StudioError, match="vLLM needs a GPU, and there is none here"):
+        make_request(workspace, [run], "recommender", measuring={"engine": "vllm"})
+    monkeypatch.setattr(job, "devices", lambda: [Device("H200", "cuda", 1, 1)])
+    request = make_request(workspace, [run], "recommender", measuring={"engine": "vllm"})
+    assert EvaluationRequest.from_dict(request.to_dict()).measuring.engine == "vllm"
 
 
 def test_an_evaluation_takes_one_device_of_this_machine(workspace: Workspace, run: str) -> None:

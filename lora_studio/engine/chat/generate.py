@@ -222,6 +222,10 @@ class Answer:
         return {name: value for name, value in asdict(self).items() if name != "ids"}
 
 
+Generating = Callable[..., list[Answer]]
+"""What answers in the way of `generate`."""
+
+
 def generation_config(
     loaded: LoadedModel,
     *,
@@ -350,7 +354,7 @@ def generate(
             loaded.tokenizer_of(column.adapter),
             end_ids(loaded, column.adapter),
             stop_strings,
-            _opening(loaded, column.adapter, prompt),
+            opening(loaded, column.adapter, prompt),
             _reader(loaded, column.adapter),
         )
         for column, prompt in zip(columns, prompts, strict=True)
@@ -374,7 +378,7 @@ def generate(
     return [answers[position] for position in range(len(columns))]
 
 
-def _opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
+def opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
     """The beginning of the reasoning that some templates write into the prompt: it belongs to the answer."""
     return f"{THINK}\n" if str(loaded.tokenizer_of(adapter).decode(prompt[-8:])).rstrip().endswith(THINK) else ""
 
@@ -547,9 +551,9 @@ def _batch_text(loaded: LoadedModel, item: BatchPrompt, prompt: list[int]) -> Co
     adapter, limit = item.column.adapter, int(item.settings["max_new_tokens"])
     if loaded.longest_text is not None:
         limit = min(limit, loaded.longest_text - len(prompt) - loaded.virtual_tokens(adapter))
-    opening = _opening(loaded, adapter, prompt) if prompt else ""
+    begun = opening(loaded, adapter, prompt) if prompt else ""
     ends, reader = end_ids(loaded, adapter), _reader(loaded, adapter)
-    return ColumnText(loaded.tokenizer_of(adapter), ends, item.stop_strings, opening, reader, limit)
+    return ColumnText(loaded.tokenizer_of(adapter), ends, item.stop_strings, begun, reader, limit)
 
 
 def _answer(text: ColumnText, prompt_tokens: int, requested_at: float, began: float, *, stopped: bool) -> Answer:

@@ -21,7 +21,7 @@ from lora_studio.data.examples import IGNORED, Example, Examples, Pairs, Unpaire
 from lora_studio.data.mapping import MappingValues
 from lora_studio.data.messages import Conversation
 from lora_studio.data.preview import Question, missing_columns, question_of
-from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
+from lora_studio.engine.chat.generate import Answer, Column, Generating, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
 from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
 from lora_studio.engine.models.multi_adapter import LoadedModel
@@ -270,16 +270,18 @@ def answer_batch(
     rejected: Mapping[str, dict[int, np.ndarray]],
     enable_thinking: bool | None = None,
     stop: Callable[[], bool] = lambda: False,
+    ask: Generating | None = None,
 ) -> list[JsonObject]:
     """The rows of a batch with all columns' answers, as `predictions.jsonl` holds them; none once `stop` returns true.
 
     `columns` maps the name of each column to its adapter, None for the base. `rejected` has a dictionary for each
-    column, in which measurements of rejected answers that rows share are kept from batch to batch.
+    column, in which measurements of rejected answers that rows share are kept from batch to batch. `ask` answers in the
+    place of `generate`.
     """
     values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
     answers: Sequence[Answer] = [NOTHING] * (len(batch) * len(columns))
     if task.kind != READING.kind:
-        answers = generate(
+        answers = (ask or generate)(
             loaded,
             [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
             generation_config(loaded, **values),

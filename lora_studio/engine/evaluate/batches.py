@@ -5,17 +5,21 @@ layer, what one layer computes of the prompt, and the scores of one position ove
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from lora_studio.config.sections import Generation
 from lora_studio.engine.accelerator import Memory, device_kind, read_memory
+from lora_studio.engine.chat.generate import Column, Generating
+from lora_studio.engine.evaluate import vllm
 from lora_studio.engine.evaluate.answer import AskedRow, answer_batch, prompt_tokens
 from lora_studio.engine.evaluate.tasks import Task
 from lora_studio.engine.models.load import give_back_memory
 from lora_studio.engine.models.multi_adapter import LoadedModel
-from lora_studio.engine.runtime import is_out_of_memory
+from lora_studio.engine.runtime import StopSignal, is_out_of_memory
+from lora_studio.evaluate.job import TRANSFORMERS, VLLM, check_engine
 from lora_studio.files import JsonObject
 from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.shape import Architecture, architecture
@@ -24,6 +28,8 @@ from lora_studio.units import size
 USUAL_ROWS = 16
 """On the CPU, where more rows take longer each, and for models whose numbers are unknown."""
 MOST_ROWS = 256
+ASKED_ROWS = 64
+"""Rows asked of a server at once, which makes batches of its own."""
 FREE_SHARE = 0.8
 """Of the free memory: the allocator cuts it into blocks, and the cache grows by copying (`DynamicCache`)."""
 COPIES_OF_SCORES = 4
@@ -87,8 +93,11 @@ def batch_size(
     columns: Mapping[str, str | None],
     settings: Generation,
     chosen: int | None,
+    engine: str = TRANSFORMERS,
 ) -> BatchSize:
-    """How many of these rows are answered at once by the loaded model on its device."""
+    """How many of these rows are answered at once by the loaded model on its device, or asked of another engine."""
+    if engine != TRANSFORMERS:
+        return BatchSize(chosen or ASKED_ROWS, fixed=True)
     return choose_rows(
         chosen,
         architecture(loaded.base.config.to_dict()),
@@ -99,6 +108,45 @@ def batch_size(
         item_bytes=loaded.base.dtype.itemsize,
         is_gpu=DEVICE_KINDS[device_kind()].is_gpu,
     )
+
+
+@contextmanager
+def answering_by(
+    engine: str,
+    loaded: LoadedModel,
+    rows: Sequence[AskedRow],
+    folders: Mapping[str, str],
+    *,
+    revision: str | None,
+    max_new_tokens: int,
+    enable_thinking: bool | None,
+    stop: StopSignal,
+    tell: Callable[[str], None],
+) -> Iterator[Generating | None]:
+    """Inside, what answers the rows: None for the loaded model itself, else the server of another engine.
+
+    `folders` are those of the columns' adapters ("" for the base). Raises `StudioError` where the engine can't be used.
+    """
+    if engine != VLLM:
+        yield None
+        return
+    check_engine(engine, gpu=DEVICE_KINDS[device_kind()].is_gpu)
+    first = sorted(rows, key=lambda row: row.row)[: vllm.COMPARED]
+    prompts = [
+        Column(name if folder else None, row.asked[name].messages) for row in first for name, folder in folders.items()
+    ]
+    with vllm.answering(
+        loaded,
+        folders,
+        prompts,
+        revision=revision,
+        max_new_tokens=max_new_tokens,
+        enable_thinking=enable_thinking,
+        check=stop.check,
+        stop=lambda: stop.asked,
+    ) as ask:
+        tell(f"vLLM answers. Its answers to {min(len(prompts), vllm.COMPARED)} prompts are those of transformers.")
+        yield ask
 
 
 def answer_in_batches(
@@ -112,11 +160,13 @@ def answer_in_batches(
     enable_thinking: bool | None = None,
     stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda words: None,
+    ask: Generating | None = None,
 ) -> Iterator[list[JsonObject]]:
     """Yields the answered rows batch by batch, as `predictions.jsonl` holds them, until `stop` returns true.
 
     Rows of similar length share a batch, the longest first, so that a lack of memory shows at once. A number of rows
-    that nobody chose is halved then, which `tell` hears in a sentence, and the same rows are answered again.
+    that nobody chose is halved then, which `tell` hears in a sentence, and the same rows are answered again. `ask` is
+    what `answering_by` gives.
     """
     chosen = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size, fixed=True)
     rejected = {name: dict[int, np.ndarray]() for name in columns}
@@ -135,6 +185,7 @@ def answer_in_batches(
                 rejected=rejected,
                 enable_thinking=enable_thinking,
                 stop=stop,
+                ask=ask,
             )
         except Exception as error:
             if chosen.fixed or len(batch) == 1 or not is_out_of_memory(error):

@@ -173,28 +173,43 @@ def _answer(
 ) -> None:
     """Answers the remaining rows, batch by batch."""
     from lora_studio.engine.evaluate.answer import thinking_of
-    from lora_studio.engine.evaluate.batches import answer_in_batches, batch_size
+    from lora_studio.engine.evaluate.batches import answer_in_batches, answering_by, batch_size
 
     done = sum(1 for _ in folder.rows())
     total = done + len(remaining)
     log.phase("answer", total, "rows")
     log.progress(done, total)
     columns = {column.name: column.name if column.folder else None for column in request.columns}
-    at_once = batch_size(loaded, remaining, columns, request.generation, request.measuring.batch_size)
-    _warn(log, [at_once.words] if at_once.words else [])
-    batches = answer_in_batches(
-        loaded,
-        remaining,
-        columns,
-        task,
-        request.generation,
-        batch_size=at_once,
-        enable_thinking=thinking_of(list(voices.values())),
-        stop=lambda: stop.asked,
-        tell=lambda words: _warn(log, [words]),
-    )
-    with JsonLines(folder.predictions) as predictions:
-        for batch in batches:
+    engine, generation = request.measuring.engine, request.generation
+    thinking = thinking_of(list(voices.values()))
+    with (
+        answering_by(
+            engine,
+            loaded,
+            remaining,
+            {column.name: column.folder for column in request.columns},
+            revision=read_card(Path(request.adapters[0].folder)).revision,
+            max_new_tokens=generation.max_new_tokens,
+            enable_thinking=thinking if generation.enable_thinking is None else generation.enable_thinking,
+            stop=stop,
+            tell=lambda words: _warn(log, [words]),
+        ) as ask,
+        JsonLines(folder.predictions) as predictions,
+    ):
+        at_once = batch_size(loaded, remaining, columns, generation, request.measuring.batch_size, engine)
+        _warn(log, [at_once.words] if at_once.words else [])
+        for batch in answer_in_batches(
+            loaded,
+            remaining,
+            columns,
+            task,
+            generation,
+            batch_size=at_once,
+            enable_thinking=thinking,
+            stop=lambda: stop.asked,
+            tell=lambda words: _warn(log, [words]),
+            ask=ask,
+        ):
             predictions.add(batch)
             done += len(batch)
             log.progress(done, total)

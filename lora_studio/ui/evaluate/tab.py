@@ -211,9 +211,11 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
     start = gr.Button("Evaluate", variant="primary", elem_id="evaluate-start")
     with gr.Accordion("Settings", open=False), gr.Column(elem_classes="grid"):
         base = gr.Checkbox(True, label="Include base model", info="Shows what the adapter changed.")
-        numbers = [
-            gr.Number(field.default, label=field.title, info=field.description, precision=0, minimum=1)
-            for field in Measuring.model_fields.values()
+        measuring = [
+            gr.Dropdown(["transformers", "vllm"], value=field.default, label=field.title, info=field.description)
+            if name == "engine"
+            else gr.Number(field.default, label=field.title, info=field.description, precision=0, minimum=1)
+            for name, field in Measuring.model_fields.items()
         ]
         longest = gr.Number(LONGEST.default, label=LONGEST.title, info=LONGEST.description, precision=0, minimum=1)
         labels = gr.Textbox(
@@ -237,7 +239,7 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             False, label=job_views.ALONGSIDE, info=job_views.ABOUT_ALONGSIDE, elem_id="evaluate-beside"
         )
         places = [job_views.target_field("evaluate"), job_views.device_field("evaluate")]
-    return [adapters, data, base, *numbers, longest, labels, mapping, encoding, at_once, *places], start
+    return [adapters, data, base, *measuring, longest, labels, mapping, encoding, at_once, *places], start
 
 
 def fill(studio: Studio, *requested: str) -> list[Any]:
