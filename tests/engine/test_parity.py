@@ -3,6 +3,7 @@
 The reference never touches the studio's engine: transformers' own `generate`, one unpadded prompt at a time.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lora_studio.data.dataset import prepare
@@ -110,6 +112,24 @@ def test_over_fifty_prompts_one_to_four_columns_each_say_what_they_say_alone(loa
     assert columns == {1, 2, 3, 4}
     assert ends > 5
     assert padded > 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_add_to_the_rows_of_a_batch_what_peft_adds(loaded: LoadedModel, dtype: torch.dtype) -> None:
+    mixing = [module for module in loaded.model.modules() if "_mixed_batch_forward" in vars(module)]
+    assert len(mixing) == sum(isinstance(module, Linear) for module in loaded.model.modules()) > 0
+    module = copy.deepcopy(mixing[0]).to(dtype)
+    assert module._mixed_batch_forward.__self__ is module
+    base, first, second = ("__base__", *list(loaded.adapters.values())[:2])
+    for names in ([base, first], [first, base, second], [first, second, first], [base, base], [second, second]):
+        rows = torch.randn(len(names), 5, module.in_features, dtype=dtype)
+        with torch.inference_mode():
+            own = module(rows, adapter_names=names)
+            assert torch.equal(own, Linear._mixed_batch_forward(module, rows, adapter_names=names))
+        alone = [module.base_layer(rows[at : at + 1]) for at in range(len(names))]
+        assert [torch.equal(own[at], alone[at][0]) for at in range(len(names)) if names[at] == base] == [
+            True for name in names if name == base
+        ]
 
 
 def test_base_and_adapters_do_not_say_the_same(alone: Alone) -> None:

@@ -8,11 +8,15 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from types import MethodType
 from typing import Any, cast
 
 import torch
 from peft import PeftModel, PeftType
+from peft.tuners.lora import Linear
+from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.data.encode import choose_template
@@ -324,6 +328,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
         if together:
             with fitting(folder, loaded.name):
                 loaded.model = put_on(loaded.model, weights, inner, loaded.name)
+                mix_without_copies(loaded.model)
         loaded.adapters[column] = inner
         card = read_card(folder)
         loaded.cards[column] = card.values
@@ -381,6 +386,51 @@ def flattening(base: PreTrainedModel) -> frozenset[str]:
         for hook in hooks:
             hook.remove()
     return frozenset(watched) - straight
+
+
+def mix_without_copies(model: torch.nn.Module) -> None:
+    """Lets the linear LoRA modules of a model add to the rows of a batch in place, with the results of peft."""
+    for module in model.modules():
+        if type(module) is Linear:  # not those of quantized bases, which have a way of their own
+            setattr(module, "_mixed_batch_forward", MethodType(_mixed_batch_forward, module))  # noqa: B010
+
+
+def _mixed_batch_forward(
+    layer: Any, x: torch.Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any
+) -> torch.Tensor:
+    """The same as `LoraLayer._mixed_batch_forward`, in four fifths of its time for one token a row.
+
+    peft takes rows out by a list of their numbers and puts them back, each a copy; here rows that stand together are a
+    slice of the batch, which is written to where it is. Variants of LoRA (DoRA) and dropout are left to peft.
+    """
+    rows = _rows_by_adapter(tuple(adapter_names))
+    given = any(value is not None for value in kwargs.values())  # peft hands on what variants of LoRA might be given
+    if given or layer.training or any(name in layer.lora_variant for name in rows):
+        own: torch.Tensor = Linear._mixed_batch_forward(layer, x, *args, adapter_names=list(adapter_names), **kwargs)
+        return own
+    result: torch.Tensor = layer.base_layer(x, *args)
+    for name, places in rows.items():
+        if name in layer.lora_A:
+            down, up = layer.lora_A[name], layer.lora_B[name]
+            inner = linear(x[places].to(down.weight.dtype), down.weight, down.bias)
+            added = (linear(inner, up.weight, up.bias) * layer.scaling[name]).to(result.dtype)
+            if isinstance(places, slice):
+                result[places].add_(added)
+            else:
+                result[places] += added
+    return result
+
+
+@lru_cache(maxsize=64)
+def _rows_by_adapter(names: tuple[str, ...]) -> dict[str, slice | list[int]]:
+    """The rows of a batch that each adapter answers, as a slice where they stand together."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {
+        name: slice(places[0], places[-1] + 1) if places[-1] - places[0] < len(places) else places
+        for name, places in rows.items()
+    }
 
 
 def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
