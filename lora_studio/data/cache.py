@@ -89,6 +89,11 @@ class Arrays:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the arrays."""
+        return list(self._arrays)
+
     def path(self, name: str) -> Path:
         """The file of an array, for reading pieces of it without mapping them into memory."""
         return self._folder / f"{name}.bin"
@@ -183,6 +188,10 @@ class Cache:
     def has(self, key: str) -> bool:
         """Whether a finished entry exists; its checksums are not verified."""
         return self.folder is not None and (self.folder / key / "entry.json").is_file()
+
+    def find(self, key: str, tell: Callable[[], None] = lambda: None) -> Arrays | None:
+        """The entry of a key, or None; `tell` is called as by `get`."""
+        return self._find(self.folder / key, tell) if self.folder else None
 
     def get(self, key: str, build: Build, tell: Callable[[], None] = lambda: None) -> Arrays:
         """The entry of a key, built first if it is missing; `build` writes the arrays and returns the facts.

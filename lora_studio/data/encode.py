@@ -9,14 +9,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from lora_studio.data.chat_templates import Template, choose_template
 from lora_studio.data.messages import IGNORED, BadRow, Conversation, RowError
-from lora_studio.data.render import Rendered, rules_of
+from lora_studio.data.render import MASKS, Rendered, rules_of, trains_all_answers
 from lora_studio.data.render_process import LimitedRenderer
 from lora_studio.data.words import WordEncoder
 from lora_studio.errors import StudioError
@@ -36,7 +37,7 @@ class Encoded:
     """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut.
 
     `is_text`: plain text, which is split into windows where other rows would be cut. `desirable`: how the answer is
-    labelled, None for one without a label.
+    labelled, None for one without a label. `masks`: the trained ranges by each value of `train_on`, {} if not known.
     """
 
     row: int
@@ -45,6 +46,7 @@ class Encoded:
     keep_first: bool = False
     is_text: bool = False
     desirable: bool | None = None
+    masks: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(slots=True)
@@ -71,7 +73,8 @@ class _Tokenised:
 class Encoder:
     """Renders, tokenises, masks and cuts conversations with one tokenizer, template and set of rules.
 
-    `rewritten` and `numbered` count the rows rendered so far of which `Rendered` says so.
+    `rewritten` and `numbered` count the rows rendered so far of which `Rendered` says so, `unknown_masks` those that
+    another mask might refuse, accept or render otherwise.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Encoder:
         self._bos = tokenizer.bos_token_id
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
         self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-        self.rewritten = self.numbered = 0
+        self.rewritten = self.numbered = self.unknown_masks = 0
         self._words = WordEncoder.of(tokenizer.backend_tokenizer)
         self._renderer = LimitedRenderer(rules_of(tokenizer, template, train_on, enable_thinking))
 
@@ -163,13 +166,15 @@ class Encoder:
             raise RowError(NOTHING_TRAINED, "labels", labels[:20])
         if any(ids[start:stop] != labels[start:stop] for start, stop in spans):
             raise RowError(OTHER_LABELS, "labels", labels[:20])
-        return Encoded(chat.row, ids, spans, ids[0] == self._bos and ids.count(ids[0]) == 1)
+        keep_first = ids[0] == self._bos and ids.count(ids[0]) == 1
+        return Encoded(chat.row, ids, spans, keep_first, masks=dict.fromkeys(MASKS, spans))
 
     def _render(self, batch: Sequence[Conversation]) -> tuple[list[tuple[Conversation, Rendered]], list[BadRow]]:
         rendered, bad_rows = [], []
         for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
             if isinstance(result, RowError):
                 bad_rows.append(result.at(conversation.row))
+                self.unknown_masks += not (self.template.has_marks and trains_all_answers(conversation))
             else:
                 rendered.append((conversation, result))
                 self.rewritten += result.rewritten
@@ -225,15 +230,26 @@ class Encoder:
         return encodings
 
     def _mask(self, conversation: Conversation, rendered: Rendered, encoding: Any) -> Encoded:
-        ids = encoding.ids
-        spans = tuple(
-            span
-            for start, stop in rendered.spans
-            if (span := _token_range(encoding, rendered.text, start, stop))
-            and (span := self._without_neighbours(encoding, rendered.text, (start, stop), span))
-        )
+        ids, masks = encoding.ids, dict[str, tuple[tuple[int, int], ...]]()
+        ranges = {
+            span: self._tokens_of(encoding, rendered.text, span)
+            for span in {*rendered.spans, *chain.from_iterable(rendered.masks.values())}
+        }
+        for name, spans in rendered.masks.items():
+            masks[name] = tuple(tokens for span in spans if (tokens := ranges[span]))
+            if len(masks[name]) < len(spans):  # without its last span, the one before would be taken for the last turn
+                masks.clear()
+                break
+        own = tuple(tokens for span in rendered.spans if (tokens := ranges[span]))
+        self.unknown_masks += not masks
         keep_first = bool(ids) and ids[0] == self._bos and ids.count(self._bos) == 1
-        return Encoded(conversation.row, ids, spans, keep_first, conversation.text is not None, conversation.label)
+        is_text = conversation.text is not None
+        return Encoded(conversation.row, ids, own, keep_first, is_text, conversation.label, masks)
+
+    def _tokens_of(self, encoding: Any, text: str, span: tuple[int, int]) -> tuple[int, int] | None:
+        """The range of tokens that is trained for a character span; None if it holds no token of its own."""
+        tokens = _token_range(encoding, text, *span)
+        return self._without_neighbours(encoding, text, span, tokens) if tokens else None
 
     def _without_neighbours(
         self, encoding: Any, text: str, span: tuple[int, int], tokens: tuple[int, int]

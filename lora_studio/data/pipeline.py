@@ -38,7 +38,16 @@ from lora_studio.data.quality import (
 )
 from lora_studio.data.readers.tables import with_header
 from lora_studio.data.sources import Source
-from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, RowStore, write_records, write_rows
+from lora_studio.data.store import (
+    BadRows,
+    BadRowWriter,
+    Progress,
+    RecordStore,
+    RowStore,
+    write_masked,
+    write_records,
+    write_rows,
+)
 from lora_studio.errors import StudioError
 
 _SAMPLE = 500
@@ -48,6 +57,9 @@ _REPORT_OMITTED = 100
 SPLIT_PAIRS = "KTO trains on both answers of each pair: the chosen one as good, the rejected one as bad."
 ANSWERS_ONLY = "Preference training compares answers, so only answers can be trained."
 _SLOW_SECONDS = 0.5
+# The masks whose entry in the cache tells those of the others. In a whole text every answer is found, also one that the
+# mask of answers would miss: nothing follows from it.
+_SOURCES_OF_MASKS = ("assistant", "last_turn")
 NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml supports them."
 _KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -181,8 +193,21 @@ class Preparation:
         if self.encoder.train_on == "all" and (shape.name == "preference" or self.goal == "unpaired"):
             raise StudioError(ANSWERS_ONLY, "Set data.train_on to assistant or last_turn.")
         labelled = ["unpaired"] if self._is_unpaired(shape) and shape.name == "kto" else []
-        key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice, *labelled)
-        arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, sample, choose), self._tell)
+
+        def key_with(train_on: str) -> str:
+            tokenizer, template, _, thinking = self.encoder_key
+            made_of = [tokenizer, template, train_on, thinking]
+            return key_of("rows", read_key, shape.to_dict(), self.system_prompt, made_of, choice, *labelled)
+
+        def build(writer: ArrayWriter) -> Facts:
+            for other in _SOURCES_OF_MASKS:
+                arrays = cache.find(key_with(other), self._tell) if cache.has(key_with(other)) else None
+                if arrays and arrays.facts["masks"]:
+                    return write_masked(writer, arrays, self.encoder.train_on)
+            return self._encode(writer, records, shape, sample, choose)
+
+        key = key_with(self.encoder.train_on)
+        arrays = cache.get(key, build, self._tell)
         return self._loaded(source, key, digests, records, shape, arrays)
 
     def _is_unpaired(self, shape: Format) -> bool:
@@ -271,7 +296,7 @@ class Preparation:
             conversations = (side for chat in conversations for side in sides(chat))
         elif self._is_unpaired(shape):
             conversations = map(last_answer, conversations)
-        rewritten, numbered = self.encoder.rewritten, self.encoder.numbered
+        rewritten, numbered, unknown = self.encoder.rewritten, self.encoder.numbered, self.encoder.unknown_masks
         encoded = self.encoder.encode_batches(batches(conversations))
         for rows, bad in match_pairs(encoded) if compared else encoded:
             write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
@@ -291,7 +316,9 @@ class Preparation:
             "rewritten": (self.encoder.rewritten - rewritten) // (2 if compared else 1),
             "numbered": (self.encoder.numbered - numbered) // (2 if compared else 1),
         }
+        has_masks = self.encoder.template.has_marks and not answers["rows"] and self.encoder.unknown_masks == unknown
         facts = {"resting": converted.resting, "marked_bad": converted.marked_bad, "omitted": omitted}
+        facts["masks"] = has_masks
         return {**facts, "bad_reasons": bad_rows.finish()}
 
     def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:

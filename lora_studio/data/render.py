@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,8 @@ REWRITES = "the chat template changes earlier turns as the conversation grows, s
 _OPEN, _CLOSE, _ZERO = "\ufdd2", "\ufdd3", 0xFDD4
 _MARK = re.compile(f"{_OPEN}([{chr(_ZERO)}-{chr(_ZERO + 9)}]+){_CLOSE}")
 _FOUND = 200
+MASKS = ("assistant", "last_turn", "all")
+"""The values of `train_on`."""
 Render = Callable[[Sequence[ChatMessage], bool], str]
 
 
@@ -189,13 +191,15 @@ class Rendered:
     """The text of a conversation and its trained character spans, in order and apart.
 
     `rewritten`: the template writes earlier answers otherwise than the last one. `numbered`: its tool calls were given
-    ids, as the template takes none without.
+    ids, as the template takes none without. `masks`: the spans by each value of `train_on`, where all of them come to
+    this text; {} elsewhere.
     """
 
     text: str
     spans: list[tuple[int, int]]
     rewritten: bool = False
     numbered: bool = False
+    masks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +261,8 @@ class Renderer:
         begun = bool(self._bos) and text.startswith(self._bos)
         ended = any(text.rstrip().endswith(token) for token in self._ends)
         whole = ("" if begun else self._start) + text + ("" if ended else self._eos)
-        return Rendered(whole, [(len(self._bos), len(whole))])
+        spans = [(len(self._bos), len(whole))]
+        return Rendered(whole, spans, masks=dict.fromkeys(MASKS, spans))
 
     def _render_chat(self, chat: Conversation) -> Rendered | RowError:
         uses_tools = _uses_tools(chat)
@@ -291,9 +296,11 @@ class Renderer:
                 spans, rewritten = self._spans_in_whole(messages, chat.tools, text), True
         if any(message.tool_calls for message in chat.messages):
             self._check_calls(chat, form, text, spans)
-        return replace(
-            self._select(text, self._without_untrained(chat, spans)), rewritten=rewritten, numbered=form.numbered
-        )
+        rendered = self._select(text, self._without_untrained(chat, spans))
+        rendered.rewritten, rendered.numbered = rewritten, form.numbered
+        if not (self._template.has_marks and trains_all_answers(chat)):
+            rendered.masks = {}  # another mask looks at other turns, and may refuse the row or accept it
+        return rendered
 
     def _without_end(self, message: ChatMessage) -> ChatMessage:
         """An answer less the end token that the file has written into it, for the template writes it."""
@@ -416,16 +423,14 @@ class Renderer:
         tidy = [(start, stop) for start, stop in spans if start < stop]
         if not tidy:
             raise RowError(NOTHING_MARKED, found=text)
-        if self._train_on == "last_turn":
-            tidy = tidy[-1:]
         tidy = [(start, self._end_of_turn(text, start, stop)) for start, stop in tidy]
         if not text[tidy[-1][1] :].strip() and not text[: tidy[-1][1]].endswith(self._added):
             text = text[: tidy[-1][1]] + self._eos
             tidy[-1] = (tidy[-1][0], len(text))
-        if self._train_on == "all":
-            bos = len(self._bos) if self._bos and text.startswith(self._bos) else 0
-            tidy = [(bos, tidy[-1][1] if not text[tidy[-1][1] :].strip() else len(text))]
-        return Rendered(text, tidy)
+        bos = len(self._bos) if self._bos and text.startswith(self._bos) else 0
+        whole = [(bos, tidy[-1][1] if not text[tidy[-1][1] :].strip() else len(text))]
+        masks = dict(zip(MASKS, (tidy, tidy[-1:], whole), strict=True))
+        return Rendered(text, masks[self._train_on], masks=masks)
 
     def _end_of_turn(self, text: str, start: int, stop: int) -> int:
         """Where a trained span ends: with its end-of-turn token, though the marks take in more or less."""
@@ -457,6 +462,11 @@ def _is_python(arguments: Any, part: str) -> bool:
     """Whether a text holds arguments as Python prints them, where JSON writes them otherwise."""
     printed = str(arguments)
     return isinstance(arguments, dict) and printed != json.dumps(arguments, ensure_ascii=False) and printed in part
+
+
+def trains_all_answers(conversation: Conversation) -> bool:
+    """Whether the file excludes no answer of a conversation from training."""
+    return all(message.trained for message in conversation.messages if message.role == "assistant")
 
 
 def _uses_tools(conversation: Conversation) -> bool:

@@ -43,6 +43,7 @@ class Answer(TypedDict, total=False):
     spans: list[tuple[int, int]]
     rewritten: bool
     numbered: bool
+    masks: dict[str, list[tuple[int, int]]]
     reason: str
     found: str
     field: str
@@ -98,6 +99,7 @@ def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[Ans
                 "spans": result.spans,
                 "rewritten": result.rewritten,
                 "numbered": result.numbered,
+                "masks": result.masks,
             }
 
 
@@ -185,8 +187,18 @@ def render_text(
 def _result(answer: Answer) -> Rendered | RowError:
     if "reason" in answer:
         return RowError(answer["reason"], answer["field"], answer["found"])
-    spans = [(start, stop) for start, stop in answer["spans"]]
-    return Rendered(answer["text"], spans, answer["rewritten"], answer["numbered"])
+    return Rendered(
+        answer["text"],
+        _pairs(answer["spans"]),
+        answer["rewritten"],
+        answer["numbered"],
+        {name: _pairs(spans) for name, spans in answer["masks"].items()},
+    )
+
+
+def _pairs(spans: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Spans as tuples, which JSON has as lists."""
+    return [(start, stop) for start, stop in spans]
 
 
 class _Process:

@@ -15,6 +15,7 @@ from lora_studio.data.cache import Arrays, ArrayWriter, Facts
 from lora_studio.data.encode import Encoded
 from lora_studio.data.messages import BadRow, Record
 from lora_studio.data.readers.json import TOO_DEEP
+from lora_studio.data.render import MASKS
 from lora_studio.data.sources import Source, nothing_usable
 from lora_studio.data.truncate import Measures
 from lora_studio.errors import StudioError
@@ -24,17 +25,34 @@ def write_rows(writer: ArrayWriter, rows: Sequence[Encoded], positions: Sequence
     """Appends rows; `positions` are their places among the records."""
     count = len(rows)
     sizes = np.fromiter((len(row.ids) for row in rows), np.int64, count)
-    spans = np.array([span for row in rows for span in row.spans], np.int32).reshape(-1, 2)
+    _write_spans(writer, [row.spans for row in rows])
+    for name in MASKS:
+        _write_spans(writer, [row.masks.get(name, ()) for row in rows], f"{name}_")
     writer.add("ids", np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32, int(sizes.sum())))
     writer.add("sizes", sizes)
-    writer.add("begins", spans[:, 0])
-    writer.add("stops", spans[:, 1])
-    writer.add("spans", np.fromiter((len(row.spans) for row in rows), np.int32, count))
     writer.add("row", np.fromiter((row.row for row in rows), np.int64, count))
     writer.add("position", np.fromiter(positions, np.int64, count))
     writer.add("keep_first", np.fromiter((row.keep_first for row in rows), bool, count))
     writer.add("is_text", np.fromiter((row.is_text for row in rows), bool, count))
     writer.add("desirable", np.fromiter((row.desirable is not False for row in rows), bool, count))
+
+
+def _write_spans(writer: ArrayWriter, rows: Sequence[Sequence[tuple[int, int]]], prefix: str = "") -> None:
+    """Appends the token ranges of rows."""
+    spans = np.array([span for row in rows for span in row], np.int32).reshape(-1, 2)
+    writer.add(f"{prefix}begins", spans[:, 0])
+    writer.add(f"{prefix}stops", spans[:, 1])
+    writer.add(f"{prefix}spans", np.fromiter(map(len, rows), np.int32, len(rows)))
+
+
+def write_masked(writer: ArrayWriter, arrays: Arrays, train_on: str) -> Facts:
+    """Writes the rows of another entry, all of whose masks are known, with the mask of `train_on`."""
+    for name in arrays.names:
+        source = f"{train_on}_{name}" if name in ("begins", "stops", "spans") else name
+        writer.add(name, arrays[source][:0])
+        for start in range(0, len(arrays[source]), _PIECE_BYTES):
+            writer.add(name, arrays[source][start : start + _PIECE_BYTES])
+    return arrays.facts
 
 
 class RowStore(Sequence[Encoded]):

@@ -14,6 +14,7 @@ from lora_studio.data import cache, dataset, pipeline, sources
 from lora_studio.data import cache as arrays
 from lora_studio.data.cache import Cache, digest, key_of
 from lora_studio.data.dataset import prepare, recut
+from lora_studio.data.encode import Encoder
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace
 
@@ -56,9 +57,71 @@ def test_another_cut_or_split_needs_no_new_encoding(file, tokenizer, tmp_path):
     assert list(changed.train) == list(fresh.train)
 
 
+TURNS = ("Hi", "Hello.", "How are you?", "Fine, thank you.", "Naïve?", "Yes, 日本 too.")
+
+
+@pytest.fixture
+def talks(write):
+    """Rows of one to three answers, one without any, and one with control characters."""
+    rows = [
+        {
+            "messages": [
+                {"role": ("user", "assistant")[at % 2], "content": f"{words} {number}"}
+                for at, words in enumerate(TURNS[: 2 * (number % 3 + 1)])
+            ]
+        }
+        for number in range(30)
+    ]
+    rows.insert(7, {"messages": [{"role": "user", "content": "Nobody answers."}]})
+    rows.insert(9, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\x01"}]})
+    return rows
+
+
+def _of_all(prepared):
+    """All that a mask may change."""
+    rows = [*prepared.train, *prepared.validation]
+    return (
+        rows,
+        list(prepared.bad_rows),
+        prepared.dropped,
+        prepared.assumptions,
+        prepared.fingerprint,
+        prepared.part.facts,
+    )
+
+
+@pytest.mark.parametrize("first", ["assistant", "last_turn"])
+def test_another_mask_tokenises_nothing_and_comes_to_the_same(write, talks, tokenizer, tmp_path, monkeypatch, first):
+    file, texts, tokenise = str(write("talks.jsonl", talks)), [], Encoder._tokenise
+    monkeypatch.setattr(Encoder, "_tokenise", lambda self, new: texts.extend(new) or tokenise(self, new))
+    _work(file, tokenizer, tmp_path, train_on=first)
+    assert len(texts) >= 30
+    masks = {"assistant", "last_turn", "all"} - {first}
+    texts.clear()
+    again = {mask: _work(file, tokenizer, tmp_path, train_on=mask) for mask in masks}
+    assert not texts
+    for mask, (prepared, phases) in again.items():
+        assert not phases
+        assert _of_all(prepared) == _of_all(prepare(file, tokenizer, train_on=mask))
+
+
+@pytest.mark.parametrize("what", ["answers left out", "no marks", "the whole text first"])
+def test_rows_that_another_mask_might_refuse_are_encoded_anew(
+    write, talks, tokenizer, unmarked_tokenizer, tmp_path, what
+):
+    if what == "answers left out":
+        talks[2]["messages"][-1]["weight"] = 0
+    file, chosen = str(write("talks.jsonl", talks)), unmarked_tokenizer if what == "no marks" else tokenizer
+    first, second = ("all", "assistant") if what == "the whole text first" else ("assistant", "last_turn")
+    _work(file, chosen, tmp_path, train_on=first)
+    prepared, phases = _work(file, chosen, tmp_path, train_on=second)
+    assert "encode" in phases
+    assert _of_all(prepared) == _of_all(prepare(file, chosen, train_on=second))
+
+
 def test_whatever_changes_the_tokens_makes_a_new_entry(file, tokenizer, unmarked_tokenizer, tmp_path, monkeypatch):
     _work(file, tokenizer, tmp_path)
-    for changed in ({"train_on": "all"}, {"system_prompt": "Be kind."}, {"prompt_style": "plain"}):
+    for changed in ({"enable_thinking": False}, {"system_prompt": "Be kind."}, {"prompt_style": "plain"}):
         assert "encode" in _work(file, tokenizer, tmp_path, **changed)[1]
     assert "encode" in _work(file, unmarked_tokenizer, tmp_path)[1]
     monkeypatch.setattr(pipeline, "code_version", lambda: "other")

@@ -247,3 +247,28 @@ def test_what_is_not_the_answers_is_not_trained(real, real_tokenizer):
             [label for label in example.labels if label != IGNORED], skip_special_tokens=True
         )
         assert abs(len(trained.replace("<think>\n\n</think>\n\n", "")) - spoken) <= 2 * len(chats[example.row].messages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["qwen3", "minimind"])
+def test_another_mask_of_a_real_file_is_that_of_a_first_look(real, tmp_path, tokenizer):
+    chosen = _tokenizer(real, tokenizer)
+    for name in (
+        "llama-factory/alpaca_en_demo.json",
+        "llama-factory/wiki_demo.txt",
+        "tinker-cookbook/conversations.jsonl",
+    ):
+        file = str(real / "datasets" / name)
+        prepare(file, chosen, cache_folder=tmp_path)
+        for mask in ("last_turn", "all"):
+            again, fresh = (prepare(file, chosen, cache_folder=folder, train_on=mask) for folder in (tmp_path, None))
+            assert list(again.train) == list(fresh.train)
+            assert (again.fingerprint, again.part.facts) == (fresh.fingerprint, fresh.part.facts)
+
+
+def test_all_real_rows_have_the_ids_of_the_tokenizer(real, real_tokenizer):
+    for name in FILES:
+        prepared = prepare(str(real / "datasets" / name), real_tokenizer, validation_fraction=0, max_length=1 << 20)
+        texts = [prepared.encoder.render(chat) for chat in prepared.conversations]
+        encoded = real_tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        assert [row.ids for row in prepared.part.rows] == [encoding.ids for encoding in encoded]
