@@ -830,6 +830,13 @@ def test_a_moved_slider_makes_the_mix_again_in_its_column_and_loads_it_on_the_sa
     assert requests == ["mix", "load", "generate", "mix", "load"]
 
 
+def test_a_list_that_is_left_as_it_was_changes_nothing_on_the_page(act: Chat, mixer: Mixer) -> None:
+    values = [mixer.parents, "linear", 0.5, 42, 0.7, 0.3, 0.5, 0.5]
+    assert len(list(mixing.set_anew(act, WHO, mixer.fold, values))) == 2
+    (update,) = mixing.set_anew(act, WHO, mixer.fold, values)
+    assert update == {mixer.fold.message: gr.skip()}
+
+
 def test_a_saved_mix_is_an_adapter_in_all_lists(act: Chat, mixer: Mixer) -> None:
     assert "There is no mix to save yet." in mixing.saved(act, WHO, mixer.fold, "pirate-mix")[mixer.fold.message]
     mixer.set()

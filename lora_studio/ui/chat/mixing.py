@@ -115,12 +115,7 @@ def build(act: Chat, who: gr.State) -> None:
     outputs = [*act.parts.all(), f.message, *f.recipe, f.name]
 
     def changed(person: str, *values: Any) -> Iterator[Updates]:
-        before = Draft.of(act.talk(person))
-        draft = kept(act, person, values)
-        if (draft.adapters, draft.method) != (before.adapters, before.method):
-            yield shown(act, person, f) | {f.message: ""}
-        if draft != before and draft.column in act.talk(person).adapters:
-            yield from mixed(act, person, f)
+        yield from set_anew(act, person, f, values)
 
     def pressed(person: str, *values: Any) -> Iterator[Updates]:
         kept(act, person, values)
@@ -131,8 +126,8 @@ def build(act: Chat, who: gr.State) -> None:
     gr.on([who.change, fold.expand], lambda person: shown(act, person, f), who, outputs, **QUIET)
     f.adapters.focus(lambda person: gr.update(choices=_offered(act, person)), who, f.adapters, **QUIET)
     moved = [slider.release for slider in (*f.weights, f.density)]
-    set_anew = [f.adapters.input, f.method.input, *moved, f.seed.submit, f.seed.blur]
-    gr.on(set_anew, changed, [who, *f.recipe], outputs, **changes)
+    edits = [f.adapters.input, f.method.input, *moved, f.seed.submit, f.seed.blur]
+    gr.on(edits, changed, [who, *f.recipe], outputs, **changes)
     mix.click(pressed, [who, *f.recipe], outputs, **QUIET)
     saving = [save.click, f.name.submit]
     gr.on(saving, lambda person, name: saved(act, person, f, name), [who, f.name], outputs, **QUIET)
@@ -218,6 +213,17 @@ def kept(act: Chat, who: str, values: Sequence[Any]) -> Draft:
     draft.keep(talk)
     act.keep(who, talk)
     return draft
+
+
+def set_anew(act: Chat, who: str, f: Fold, values: Sequence[Any]) -> Iterator[Updates]:
+    """What follows from a change in the fold: other fields, and the mix made anew where it has a column."""
+    before = Draft.of(act.talk(who))
+    draft = kept(act, who, values)
+    yield {f.message: gr.skip()}  # of a handler that yields nothing Gradio empties every output
+    if (draft.adapters, draft.method) != (before.adapters, before.method):
+        yield shown(act, who, f) | {f.message: ""}
+    if draft != before and draft.column in act.talk(who).adapters:
+        yield from mixed(act, who, f)
 
 
 def mixed(act: Chat, who: str, f: Fold) -> Iterator[Updates]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -162,40 +162,36 @@ class AnalysisHandlers:
 
     def analyze_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data where it is not what was analyzed last."""
-        if self.other("data.train_file", widget_values[PATHS.index("data.train_file")]):
-            yield from self.look_anew(*widget_values)
-        else:
-            yield self._unchanged()
+        yield from self._if_other("data.train_file", self.look_anew, widget_values)
 
     def open_wished(self, wish: Wish, *widget_values: Any) -> Iterator[Updates]:
         """Chooses and analyzes the data that another tab asks to preview; a wish for another tab is left alone."""
         if not wish.data:
             yield self._unchanged()
             return
-        values = list(widget_values)
-        values[PATHS.index("data.train_file")] = wish.data
+        values = [wish.data if at == "data.train_file" else raw for at, raw in zip(PATHS, widget_values, strict=True)]
         source = gr.Dropdown(choices=sources(self.studio.workspace), value=wish.data, allow_custom_value=True)
         yield self.choose_other(wish.data) | {self.controls.source: source}
         yield from self.analyze_other(*values)
 
     def analyze_copy(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes a cleaned copy, whose columns are those of its file, where there is one."""
-        if self.other("data.train_file", widget_values[PATHS.index("data.train_file")]):
-            yield from self.look(*widget_values)
-        else:
-            yield self._unchanged()
+        yield from self._if_other("data.train_file", self.look, widget_values)
 
     def measure_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data with other validation rows than the last ones."""
-        if self.other("data.validation_file", widget_values[PATHS.index("data.validation_file")]):
-            yield from self.look(*widget_values)
+        yield from self._if_other("data.validation_file", self.look, widget_values)
+
+    def _if_other(self, path: str, look: Callable[..., Iterator[Updates]], values: Sequence[Any]) -> Iterator[Updates]:
+        """Of a handler that yields nothing Gradio empties every output."""
+        if self.other(path, values[PATHS.index(path)]):
+            yield from look(*values)
         else:
             yield self._unchanged()
 
     def choose(self) -> Updates:
         """Other data is chosen: what is in sight is not of it, and goes."""
-        words = html.progress("Opening the data")
-        return self._nothing() | {self.view.status: gr.HTML(words, visible=True)}
+        return self._nothing() | {self.view.status: gr.HTML(html.progress("Opening the data"), visible=True)}
 
     def _nothing(self) -> Updates:
         """Nothing of a file in sight."""
@@ -299,12 +295,16 @@ class AnalysisHandlers:
                 yield {self.view.reading.error_box: gr.HTML(mapping_form.problem(error), visible=True)}
                 return
             yield from self._inspect({**values_of(widget_values[fields:]), MAPPING: mapping}, correcting=rows)
+        else:
+            yield self._unchanged()
 
     def take_reading(self, rows: "UnreadRows | None", index: int | None, *widget_values: Any) -> Iterator[Updates]:
         """Reads the file in another of the ways that it can be read."""
         if rows and index is not None:
             mapping = rows["readings"][index]["mapping"] or None
             yield from self._inspect({**values_of(widget_values), MAPPING: mapping}, correcting=rows)
+        else:
+            yield self._unchanged()
 
     def try_reading(self, rows: "UnreadRows | None", source: str, encoding: str | None, *fields: Any) -> Any:
         """Shows what the form would make of the first rows, while it is filled in."""
