@@ -160,7 +160,7 @@ BENCHMARKS = (
         "big_file",
         ("--rows", "200000"),
         ("--rows", "6000"),
-        180,
+        150,
         (
             Figure(
                 "200,000 rows of 1 kB: first statistics",
@@ -188,7 +188,7 @@ BENCHMARKS = (
         "overhead",
         (),
         (),
-        120,
+        200,
         (
             Figure(
                 "what callbacks cost a step, at 50 steps a second",
@@ -345,7 +345,7 @@ def page_part(outcomes: Sequence[Outcome]) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     lines = [
-        f"Written by `make bench` on {date.today().isoformat()}: {machine()}, {memory}. Libraries: {versions}.",
+        f"Written by `make bench` on {date.today().isoformat()}: {machine()}, memory {memory}. Libraries: {versions}.",
         "",
         "| what | result | goal | reached | command | others' CPU |",
         "|---|---|---|---|---|---|",
