@@ -171,11 +171,12 @@ def empty_cache() -> None:
 
 
 class RandomNumbers:
-    """A snapshot of torch's random state on the CPU and the GPUs."""
+    """A snapshot of torch's random state on the CPU and the GPUs. `kind` is the device's: whoever makes one at each
+    step knows it, and asking takes most of the time."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str | None = None) -> None:
         self._cpu = torch.get_rng_state()
-        self._gpus = _gpu_states()
+        self._gpus = _gpu_states(kind or device_kind())
 
     def restore(self) -> None:
         torch.set_rng_state(self._cpu)
@@ -187,8 +188,7 @@ class RandomNumbers:
             _module().set_rng_state_all(self._gpus)
 
 
-def _gpu_states() -> list[torch.Tensor]:
-    kind = device_kind()
+def _gpu_states(kind: str) -> list[torch.Tensor]:
     if kind == CPU:
         return []
     return [torch.mps.get_rng_state()] if kind == MPS else list(_module().get_rng_state_all())

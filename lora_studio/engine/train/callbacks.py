@@ -351,6 +351,7 @@ class ReportCallback(TrainerCallback):
         self.last_evaluation: tuple[int, float] | None = None
         self.saved_step = -1
         self.after_step: RandomNumbers | None = None
+        self._kind = device_kind()
         self._mark = self._step_ended = time.monotonic()
         self._pause = 0.0
         self._paused = False
@@ -374,7 +375,7 @@ class ReportCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._step_ended = time.monotonic()
         if args.gradient_accumulation_steps > 1:
-            self.after_step = RandomNumbers()
+            self.after_step = RandomNumbers(self._kind)
         self.log.progress(state.global_step, state.max_steps)
         if self.stop.asked:
             control.should_training_stop = True
