@@ -66,11 +66,10 @@ def check_engine(engine: str, *, gpu: bool) -> None:
     """Raises `StudioError` for an engine that this machine does not have; `gpu` says whether it has one."""
     if engine != VLLM:
         return
-    hint = "Set the engine to transformers."
     if shutil.which(VLLM) is None:
-        raise StudioError("vLLM is not installed.", f"Install it with pip install vllm. {hint}")
+        raise StudioError("vLLM is not installed.", "Set the engine to transformers, or install vLLM: pip install vllm")
     if not gpu:
-        raise StudioError("vLLM needs a GPU, and there is none here.", hint)
+        raise StudioError("vLLM needs a GPU, and there is none here.", "Set the engine to transformers.")
 
 
 @dataclass(frozen=True, slots=True)
