@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lora_studio.access.guests import LIMITS, Guests
 from lora_studio.access.policy import Users
 from lora_studio.chat import documents
 from lora_studio.data.chunks import Chunk, write_chunks
@@ -241,3 +242,10 @@ def test_a_visitor_is_offered_no_server(tmp_path: Path) -> None:
     page = Page(Users(whole, "owner").workspace_for(lambda: "anna"))
     writer = page.fold.opening()[2]
     assert [value for _, value in writer.choices] == ["base", "adapter"]
+
+
+def test_a_guest_is_offered_answers_as_long_as_they_may_be(tmp_path: Path) -> None:
+    whole = Workspace(tmp_path / "workspace")
+    guest = Page(Guests(whole, "owner").workspace_for(lambda: "guest-1-a"))
+    assert guest.form["max_new_tokens"] == LIMITS.answer_tokens < documents.Writing().max_new_tokens
+    assert Page(whole).form["max_new_tokens"] == documents.Writing().max_new_tokens
