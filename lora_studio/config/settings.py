@@ -157,6 +157,7 @@ _CLOSE = 0.75
 """Likeness (difflib's ratio) from which a name is taken for a slip of another."""
 OTHER_NAMES: dict[str, str] = {
     # where it runs
+    "cluster": "compute.target",
     "devices": "compute.device",
     "gpu_ids": "compute.device",
     "cuda_visible_devices": "compute.device",

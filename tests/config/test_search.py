@@ -37,6 +37,9 @@ def paths(query: str) -> list[str]:
         ("LoRA+", "lora.loraplus_lr_ratio"),
         ("early stopping", "evaluation.early_stopping_patience"),
         ("sample_packing", "training.packing"),
+        ("slurm", "compute.target"),
+        ("hf-jobs", "compute.target"),
+        ("cluster", "compute.target"),
     ],
 )
 def test_the_setting_that_is_meant_comes_first(query: str, first: str) -> None:
