@@ -1,23 +1,45 @@
 """CPU seconds as a quiet core would take them, for limits that hold on a busy or slower machine too."""
 
+import resource
 import time
+from collections.abc import Callable
 from typing import Self
+
+import psutil
 
 LOOPS = 200_000
 QUIET_SECONDS = 0.014  # of `_loop` on a quiet core of 2 to 3 GHz with Python 3.11
 
 
 class CpuTime:
-    """Measures the process's CPU time in a `with` block, scaled by the machine's slowness before and after it."""
+    """Measures the process's CPU time in a `with` block, scaled by the machine's slowness before and after it.
+
+    `clock` gives that of others: `of_children` of those that end in the block.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
+        self._clock = clock
 
     def __enter__(self) -> Self:
         self._before = slowness()
-        self._start = time.process_time()
+        self._start = self._clock()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        spent = time.process_time() - self._start
+        spent = self._clock() - self._start
         self.seconds = spent / ((self._before + slowness()) / 2)
+
+
+def of_children() -> float:
+    """CPU seconds of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def of_process(pid: int) -> float:
+    """CPU seconds of a process that has not ended."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def slowness() -> float:

@@ -1,7 +1,6 @@
 """A file is read by what it holds: rows under other endings, in the forms of pandas, and what is no data at all."""
 
 import json
-import time
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from lora_studio.data.report import Look, inspect
 from lora_studio.data.sources import open_source, read_records
 from lora_studio.data.turns import read_value
 from lora_studio.errors import StudioError
+from tests.cpu_time import CpuTime
 
 ROWS = [{"instruction": f"Where is {place}?", "output": f"At {place}, gate 3."} for place in "abc"]
 CELLS = [list(row.values()) for row in ROWS]
@@ -135,10 +135,9 @@ def test_turns_without_commas_are_refused_in_words(tmp_path, tokenizer):
     ["[" * 100_000, "['" * 50_000, "{'a': " * 50_000, "['a', " + "-" * 100_000 + "1]", "['" + "a" * (1 << 21) + "']"],
 )
 def test_text_that_only_begins_as_a_list_is_refused_at_once(text):
-    began = time.monotonic()
-    with pytest.raises(ValueError, match=r"neither|nested|Expecting|Invalid|delimiter"):
+    with CpuTime() as spent, pytest.raises(ValueError, match=r"neither|nested|Expecting|Invalid|delimiter"):
         read_value(text)
-    assert time.monotonic() - began < 1
+    assert spent.seconds < 1
 
 
 def test_a_table_without_a_header_says_so_and_how_to_name_the_columns(write, tokenizer):
