@@ -23,8 +23,8 @@ class Compute(Section):
         LOCAL,
         "Target",
         "Where the run computes: this machine, or a target that you added.",
-        details="local, or a target by kind and name, such as slurm:two or hf-jobs:a10g (Hugging Face Jobs). Targets are"
-        " in targets.yaml of the workspace.",
+        details="local, or a target by kind and name, such as slurm:two or hf-jobs:a10g (Hugging Face Jobs)."
+        " Targets are in targets.yaml of the workspace.",
         min_length=1,
         max_length=100,
     )
