@@ -149,6 +149,7 @@ def test_rows_that_were_trained_on_stand_in_where_none_are_held_out(
     held = against_base(model, examples, examples[:3], **here)
     assert held is not None
     assert held["rows_sentence"].endswith("of all 3 validation rows.")
+    here["log"].state()  # writes what waits to be written
     assert events(run, PhaseStarted)[-1].phase == "compare"
     assert events(run, Progress)[-1].done == 3
 
