@@ -21,8 +21,9 @@ OF_PROCESSES = {
 }
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "gradio")
 OWN = ("psutil.Process()",)  # what this process itself takes
-ELSEWHERE = {  # no job's worker: programs that are run to their end, and what the reader of data starts beside itself
+ELSEWHERE = {  # no job's worker: programs that end before their starter does, as the renderer of rows and vLLM do
     "data/render_process.py",
+    "engine/evaluate/vllm.py",
     "engine/export/gguf.py",
     "demo/__main__.py",
 }
