@@ -60,7 +60,10 @@ def demo_form() -> Handover:
 
 
 def open_anew(tab: gr.Tab, handler: Callable[..., Any], inputs: Any, outputs: Sequence[Any]) -> None:
-    """When a tab is opened, what it said of adapters before goes at once, and `handler` tells what there is now."""
+    """When a tab is opened, what it said of adapters before goes at once, and `handler` tells what there is now.
+
+    Until it has answered the form of the tab takes no input, for its answer would replace what a person just chose.
+    """
     tab.select(None, js=theme.call("reopen", tab.id), api_visibility="private")
     opened = tab.select(handler, inputs, list(outputs), **QUIET)
     opened.then(None, js=theme.call("reopened", tab.id), api_visibility="private")
@@ -177,10 +180,10 @@ def wire(
 ) -> None:
     """Wires a tab whose parts show what `look` says of a view; a part that shows the same as before is not sent.
 
-    `opening` gives what `opened`, the view among them, shows when the page or the tab opens; the `wish` with which
-    another tab opened this one is taken up by it. `act` turns a click into view, message and download link; a
-    `StudioError` of it becomes the message. `messages` are the last two. A message goes when the `busy` job ends:
-    that another can't begin beside it is true no more.
+    `opening` gives what `opened`, the view among them, shows when the tab opens, which the first one does with the
+    page; the `wish` with which another tab opened this one is taken up by it. `act` turns a click into view, message
+    and download link; a `StudioError` of it becomes the message. `messages` are the last two. A message goes when the
+    `busy` job ends: that another can't begin beside it is true no more.
     """
     displayed = gr.State({})
     painted = [*parts.values(), displayed, messages[0]]
@@ -193,9 +196,6 @@ def wire(
         changed = [gr.skip() if current[name] == before.get(name) else current[name] for name in parts]
         return [*changed, current, "" if ended else gr.skip()]
 
-    def repaint(now: Any) -> list[Any]:
-        return paint(now, {})
-
     def click(event: gr.EventData, now: Any) -> tuple[Any, Any, Any]:
         try:
             return act(event, now)
@@ -206,7 +206,6 @@ def wire(
         return [*opening(request), Wish()]
 
     tab = _tab_of(opened[0])
-    gr.on(None, lambda: opening(Wish()), None, [*opened], **QUIET).then(repaint, view, painted, **QUIET)
     for part in parts.values():
         part.click(click, view, [view, *messages], trigger_mode=trigger_mode, **QUIET)
     view.change(paint, [view, displayed], painted, **QUIET)

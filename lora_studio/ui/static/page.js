@@ -149,10 +149,13 @@ studio.hideRun = () => {
 };
 studio.showRun = () => document.querySelector('.run-looked-at')?.classList.remove('stale');
 
-// A tab that was left without an adapter may have one now.
-const noAdapter = (tab) => document.querySelector(`#tab-${tab} .no-adapter`)?.classList;
-studio.reopen = (tab) => noAdapter(tab)?.add('stale');
-studio.reopened = (tab) => noAdapter(tab)?.remove('stale');
+// A tab that was left without an adapter may have one now. Its form waits for the answer, which fills it.
+const opening = (tab, open) => {
+  document.querySelector(`#tab-${tab} .no-adapter`)?.classList.toggle('stale', open);
+  document.querySelector(`#tab-${tab} .job-form`)?.toggleAttribute('inert', open);
+};
+studio.reopen = (tab) => opening(tab, true);
+studio.reopened = (tab) => opening(tab, false);
 
 // A name that this browser's chat is kept under; a browser that keeps nothing has one until it is reloaded.
 studio.chatName = () => {
