@@ -187,7 +187,7 @@ def start(run: RunFolder, *flags: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdout=log, stderr=log, env=child_environment(), start_new_session=True)
 
 
-def train_in_ranks(run: RunFolder, count: int) -> list[int]:
+def train_in_ranks(run: RunFolder, count: int, *flags: str) -> list[int]:
     """Trains a run in forks of this process, which have torch already, and gives their exit codes by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -202,7 +202,7 @@ def train_in_ranks(run: RunFolder, count: int) -> list[int]:
                 render_process._process.cache_clear()  # it answers the process that began it
                 AcceleratorState._reset_state(reset_partial_state=True)
                 os.environ.update(place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                code = run_worker(run)
+                code = run_worker(run, *flags)
                 torch.distributed.destroy_process_group()
             finally:
                 os._exit(code)
@@ -308,11 +308,15 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "strategy"), [("dpo", "ddp"), ("kto", "ddp"), ("kto", "fsdp")])
+@pytest.mark.parametrize(
+    ("method", "strategy", "quantization"),
+    [("dpo", "ddp", "none"), ("dpo", "ddp", "4bit"), ("kto", "ddp", "none"), ("kto", "fsdp", "none")],
+)
 def test_judged_answers_teach_several_processes_what_they_teach_one(
-    make_run: MakeRun, train: Train, judged: Path, method: str, strategy: str
+    make_run: MakeRun, train: Train, judged: Path, method: str, strategy: str, quantization: str
 ) -> None:
     settings = {
+        "model__quantization": quantization,
         "training__method": method,
         "training__learning_rate": 1e-3,
         "training__num_train_epochs": 1,
@@ -377,20 +381,23 @@ def adapted() -> PeftModel:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_run_with_a_sentence(make_run: MakeRun) -> None:
+def test_a_process_that_is_killed_ends_the_run_with_a_sentence_and_the_run_goes_on(make_run: MakeRun) -> None:
     run = make_run(**SETTINGS, compute__processes=2)
     process = start(run)
-    others: list[psutil.Process] = []
-    while not others:
+    while not run.checkpoint_folders():
         time.sleep(0.05)
         assert process.poll() is None, run.log.read_text(encoding="utf-8")
-        others = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
-    others[0].kill()
+    (other,) = (child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1")
+    other.kill()
     assert process.wait(300) == 1
     state = read_state(run.events)
     assert (state.state, state.reason) == ("failed", Reason.KILLED)
     assert "Process 2 of 2 was killed" in state.message
     assert run.read_result()["state"] == "failed"
+    assert train_in_ranks(run, 2, "--resume") == [0, 0]
+    state = read_state(run.events)
+    assert (state.state, [point.step for point in state.steps]) == ("done", [*range(1, 61)])
+    assert state.resumed is not None
 
 
 def test_what_no_process_can_do_alone_is_left_to_the_first(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
