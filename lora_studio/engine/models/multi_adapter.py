@@ -398,7 +398,7 @@ def mix_without_copies(model: torch.nn.Module) -> None:
 def _mixed_batch_forward(
     layer: Any, x: torch.Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any
 ) -> torch.Tensor:
-    """The same as `LoraLayer._mixed_batch_forward`, in four fifths of its time for one token a row.
+    """The same as `LoraLayer._mixed_batch_forward`, without its copies.
 
     peft takes rows out by a list of their numbers and puts them back, each a copy; here rows that stand together are a
     slice of the batch, which is written to where it is. Variants of LoRA (DoRA) and dropout are left to peft.
