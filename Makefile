@@ -1,6 +1,9 @@
 # The ways in. Everything installs into .venv, once: a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+# A suite starts this program a hundred times: compiled once and not each time, also where the machine's setting is not
+# to keep what Python compiled.
+export PYTHONDONTWRITEBYTECODE :=
 # Two processes of tests with a thread each, so that none waits for a core. The tests of a file share what is costly
 # and stay together, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
