@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.preference import Preference
 from lora_studio.config.sections import Training
 from lora_studio.config.settings import AS_VALUES, BY_VALUE, OTHER_NAMES, Setting, meant, other_tools, reasons, settings
+from lora_studio.config.training import Preference
 
 Kind = Literal["taken", "differs", "same", "none"]
 EMPTY, OFF = "it is empty", "it is off"

@@ -20,10 +20,15 @@ from pydantic import ValidationError
 
 from lora_studio.config.compute import FSDP, LOCAL, compute_contradictions
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
-from lora_studio.config.preference import COMPARING_METHODS, NEED_FULL_WEIGHTS, preference_contradictions
 from lora_studio.config.sections import Config, defaults_of
 from lora_studio.config.settings import flatten, meant, plain_value, settings
-from lora_studio.config.speed import speed_conflicts, speed_contradictions
+from lora_studio.config.training import (
+    COMPARING_METHODS,
+    NEED_FULL_WEIGHTS,
+    preference_contradictions,
+    speed_conflicts,
+    speed_contradictions,
+)
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.models import attention
 from lora_studio.models.accelerators import FLOAT16, missing, optimizer_without

@@ -13,8 +13,7 @@ from pydantic import field_validator, model_validator
 from lora_studio.config import fields
 from lora_studio.config.compute import Compute
 from lora_studio.config.fields import MAX_SEED, Section, SettingValues, setting
-from lora_studio.config.preference import COMPARING_METHODS, LEARNING_RATES, Preference, default_rate
-from lora_studio.config.speed import Speed
+from lora_studio.config.training import COMPARING_METHODS, LEARNING_RATES, Preference, Speed, default_rate
 
 
 class Lora(Section):

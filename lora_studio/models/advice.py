@@ -13,9 +13,9 @@ from typing import Any
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import contradictions
-from lora_studio.config.preference import LEARNING_RATES
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import effective_batch
+from lora_studio.config.training import LEARNING_RATES
 from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8BIT, missing
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.memory import Estimate, estimate, settled, trained_adapter, with_settings

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import load_config
-from lora_studio.config.preference import COMPARING_METHODS, LEARNING_RATES
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
+from lora_studio.config.training import COMPARING_METHODS, LEARNING_RATES
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Reason, RunState, StepLogged
 from lora_studio.jobs.kinds import ending_words

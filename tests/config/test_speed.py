@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import speed
+from lora_studio.config import training
 from lora_studio.config.parsing import contradictions, irrelevant, machine_conflicts, nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
@@ -61,8 +61,8 @@ def test_a_machine_without_a_gpu_refuses_what_only_a_gpu_has() -> None:
 
 def test_what_is_not_installed_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     missing: set[str] = set()
-    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: None if name in missing else object())
-    monkeypatch.setattr(speed.shutil, "which", lambda name: None)
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr(training.shutil, "which", lambda name: None)
     assert "C++ compiler" in here("cpu", training__torch_compile=True)["training.torch_compile"]
     assert here("cuda", training__torch_compile=True, training__use_liger_kernel=True) == {}
     missing |= {"triton", "liger_kernel"}
@@ -85,11 +85,11 @@ def test_switches_appear_where_they_have_an_effect() -> None:
 
 
 def test_only_what_differs_is_handed_to_transformers() -> None:
-    assert speed.checkpointing_arguments(Config().training) == {}
+    assert training.checkpointing_arguments(Config().training) == {}
     both = parse(
         nest({"training.gradient_checkpointing_every_n_layers": 3, "training.gradient_checkpointing_offload": True})
     )
-    assert speed.checkpointing_arguments(both.training) == {"every_n_layers": 3, "offload": True}
-    assert speed.pins_memory(Config().training, "cuda")
-    assert not speed.pins_memory(changed(training__dataloader_pin_memory=False).training, "cuda")
-    assert not speed.pins_memory(Config().training, "cpu")
+    assert training.checkpointing_arguments(both.training) == {"every_n_layers": 3, "offload": True}
+    assert training.pins_memory(Config().training, "cuda")
+    assert not training.pins_memory(changed(training__dataloader_pin_memory=False).training, "cuda")
+    assert not training.pins_memory(Config().training, "cpu")

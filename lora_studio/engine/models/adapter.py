@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import NOT_ON_EXPERTS
-from lora_studio.config.preference import NEED_FULL_WEIGHTS
+from lora_studio.config.training import NEED_FULL_WEIGHTS
 from lora_studio.data.encode import Example
 from lora_studio.engine.models.layout import (
     bearing_names,

@@ -16,8 +16,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from lora_studio.config.compute import BALANCED, FSDP
-from lora_studio.config.preference import NEED_FULL_WEIGHTS
 from lora_studio.config.sections import Config
+from lora_studio.config.training import NEED_FULL_WEIGHTS
 from lora_studio.data.examples import largest_id
 from lora_studio.engine.models.adapter import (
     add_adapter,

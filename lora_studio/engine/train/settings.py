@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from lora_studio.config.sections import Config
-from lora_studio.config.speed import checkpointing_arguments, pins_memory
+from lora_studio.config.training import checkpointing_arguments, pins_memory
 from lora_studio.engine.accelerator import device_kind
 from lora_studio.engine.models.load import dtype_name
 from lora_studio.engine.train_script import METHODS
