@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import ValidationError
 
 from lora_studio.config.fields import Section, plain_words, setting
-from lora_studio.data.chunks import Chunk, read_chunks
 from lora_studio.data.generated import PROMPT, Row, check_prompt, marks, reviewed, training_row
+from lora_studio.data.readers.documents import Chunk, read_chunks
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder, JobFolders, JobStarter, damaged_request

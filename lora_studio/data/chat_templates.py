@@ -4,12 +4,16 @@ The result is that of transformers' `apply_chat_template`, whose environment (sa
 repeats; a test compares the two over every template at hand. What is quicker: values of plain dicts and methods of
 plain strings, nearly all that a template asks for, skip the sandbox's search, which finds nothing unsafe in them; and a
 marked part is written between two marks instead of through a macro.
+
+The channels of gpt-oss's format (harmony) become the reasoning marks that all other models use: there an answer is
+several messages, `<|channel|>analysis<|message|>` is reasoning, `<|channel|>final<|message|>` the answer, and a tool
+call is addressed to the tool (github.com/openai/harmony).
 """
 
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -273,3 +277,83 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+START_MESSAGE, CHANNEL, MESSAGE, END_MESSAGE = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
+CUE = "<|start|>assistant"
+"""What a prompt ends with."""
+ANALYSIS = "analysis"
+OPENING, CLOSING = "<think>\n", "\n</think>\n\n"
+
+
+def is_harmony(template: str) -> bool:
+    """Whether a chat template writes harmony's channels."""
+    return f"{CHANNEL}{ANALYSIS}{MESSAGE}" in template
+
+
+def with_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with the reasoning of earlier answers apart: harmony's template takes it under a key of its own."""
+    return [_apart(message) for message in messages]
+
+
+def _apart(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str) or not content.startswith("<think>"):
+        return message
+    inside, closed, rest = content.removeprefix("<think>").partition("</think>")
+    if not closed:  # stopped while it reasoned
+        return {**message, "content": "", "reasoning_content": inside.strip()}
+    return {**message, "content": rest.strip(), "reasoning_content": inside.strip()}
+
+
+def in_channels(answer: str) -> str:
+    """An answer with reasoning marks as the model writes it after its cue, without its end token."""
+    message = _apart({"role": "assistant", "content": answer})
+    final = f"{CHANNEL}final{MESSAGE}{message['content']}"
+    if not message.get("reasoning_content"):
+        return final
+    return f"{CHANNEL}{ANALYSIS}{MESSAGE}{message['reasoning_content']}{END_MESSAGE}{CUE}{final}"
+
+
+class ChannelReader:
+    """Turns an answer's tokens into those to be shown, one by one: headers are left out, and what stands in the
+    analysis channel is between reasoning marks.
+
+    `ids` are the tokens of `START_MESSAGE`, `CHANNEL`, `MESSAGE` and `END_MESSAGE`; `encode` and `decode` are the
+    tokenizer's.
+    """
+
+    def __init__(
+        self, ids: Mapping[str, int], encode: Callable[[str], list[int]], decode: Callable[[list[int]], str]
+    ) -> None:
+        self._ids, self._decode = ids, decode
+        self._opening, self._closing = encode(OPENING), encode(CLOSING)
+        self._header: list[int] | None = None  # None outside a header
+        self._thinking = False
+
+    def read(self, token: int) -> list[int]:
+        """The tokens to show for the next one."""
+        if token in (self._ids[START_MESSAGE], self._ids[CHANNEL], self._ids[END_MESSAGE]):
+            closing = self._closing if self._thinking else []
+            self._thinking = False
+            self._header = None if token == self._ids[END_MESSAGE] else []
+            return closing
+        if token == self._ids[MESSAGE] and self._header is not None:
+            self._thinking = self._decode(self._header).strip().startswith(ANALYSIS)
+            self._header = None
+            return self._opening if self._thinking else []
+        if self._header is not None:
+            self._header.append(token)
+            return []
+        return [token]
+
+
+def channel_reader(tokenizer: Any) -> ChannelReader | None:
+    """The reader of a tokenizer's channels; None for one without harmony's tokens."""
+    vocabulary = tokenizer.get_vocab()
+    if not {START_MESSAGE, CHANNEL, MESSAGE, END_MESSAGE} <= vocabulary.keys():
+        return None
+    ids = {name: vocabulary[name] for name in (START_MESSAGE, CHANNEL, MESSAGE, END_MESSAGE)}
+    return ChannelReader(
+        ids, lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), tokenizer.decode
+    )

@@ -1,21 +1,117 @@
-"""Training examples as sequences that build each example on access, and as Arrow batches; those of DPO and KTO too."""
+"""Encoded rows on disk, and the training examples that they are cut to, those of DPO and KTO too.
+
+Examples are built on access, or come as Arrow batches.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from lora_studio.data.cache import Arrays
+from lora_studio.data.cache import Arrays, ArrayWriter, Facts
 from lora_studio.data.encode import IGNORED, Encoded, Example
-from lora_studio.data.messages import BadRow, Conversation
-from lora_studio.data.store import RowStore
+from lora_studio.data.messages import BadRow
+from lora_studio.data.render import MASKS
 from lora_studio.data.truncate import Cuts, Measures
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 1000
+_COPY_BYTES = 1 << 22
+
+
+def write_rows(writer: ArrayWriter, rows: Sequence[Encoded], positions: Sequence[int] | np.ndarray) -> None:
+    """Appends rows; `positions` are their places among the records."""
+    count = len(rows)
+    sizes = np.fromiter((len(row.ids) for row in rows), np.int64, count)
+    _write_spans(writer, [row.spans for row in rows])
+    for name in MASKS:
+        _write_spans(writer, [row.masks.get(name, ()) for row in rows], f"{name}_")
+    writer.add("ids", np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32, int(sizes.sum())))
+    writer.add("sizes", sizes)
+    writer.add("row", np.fromiter((row.row for row in rows), np.int64, count))
+    writer.add("position", np.fromiter(positions, np.int64, count))
+    writer.add("keep_first", np.fromiter((row.keep_first for row in rows), bool, count))
+    writer.add("is_text", np.fromiter((row.is_text for row in rows), bool, count))
+    writer.add("desirable", np.fromiter((row.desirable is not False for row in rows), bool, count))
+
+
+def _write_spans(writer: ArrayWriter, rows: Sequence[Sequence[tuple[int, int]]], prefix: str = "") -> None:
+    """Appends the token ranges of rows."""
+    spans = np.array([span for row in rows for span in row], np.int32).reshape(-1, 2)
+    writer.add(f"{prefix}begins", spans[:, 0])
+    writer.add(f"{prefix}stops", spans[:, 1])
+    writer.add(f"{prefix}spans", np.fromiter(map(len, rows), np.int32, len(rows)))
+
+
+def write_masked(writer: ArrayWriter, arrays: Arrays, train_on: str) -> Facts:
+    """Writes the rows of another entry, all of whose masks are known, with the mask of `train_on`."""
+    for name in arrays.names:
+        source = f"{train_on}_{name}" if name in ("begins", "stops", "spans") else name
+        writer.add(name, arrays[source][:0])
+        for start in range(0, len(arrays[source]), _COPY_BYTES):
+            writer.add(name, arrays[source][start : start + _COPY_BYTES])
+    return arrays.facts
+
+
+class RowStore(Sequence[Encoded]):
+    """Rows as tokens before any cut, in the file's order; `row` and `position` say where each came from.
+
+    `desirable` is False for an answer that is labelled bad.
+    """
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays  # keeps a temporary place alive
+        self.ids = arrays["ids"]
+        self.row = arrays["row"]
+        self.position = arrays["position"]
+        self.desirable = arrays["desirable"]
+        self.starts = _starts(arrays["sizes"])
+        self.span_starts = _starts(arrays["spans"])
+        self.begins, self.stops = arrays["begins"], arrays["stops"]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        spans = slice(self.span_starts[index], self.span_starts[index + 1])
+        return Encoded(
+            int(self.row[index]),
+            self.ids[self.starts[index] : self.starts[index + 1]].tolist(),
+            tuple(zip(self.begins[spans].tolist(), self.stops[spans].tolist(), strict=True)),
+            bool(self._arrays["keep_first"][index]),
+            bool(self._arrays["is_text"][index]),
+        )
+
+    def measures(self, selected: np.ndarray) -> Measures:
+        """The measures of the rows at these indices."""
+        counts = np.diff(self.span_starts)[selected]
+        owner = np.repeat(np.arange(len(selected)), counts)
+        spans = np.arange(len(owner)) + np.repeat(self.span_starts[selected] - (np.cumsum(counts) - counts), counts)
+        return Measures(
+            length=np.diff(self.starts)[selected],
+            begin=self.begins[spans].astype(np.int64),
+            end=self.stops[spans].astype(np.int64),
+            owner=owner,
+            keep_first=np.asarray(self._arrays["keep_first"])[selected],
+            is_text=np.asarray(self._arrays["is_text"])[selected],
+        )
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
 class Examples(Sequence[Example]):
@@ -122,15 +218,6 @@ class Examples(Sequence[Example]):
 
 
 COLUMNS = ("chosen_ids", "chosen_labels", "rejected_ids", "rejected_labels")
-
-
-def sides(conversation: Conversation) -> tuple[Conversation, Conversation]:
-    """The prompt with the better and with the worse answer; answers that stand in the prompt are not trained."""
-    prompt = tuple(replace(message, trained=False) for message in conversation.messages)
-    return (
-        replace(conversation, messages=(*prompt, *conversation.chosen), chosen=(), rejected=()),
-        replace(conversation, messages=(*prompt, *conversation.rejected), chosen=(), rejected=()),
-    )
 
 
 def match_pairs(
@@ -276,13 +363,6 @@ def _maybe_alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tup
 
 def _of(cuts: Cuts, keep: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[keep] for name, values in vars(cuts).items() if name != "owner"}
-
-
-def last_answer(conversation: Conversation) -> Conversation:
-    """The row with its last answer alone as the trained part: that is what its label speaks of, as in trl's KTO."""
-    turns = conversation.messages
-    earlier = tuple(replace(message, trained=False) for message in turns[:-1])
-    return replace(conversation, messages=(*earlier, *turns[-1:]))
 
 
 class Unpaired(Examples):

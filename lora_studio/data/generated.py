@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from lora_studio.data.chunks import Chunk
 from lora_studio.data.messages import Conversation, Message
 from lora_studio.data.quality import group_key, near_groups
+from lora_studio.data.readers.documents import Chunk
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 

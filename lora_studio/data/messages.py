@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lora_studio.files import JsonObject
@@ -348,3 +348,19 @@ def _check_letters(text: str, field: str) -> None:
     if control:
         around = text[max(0, control.start() - 40) : control.end() + 40]
         raise RowError(CONTROL, field, f"U+{ord(control.group()):04X} at character {control.start() + 1}: {around!r}")
+
+
+def sides(conversation: Conversation) -> tuple[Conversation, Conversation]:
+    """The prompt with the better and with the worse answer; answers that stand in the prompt are not trained."""
+    prompt = tuple(replace(message, trained=False) for message in conversation.messages)
+    return (
+        replace(conversation, messages=(*prompt, *conversation.chosen), chosen=(), rejected=()),
+        replace(conversation, messages=(*prompt, *conversation.rejected), chosen=(), rejected=()),
+    )
+
+
+def last_answer(conversation: Conversation) -> Conversation:
+    """The row with its last answer alone as the trained part: that is what its label speaks of, as in trl's KTO."""
+    turns = conversation.messages
+    earlier = tuple(replace(message, trained=False) for message in turns[:-1])
+    return replace(conversation, messages=(*earlier, *turns[-1:]))

@@ -1,6 +1,7 @@
 """Takes one source from file to tokens: read, detect the format, convert, encode; each step is cached.
 
-`dataset.prepare` combines the training file and the validation file.
+It counts what the chat template leaves out of the rows, and refuses a template that prints no answer: it would train a
+model on its own marks. `dataset.prepare` combines the training file and the validation file.
 """
 
 import hashlib
@@ -10,43 +11,30 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from lora_studio.data.cache import Arrays, ArrayWriter, Cache, Facts, code_version, digest, key_of
 from lora_studio.data.convert import convert, describe_both_labels, describe_labels
+from lora_studio.data.dialogues import tidy
 from lora_studio.data.encode import Encoder, batches
-from lora_studio.data.examples import PairStore, last_answer, match_pairs, sides
+from lora_studio.data.examples import PairStore, RowStore, match_pairs, write_masked, write_rows
 from lora_studio.data.format_questions import BY_MAPPING
 from lora_studio.data.formats import check_goal, read_as
 from lora_studio.data.mapping import Format, MappingValues, ReadingError
-from lora_studio.data.messages import BadRow, Conversation, Record, RowError
-from lora_studio.data.quality import (
-    ADVICE,
-    MAX_ROWS,
-    Omits,
-    changed_answers,
-    count_omissions,
-    group_of,
-    omits_beside_calls,
-    omits_reasoning,
-    refuses_system,
-    sentences,
-    speaks_beside_call,
-)
+from lora_studio.data.messages import BadRow, Conversation, JsonObject, Message, Record, RowError, last_answer, sides
+from lora_studio.data.quality import group_of
 from lora_studio.data.readers.tables import with_header
+from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
 from lora_studio.data.sources import Source
 from lora_studio.data.store import (
     BadRows,
     BadRowWriter,
     Progress,
     RecordStore,
-    RowStore,
-    write_masked,
     write_records,
-    write_rows,
 )
 from lora_studio.errors import StudioError
 
@@ -63,6 +51,20 @@ _SOURCES_OF_MASKS = ("assistant", "last_turn")
 NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml supports them."
 _KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
 Choose = Callable[[np.ndarray], np.ndarray]
+MAX_CHECKED_ROWS = 2000
+_OTHER_STYLE = "Choose another data.prompt_style: chatml supports every conversation"
+ADVICE = {
+    REWRITES: f"Set data.train_on to last_turn, which trains only the last answer of each row. Or: {_OTHER_STYLE}.",
+    REFUSED: f"{_OTHER_STYLE}. Or change the rows to fit the model's chat template.",
+    NOTHING_MARKED: f"{_OTHER_STYLE}.",
+    WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
+    NO_TOOLS: "Choose a model whose chat template supports tool calls, or remove tool calls and their results from "
+    "the rows.",
+    CALLS_LEFT_OUT: "Choose a model whose chat template supports tool calls, or remove tool calls and their "
+    "results from the rows.",
+}
+"""What helps against reasons that are the template's, not the rows'."""
+Omits = Callable[[Conversation, str], bool]
 
 
 class Conversations(Sequence[Conversation]):
@@ -322,10 +324,10 @@ class Preparation:
         return {**facts, "bad_reasons": bad_rows.finish()}
 
     def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
-        """Number of these rows with omissions, from a sample of at most MAX_ROWS."""
+        """Number of these rows with omissions, from a sample of at most MAX_CHECKED_ROWS."""
         selected = np.array(positions, np.int64)
-        if len(selected) > MAX_ROWS:
-            selected = selected[np.linspace(0, len(selected) - 1, MAX_ROWS).astype(int)]
+        if len(selected) > MAX_CHECKED_ROWS:
+            selected = selected[np.linspace(0, len(selected) - 1, MAX_CHECKED_ROWS).astype(int)]
         rows = count_omissions(self._alive(conversations.at(selected)), self.encoder, omits)
         return {"rows": rows, "looked_at": len(selected), "of_rows": len(positions)}
 
@@ -419,3 +421,98 @@ def tokenizer_key(tokenizer: Any) -> str:
         whole = hashlib.sha256((backend.to_str() + added).encode("utf-8", "surrogatepass")).hexdigest()
         cached = _KEYS[tokenizer] = (added, whole)
     return cached[1]
+
+
+class ChangedAnswers(TypedDict):
+    """Rows whose last answer is not trained verbatim, of the rows checked."""
+
+    rows: int
+    looked_at: int
+
+
+def omits_reasoning(chat: Conversation, text: str) -> bool:
+    """Whether a thought of the row is not in its text."""
+    return any((message.reasoning_content or "").strip() not in text for message in chat.messages)
+
+
+def omits_beside_calls(chat: Conversation, text: str) -> bool:
+    """Whether the rendered text lacks the content beside a tool call."""
+    return any(speaks_beside_call(message) and message.content.strip() not in text for message in chat.messages)
+
+
+def speaks_beside_call(message: Message) -> bool:
+    return bool(message.tool_calls and message.content.strip())
+
+
+def refuses_system(bad: BadRow) -> bool:
+    """Whether the chat template takes the row but for its system prompt."""
+    return bad.reason == NO_SYSTEM
+
+
+def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omits) -> int:
+    """How many of the rows miss something in their text, pairs on either side of theirs.
+
+    Rows that can't be rendered are faults of another kind.
+    """
+    count = 0
+    for chat in chats:
+        try:
+            count += any(omits(side, encoder.render(side)) for side in (sides(chat) if chat.chosen else (chat,)))
+        except RowError:
+            continue
+    return count
+
+
+def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: str) -> ChangedAnswers:
+    """How many rows do not train their last answer word by word: `rows` of `looked_at`.
+
+    Raises StudioError where no row does: what would be learned is then not what the file teaches.
+    """
+    changed = looked_at = 0
+    for chat in chats:
+        last = next((message for message in reversed(chat.messages) if message.role == "assistant"), None)
+        if last is None or not last.trained or not last.content.strip():
+            continue
+        try:
+            encoded, pieces, _ = encoder.tokens(chat)
+        except RowError:
+            continue
+        looked_at += 1
+        trained = ["".join(pieces[begin:end]) for begin, end in encoded.spans]
+        answer = tidy(last.content)  # an end token that the file has written out is not written twice
+        changed += not any(answer in part for part in trained)
+    if looked_at and changed == looked_at:
+        raise StudioError(
+            f"The trained tokens contain none of the answers ({looked_at} rows checked). {template}",
+            "Choose another prompt style (chatml supports every answer), or fix the model's chat template.",
+        )
+    return {"rows": changed, "looked_at": looked_at}
+
+
+def sentences(facts: JsonObject) -> list[str]:
+    """Sentences on omissions; [] if nothing is left out."""
+    notes = []
+    for name, description in (
+        ("thoughts", "contain reasoning that the chat template omits, fully or partly"),
+        ("beside", "contain text beside a tool call that the chat template omits"),
+    ):
+        counts = facts[name]
+        among = f" of the {counts['looked_at']:,} checked" if counts["looked_at"] < counts["of_rows"] else ""
+        if counts["rows"]:
+            notes.append(f"{counts['rows']:,} rows{among} {description}.")
+    if facts["rewritten"]:
+        notes.append(
+            f"In {facts['rewritten']:,} rows the chat template renders earlier answers differently from the last. "
+            "Each is trained as rendered in the whole conversation."
+        )
+    if facts["numbered"]:
+        notes.append(
+            f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template "
+            "requires ids, and the rows have none."
+        )
+    changed = facts["answers"]
+    if changed["rows"]:
+        notes.append(
+            f"In {changed['rows']} of {changed['looked_at']} rows checked, the chat template changes the last answer."
+        )
+    return notes

@@ -1,7 +1,4 @@
-"""Finds duplicates, leaks, contradictions and imbalance in a data set, and counts what its chat template leaves out.
-
-A template that prints no answer would train a model on its own marks, so it is refused.
-"""
+"""Finds duplicates, leaks, contradictions and imbalance in a data set, and splits it: duplicates stay on one side."""
 
 import hashlib
 import re
@@ -17,13 +14,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from lora_studio.data.dialogues import tidy
-from lora_studio.data.encode import Encoder
-from lora_studio.data.examples import sides
-from lora_studio.data.messages import BadRow, Conversation, Message, RowError, shorten
-from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
-from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
+from lora_studio.data.messages import Conversation, Message, shorten
 
 _WORD = re.compile(r"\w+")
 _EXAMPLES = 20
@@ -486,114 +477,3 @@ def _fill(order: np.ndarray, sizes: np.ndarray, share: int) -> np.ndarray:
             selected.append(group)
             room -= size
     return np.array(selected, np.int64)
-
-
-MAX_ROWS = 2000
-_OTHER_STYLE = "Choose another data.prompt_style: chatml supports every conversation"
-ADVICE = {
-    REWRITES: f"Set data.train_on to last_turn, which trains only the last answer of each row. Or: {_OTHER_STYLE}.",
-    REFUSED: f"{_OTHER_STYLE}. Or change the rows to fit the model's chat template.",
-    NOTHING_MARKED: f"{_OTHER_STYLE}.",
-    WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
-    NO_TOOLS: "Choose a model whose chat template supports tool calls, or remove tool calls and their results from "
-    "the rows.",
-    CALLS_LEFT_OUT: "Choose a model whose chat template supports tool calls, or remove tool calls and their "
-    "results from the rows.",
-}
-"""What helps against reasons that are the template's, not the rows'."""
-Omits = Callable[[Conversation, str], bool]
-
-
-class ChangedAnswers(TypedDict):
-    """Rows whose last answer is not trained verbatim, of the rows checked."""
-
-    rows: int
-    looked_at: int
-
-
-def omits_reasoning(chat: Conversation, text: str) -> bool:
-    """Whether a thought of the row is not in its text."""
-    return any((message.reasoning_content or "").strip() not in text for message in chat.messages)
-
-
-def omits_beside_calls(chat: Conversation, text: str) -> bool:
-    """Whether the rendered text lacks the content beside a tool call."""
-    return any(speaks_beside_call(message) and message.content.strip() not in text for message in chat.messages)
-
-
-def speaks_beside_call(message: Message) -> bool:
-    return bool(message.tool_calls and message.content.strip())
-
-
-def refuses_system(bad: BadRow) -> bool:
-    """Whether the chat template takes the row but for its system prompt."""
-    return bad.reason == NO_SYSTEM
-
-
-def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omits) -> int:
-    """How many of the rows miss something in their text, pairs on either side of theirs.
-
-    Rows that can't be rendered are faults of another kind.
-    """
-    count = 0
-    for chat in chats:
-        try:
-            count += any(omits(side, encoder.render(side)) for side in (sides(chat) if chat.chosen else (chat,)))
-        except RowError:
-            continue
-    return count
-
-
-def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: str) -> ChangedAnswers:
-    """How many rows do not train their last answer word by word: `rows` of `looked_at`.
-
-    Raises StudioError where no row does: what would be learned is then not what the file teaches.
-    """
-    changed = looked_at = 0
-    for chat in chats:
-        last = next((message for message in reversed(chat.messages) if message.role == "assistant"), None)
-        if last is None or not last.trained or not last.content.strip():
-            continue
-        try:
-            encoded, pieces, _ = encoder.tokens(chat)
-        except RowError:
-            continue
-        looked_at += 1
-        trained = ["".join(pieces[begin:end]) for begin, end in encoded.spans]
-        answer = tidy(last.content)  # an end token that the file has written out is not written twice
-        changed += not any(answer in part for part in trained)
-    if looked_at and changed == looked_at:
-        raise StudioError(
-            f"The trained tokens contain none of the answers ({looked_at} rows checked). {template}",
-            "Choose another prompt style (chatml supports every answer), or fix the model's chat template.",
-        )
-    return {"rows": changed, "looked_at": looked_at}
-
-
-def sentences(facts: JsonObject) -> list[str]:
-    """Sentences on omissions; [] if nothing is left out."""
-    notes = []
-    for name, description in (
-        ("thoughts", "contain reasoning that the chat template omits, fully or partly"),
-        ("beside", "contain text beside a tool call that the chat template omits"),
-    ):
-        counts = facts[name]
-        among = f" of the {counts['looked_at']:,} checked" if counts["looked_at"] < counts["of_rows"] else ""
-        if counts["rows"]:
-            notes.append(f"{counts['rows']:,} rows{among} {description}.")
-    if facts["rewritten"]:
-        notes.append(
-            f"In {facts['rewritten']:,} rows the chat template renders earlier answers differently from the last. "
-            "Each is trained as rendered in the whole conversation."
-        )
-    if facts["numbered"]:
-        notes.append(
-            f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template "
-            "requires ids, and the rows have none."
-        )
-    changed = facts["answers"]
-    if changed["rows"]:
-        notes.append(
-            f"In {changed['rows']} of {changed['looked_at']} rows checked, the chat template changes the last answer."
-        )
-    return notes

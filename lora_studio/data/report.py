@@ -11,8 +11,18 @@ import numpy as np
 from lora_studio.data.cache import Facts, key_of
 from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared, prepare, refusal
 from lora_studio.data.encode import Encoded
-from lora_studio.data.examples import Unpaired, cut_pairs, last_answer, sides
-from lora_studio.data.messages import BadRow, ChatMessage, Conversation, Fields, RowError, plain, shorten
+from lora_studio.data.examples import Unpaired, cut_pairs
+from lora_studio.data.messages import (
+    BadRow,
+    ChatMessage,
+    Conversation,
+    Fields,
+    RowError,
+    last_answer,
+    plain,
+    shorten,
+    sides,
+)
 from lora_studio.data.pipeline import EncodedSource
 from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, candidates_of, table
 from lora_studio.data.quality import Duplicates, data_quality, grouped

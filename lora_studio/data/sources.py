@@ -13,9 +13,15 @@ from typing import Any, TextIO
 from urllib.parse import quote, urlencode
 
 from lora_studio.data.messages import BadRow, JsonObject, Reading, Record, Tally, shorten
-from lora_studio.data.readers.arrow import CellReader, read_arrow, read_parquet
+from lora_studio.data.readers.binary import (
+    CellReader,
+    is_workbook,
+    read_arrow,
+    read_parquet,
+    read_workbook,
+    refuse_no_workbook,
+)
 from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
-from lora_studio.data.readers.spreadsheet import is_workbook, read_workbook, refuse_no_workbook
 from lora_studio.data.readers.tables import holds_tabs, read_csv
 from lora_studio.data.readers.text import read_text
 from lora_studio.data.readers.text_encoding import (

@@ -12,8 +12,8 @@ from lora_studio.access.policy import Users
 from lora_studio.chat import documents
 from lora_studio.chat.documents import Writing, checked, estimate, make_request, request_of, rows_of
 from lora_studio.config.sections import Config
-from lora_studio.data.chunks import Chunk, write_chunks
 from lora_studio.data.generated import Row
+from lora_studio.data.readers.documents import Chunk, write_chunks
 from lora_studio.engine.runtime import JsonLines
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Finished, Reason, to_line

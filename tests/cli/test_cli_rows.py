@@ -11,7 +11,7 @@ import pytest
 
 from lora_studio.chat import documents
 from lora_studio.chat.documents import DocumentsRequest, Writing
-from lora_studio.data.chunks import Chunk, write_chunks
+from lora_studio.data.readers.documents import Chunk, write_chunks
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hub import SERVER_KEY
 from lora_studio.workspace import Workspace

@@ -9,7 +9,7 @@ import pytest
 
 from lora_studio.data import sources as hub
 from lora_studio.data.messages import BROKEN_TEXT, Tally
-from lora_studio.data.readers.arrow import AS_TEXT
+from lora_studio.data.readers.binary import AS_TEXT
 from lora_studio.data.report import Look, inspect
 from lora_studio.data.sources import open_source, read_records
 from lora_studio.data.turns import NOT_TEXT, parse_tools

@@ -15,13 +15,21 @@ from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 from tokenizers import Tokenizer
 
 from lora_studio.data import generated
-from lora_studio.data.chunks import MAX_CHARACTERS_PER_TOKEN, Chunk, read_chunks, split, write_chunks
 from lora_studio.data.formats import detect_format
 from lora_studio.data.generated import EMPTY, NEAR, PROMPT, UNGROUNDED, Row, fill, marks, overlap, read_rows, reviewed
 from lora_studio.data.memory_limit import limited
 from lora_studio.data.messages import Record
 from lora_studio.data.readers import documents
-from lora_studio.data.readers.documents import Document, Paragraph, read_document
+from lora_studio.data.readers.documents import (
+    MAX_CHARACTERS_PER_TOKEN,
+    Chunk,
+    Document,
+    Paragraph,
+    read_chunks,
+    read_document,
+    split,
+    write_chunks,
+)
 from lora_studio.errors import StudioError
 from lora_studio.workspace import demo_folder
 

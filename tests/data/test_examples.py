@@ -7,8 +7,7 @@ import pytest
 
 from lora_studio.data.cache import Arrays, ArrayWriter
 from lora_studio.data.encode import IGNORED, Encoded, cut
-from lora_studio.data.examples import Examples
-from lora_studio.data.store import RowStore, write_rows
+from lora_studio.data.examples import Examples, RowStore, write_rows
 
 
 def _rows(count=300):

@@ -82,6 +82,6 @@ def test_what_is_left_out_of_either_answer_of_a_pair_is_counted(write, better):
 
 
 def test_of_very_many_rows_a_part_is_looked_at_and_said_so(write, monkeypatch):
-    monkeypatch.setattr(pipeline, "MAX_ROWS", 4)
+    monkeypatch.setattr(pipeline, "MAX_CHECKED_ROWS", 4)
     found = _assumptions(write, MARKED, [THOUGHT] * 10)
     assert "4 rows of the 4 checked contain reasoning that the chat template omits, fully or partly." in found

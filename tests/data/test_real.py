@@ -10,10 +10,9 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED
+from lora_studio.data.encode import IGNORED, WordEncoder
 from lora_studio.data.messages import FORMS, Conversation, Message
 from lora_studio.data.report import inspect
-from lora_studio.data.words import WordEncoder
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real

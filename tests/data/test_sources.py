@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_studio.data import sources
+from lora_studio.data import memory_limit, sources
 from lora_studio.data import sources as hub
 from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.memory_limit import MemoryLimitError
 from lora_studio.data.messages import RowError, Tally
-from lora_studio.data.readers import arrow
+from lora_studio.data.readers import binary
 from lora_studio.data.readers import json as json_files
 from lora_studio.data.readers import text_encoding as opening
-from lora_studio.data.readers.arrow import most_unpacked
 from lora_studio.data.sources import BadRow, Record, open_source, read_records
 from lora_studio.errors import StudioError
 from lora_studio.models.hub import is_dataset_name
@@ -69,7 +69,7 @@ def test_a_table_in_one_row_group_is_never_held_whole(tmp_path, monkeypatch):
             read.append(len(data))
             return data
 
-    monkeypatch.setattr(arrow, "open_bytes", lambda path: Counted(path))
+    monkeypatch.setattr(binary, "open_bytes", lambda path: Counted(path))
     rows = open_source(path).rows()
     assert next(rows).fields == {"prompt": texts[0], "completion": texts[0]}
     assert sum(read) < path.stat().st_size / 3  # its head twice: how large its rows are is seen first
@@ -124,34 +124,16 @@ def test_an_arrow_file_of_one_large_batch_is_read_in_slices_and_a_compressed_one
     assert pa.total_allocated_bytes() - before < 1_000_000
     assert sum(1 for _ in rows) == len(texts) - 1
     assert sum(1 for _ in open_source(tmp_path / "packed.arrow").rows()) == len(texts)
-    monkeypatch.setattr(arrow, "_MAX_UNPACKED", 10_000_000)
+    monkeypatch.setattr(memory_limit, "MIN_BYTES", 1 << 23)
     pool = pa.default_memory_pool()
-    watched = pa.proxy_memory_pool(pool)
-    pa.set_memory_pool(watched)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool may hold enough already
     try:
         for name in ("packed", "stream"):
-            with pytest.raises(StudioError, match="GiB of rows compressed in one block"):
-                next(open_source(tmp_path / f"{name}.arrow").rows())
+            path = tmp_path / f"{name}.arrow"
+            with pytest.raises(MemoryLimitError, match="The Arrow file needs more"), memory_limit.limited(most=1 << 23):
+                next(open_source(path).rows())
     finally:
         pa.set_memory_pool(pool)
-    assert watched.max_memory() < 1_000_000  # refused by what its headers say, before anything is unpacked
-    assert next(open_source(tmp_path / "plain.arrow").rows()).row == 1
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_batches_and_dictionaries_take_unpacked_is_told_by_their_headers(stream):
-    words = pa.array([f"word {number % 900} " * 20 for number in range(3000)])
-    table = pa.table({"text": words, "kind": words.dictionary_encode(), "number": list(range(3000))})
-    dictionary, sizes = table["kind"].chunk(0).dictionary.nbytes, []
-    for compression in (None, "zstd"):
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression=compression)
-        with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema, options=options) as writer:
-            writer.write_table(table, max_chunksize=2000)
-        sizes.append(most_unpacked(sink.getvalue(), stream=stream))
-    largest = table.slice(0, 2000)
-    batch = largest["text"].nbytes + largest["number"].nbytes + 4 * 2000
-    assert sizes == [0, pytest.approx(batch + dictionary, rel=0.01)]
 
 
 def test_a_cell_that_is_no_text_spoils_its_row_only(tmp_path):
@@ -185,7 +167,7 @@ def test_two_columns_of_one_name_in_a_table_are_an_error(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(StudioError, match="'text'"):
         open_source(tmp_path / "a.parquet")
-    assert arrow.BROKEN_CELL != json_files.BROKEN_BYTES
+    assert binary.BROKEN_CELL != json_files.BROKEN_BYTES
 
 
 def test_rows_of_several_files_go_on_counting_and_know_their_place(write):

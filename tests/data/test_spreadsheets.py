@@ -10,7 +10,7 @@ import openpyxl
 import pytest
 from openpyxl.styles import Alignment
 
-from lora_studio.data.readers import spreadsheet
+from lora_studio.data.readers import binary
 from lora_studio.data.sources import open_source, read_records
 from lora_studio.errors import StudioError
 
@@ -117,7 +117,7 @@ def test_columns_without_names_are_numbered_and_values_beside_the_table_are_faul
     table = [("How do I get home?", "Take the bus."), *[(f"q {at}", "a") for at in range(60)], ("q", "a", "stray")]
     file = read_records(workbook(tmp_path / "a.xlsx", rows(*table)))
     assert file.records[0].fields == {"column 1": "How do I get home?", "column 2": "Take the bus."}
-    assert [(bad.row, bad.reason) for bad in file.bad_rows] == [(62, spreadsheet.WRONG_WIDTH)]
+    assert [(bad.row, bad.reason) for bad in file.bad_rows] == [(62, binary.WRONG_WIDTH)]
     with pytest.raises(StudioError, match="Two columns have the name"):
         read_records(workbook(tmp_path / "b.xlsx", rows(("a", "a"), ("x", "y"))))
 
@@ -189,7 +189,7 @@ def test_a_workbook_that_is_a_bomb_or_damaged_is_refused_in_a_sentence(
     with pytest.raises(StudioError, match="holds no rows"):
         read_records(empty)
     large = changed(workbook(tmp_path / "bomb.xlsx", table), part, lambda xml: xml + " " * 3_000_000)
-    monkeypatch.setattr(spreadsheet, "BOMB_SIZE", 1_000_000)
+    monkeypatch.setattr(binary, "BOMB_SIZE", 1_000_000)
     with pytest.raises(StudioError, match="unpacks to 3 MB"):
         read_records(large)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from lora_studio.data import words
-from lora_studio.data.words import WordEncoder
+from lora_studio.data import encode
+from lora_studio.data.encode import WordEncoder
 from lora_studio.workspace import model_source
 
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -114,7 +114,7 @@ def test_added_tokens_that_take_in_what_is_beside_them_are_left_to_the_tokenizer
 
 
 def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(words, "_MOST_WORDS", 100)
+    monkeypatch.setattr(encode, "_MOST_WORDS", 100)
     backend = _backend()
     encoder = WordEncoder.of(backend)
     assert encoder is not None

@@ -14,7 +14,7 @@ import pytest
 
 from lora_studio.chat import documents
 from lora_studio.chat.documents import DocumentsRequest, Writing, result_of, rows_of, totals
-from lora_studio.data.chunks import Chunk, write_chunks
+from lora_studio.data.readers.documents import Chunk, write_chunks
 from lora_studio.engine.chat import documents as worker
 from lora_studio.engine.chat import server as serving
 from lora_studio.engine.chat.server import Server, ask_all

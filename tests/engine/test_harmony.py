@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, PreTrainedTokenizerFast
 
+from lora_studio.data.chat_templates import channel_reader, in_channels, is_harmony, with_reasoning
 from lora_studio.data.dataset import prepare
-from lora_studio.data.harmony import channel_reader, in_channels, is_harmony, with_reasoning
 from lora_studio.data.report import describe
 from lora_studio.engine.chat.generate import Column, ColumnText, prompt_ids
 from lora_studio.engine.chat.logprobs import score

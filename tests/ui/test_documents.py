@@ -13,8 +13,8 @@ import pytest
 from lora_studio.access.guests import LIMITS, Guests
 from lora_studio.access.policy import Users
 from lora_studio.chat import documents
-from lora_studio.data.chunks import Chunk, write_chunks
 from lora_studio.data.generated import PROMPT, Row
+from lora_studio.data.readers.documents import Chunk, write_chunks
 from lora_studio.engine.runtime import JsonLines
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Finished, PhaseStarted, Progress, Reason, RunStarted, to_line

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lora_studio.data.chunks import Chunk, split, write_chunks
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.examples import largest_id
 from lora_studio.data.mapping import ReadingError
@@ -18,7 +17,7 @@ from lora_studio.data.memory_limit import MemoryLimitError
 from lora_studio.data.messages import Record
 from lora_studio.data.preview import first_records, tried, unread
 from lora_studio.data.quality import near_groups
-from lora_studio.data.readers.documents import read_document
+from lora_studio.data.readers.documents import Chunk, read_document, split, write_chunks
 from lora_studio.data.report import Look, describe, preview, save_bad_rows
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_studio.chat.documents import DocumentsRequest, as_answer, request_of, result_of, used_chunks
-from lora_studio.data.chunks import Chunk
 from lora_studio.data.generated import fill, read_rows
+from lora_studio.data.readers.documents import Chunk
 from lora_studio.engine.chat.server import Reply, Server, ask_all
 from lora_studio.engine.runtime import (
     WRONG_INPUT,

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from lora_studio.data.harmony import ChannelReader, channel_reader, is_harmony, with_reasoning
+from lora_studio.data.chat_templates import ChannelReader, channel_reader, is_harmony, with_reasoning
 from lora_studio.data.messages import is_broken
 from lora_studio.data.render_process import render_text
 from lora_studio.engine.models.multi_adapter import LoadedModel

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from transformers import GenerationConfig
 
-from lora_studio.data.harmony import is_harmony
+from lora_studio.data.chat_templates import is_harmony
 from lora_studio.engine.accelerator import read_memory
 from lora_studio.engine.chat.generate import Answer, Column, Generating, end_ids, generate, greedy, opening, prompt_ids
 from lora_studio.engine.export.archive import max_rank

@@ -16,8 +16,8 @@ from lora_studio.chat.documents import (
     totals,
     used_chunks,
 )
-from lora_studio.data.chunks import Chunk, read_chunks
 from lora_studio.data.generated import MIN_OVERLAP, NEAR, UNGROUNDED, Row, marks
+from lora_studio.data.readers.documents import Chunk, read_chunks
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState
