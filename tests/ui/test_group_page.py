@@ -9,10 +9,10 @@ import gradio as gr
 from lora_studio.config.parsing import parse
 from lora_studio.jobs.events import Evaluated, Finished, Reason
 from lora_studio.jobs.kinds import Membership
+from lora_studio.ui.plots import NARROW, Axis, Dot, Mark, Series, picture
 from lora_studio.ui.runs import groups
 from lora_studio.ui.runs.table import TableChoice
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.sweep_plot import NARROW, Axis, Dot, Mark, Series, picture
 from lora_studio.workspace import RunFolder, Workspace
 from tests.ui.test_runs_tab import finished, look
 from tests.ui.test_runs_tab import studio as studio  # a fixture

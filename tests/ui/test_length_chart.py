@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.ui.data import lengths as chart
-from lora_studio.ui.data.lengths import LengthDrawing
+from lora_studio.ui import plots as chart
 from lora_studio.ui.data.report import cut_place, cut_words
+from lora_studio.ui.plots import LengthDrawing
 
 
 @pytest.fixture

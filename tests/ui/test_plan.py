@@ -13,7 +13,7 @@ from lora_studio.models.advice import Advice
 from lora_studio.models.hardware import Device
 from lora_studio.models.memory import with_settings
 from lora_studio.models.shape import read_config
-from lora_studio.ui.data.choice import DataLooks
+from lora_studio.ui.studio import DataLooks
 from lora_studio.ui.train import card, picker
 from lora_studio.ui.train import plan as plans
 from lora_studio.units import GIB

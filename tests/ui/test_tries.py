@@ -8,7 +8,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Finished, PhaseStarted, Reason, RunStarted, RunState, StepLogged, fold
 from lora_studio.jobs.notes import save_webhook
 from lora_studio.runs.rate_search import rate_curve
-from lora_studio.ui.runs.notify import WebhookForm, ended_since
+from lora_studio.ui.runs.queue import WebhookForm, ended_since
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import tries
 from lora_studio.workspace import Policy

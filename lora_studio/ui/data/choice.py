@@ -1,9 +1,6 @@
 """The choices of the Data tab as settings by path, kept as a draft; what goes to the reader and the Train tab."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,18 +8,15 @@ from lora_studio.config.compute import Compute
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
-from lora_studio.data.cache import code_version
 from lora_studio.data.readers.documents import BINARY
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
-from lora_studio.models.advice import desirable_counts, label_counts, trained_tokens
 from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
 from lora_studio.ui.form import read_draft
 from lora_studio.workspace import Workspace, shipped_data
 
 CHOICE = "data"  # the draft of what was chosen
-FOUND = "data-found"  # the draft of what the inspector said of the choice
 BAD_ROWS = "data.bad_rows"
 MAPPING = "data.mapping"
 PERCENTILES = "look.percentiles"
@@ -55,92 +49,6 @@ OUTDATING = {path: SETTINGS[path].title for path in PATHS if path in SETTINGS an
 }
 """Settings whose change makes an analysis outdated, with their titles."""
 STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
-MAX_VISITORS = 1000  # whose last look is in memory; that of others is read from its draft again
-
-
-@dataclass(frozen=True, slots=True)
-class DataLook:
-    """What the inspector found of data under these `settings` by path, as far as other tabs need it.
-
-    `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
-    `trained_tokens` are those of the training rows that count in the loss, `labels` the answers of a classification,
-    `desirable` and `undesirable` the training rows that KTO takes as good and as bad.
-    """
-
-    settings: Mapping[str, Any]
-    usable_rows: int
-    train_rows: int
-    longest: int
-    mean: float
-    packs: int
-    shape: str
-    reading: str
-    trained_tokens: float = 0.0
-    labels: Mapping[str, int] = field(default_factory=dict)
-    desirable: int = 0
-    undesirable: int = 0
-
-
-def look_from(draft: Any) -> DataLook | None:
-    """The look that a draft holds; None where it holds none, or one of another version."""
-    try:
-        settings, result = draft["settings"], draft["result"]
-        return DataLook(
-            settings=dict(settings),
-            usable_rows=int(result["usable_rows"]),
-            train_rows=int(result["train_rows"]),
-            longest=int(result["tokens"]["max"]),
-            mean=float(result["tokens"]["mean"]),
-            packs=int(result["packing"]["packs"]),
-            shape=str(result.get("format", "")),
-            reading=str(result.get("reading", "")),  # looks of earlier versions have none
-            trained_tokens=trained_tokens(result),
-            labels=label_counts(result),
-            desirable=desirable_counts(result, "kto")[0],
-            undesirable=desirable_counts(result, "kto")[1],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-class DataLooks:
-    """The last look of each visitor, in memory. Its draft, which holds all that was found, is for a reload of the page
-    and is read where a new server has no look in memory yet."""
-
-    def __init__(self) -> None:
-        self._of: OrderedDict[str, DataLook | None] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def last(self, workspace: Workspace) -> DataLook | None:
-        """What the visitor who is answered looked at last."""
-        maker = workspace.policy.owner_id
-        with self._lock:
-            if maker in self._of:
-                self._of.move_to_end(maker)
-                return self._of[maker]
-        return self._remember(maker, look_from(workspace.read_draft(FOUND)))
-
-    def keep(self, workspace: Workspace, settings: SettingValues, result: Mapping[str, Any]) -> None:
-        """Another version of the code might draw the draft otherwise, so that it does not count there. Raises
-        `StudioError` where the draft can't be kept; what was found is known all the same."""
-        draft = {"settings": settings, "result": result, "code": code_version()}
-        self._remember(workspace.policy.owner_id, look_from(draft))
-        workspace.write_draft(FOUND, draft)
-
-    def _remember(self, maker: str, look: DataLook | None) -> DataLook | None:
-        with self._lock:
-            self._of[maker] = look
-            self._of.move_to_end(maker)
-            if len(self._of) > MAX_VISITORS:
-                self._of.popitem(last=False)
-        return look
-
-
-def analysis_of(workspace: Workspace, values: SettingValues) -> Any:
-    """The draft's result of the last look, where it was at these settings and by this version of the code."""
-    draft = workspace.read_draft(FOUND)
-    same = isinstance(draft, dict) and (draft["settings"], draft.get("code")) == (values, code_version())
-    return draft["result"] if same else None
 
 
 def sources(workspace: Workspace) -> list[tuple[str, str]]:

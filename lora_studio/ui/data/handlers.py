@@ -24,9 +24,9 @@ from lora_studio.jobs.protocol import (
     TryReading,
 )
 from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
-from lora_studio.ui import form, html, job_views
+from lora_studio.ui import form, html, job_views, plots
 from lora_studio.ui.components import Handover, Updates, Wish
-from lora_studio.ui.data import lengths, mapping_form, report
+from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
     BAD_ROWS,
     CHOICE,
@@ -35,8 +35,6 @@ from lora_studio.ui.data.choice import (
     PATHS,
     SETTINGS,
     THINKING,
-    DataLook,
-    analysis_of,
     check,
     handed_over,
     remembered,
@@ -46,7 +44,7 @@ from lora_studio.ui.data.choice import (
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.studio import DataLook, Studio, analysis_of
 
 if TYPE_CHECKING:
     from lora_studio.data.report import Description, RowView
@@ -473,7 +471,7 @@ class AnalysisHandlers:
         suggested = result["suggested"]["max_length"]
         new = at not in (used, suggested) and min(at, used) < longest  # from the longest row on, all are the same
         return {
-            self.view.histogram: lengths.lengths(
+            self.view.histogram: plots.lengths(
                 result, at, report.cut_words(result, at), is_set=at == report.cut_place(result, used)
             ),
             self.view.sentence: report.limit_sentence(result, at),

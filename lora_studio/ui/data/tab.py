@@ -6,9 +6,9 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.ui import form, html, job_views, theme
+from lora_studio.ui import form, html, job_views, plots, theme
 from lora_studio.ui.components import QUIET, EventOptions, Shared
-from lora_studio.ui.data import documents, lengths, mapping_form, report
+from lora_studio.ui.data import documents, mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataControls, DataView
 from lora_studio.ui.studio import Studio
@@ -196,7 +196,7 @@ Quality = tuple[gr.HTML, gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.Button, gr.But
 def _draw_lengths() -> Lengths:
     """The components in the order of `DataView`: `histogram` to `forecast`."""
     gr.HTML('<h3 class="part">Row length</h3>')
-    histogram = lengths.length_chart()
+    histogram = plots.length_chart()
     cut = gr.Slider(8, 1024, step=1, label=TRY_LENGTH, info=TRIED, buttons=[], elem_id="data-limit")
     sentence = gr.HTML()
     with gr.Row():

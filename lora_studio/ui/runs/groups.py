@@ -14,12 +14,12 @@ from lora_studio.jobs.groups import as_text, rename, value_words
 from lora_studio.jobs.kinds import ending_words
 from lora_studio.runs.groups import GroupResult, GroupRow, groups_of, is_share, metric_title, result_of, title_of
 from lora_studio.runs.summary import overview, settings_of
-from lora_studio.ui import html, sweep_plot, theme, words
+from lora_studio.ui import html, plots, theme, words
 from lora_studio.ui.components import QUIET, Components, Handover, Shared, Wish
+from lora_studio.ui.plots import Axis, Dot, Series
 from lora_studio.ui.runs.charts import curves_chart, kept_style
 from lora_studio.ui.runs.table import ICONS, Row, TableChoice, delete_runs, deletion_question
 from lora_studio.ui.studio import Studio, ViewState, ViewValues
-from lora_studio.ui.sweep_plot import Axis, Dot, Series
 
 METRIC = "group-metric"
 
@@ -260,7 +260,7 @@ def plot_markup(result: GroupResult) -> str:
     values = [row.values.get(first) for row in result.rows]
     numeric = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     names = [] if len(numeric) == len(values) else list(dict.fromkeys(as_text(value) for value in values))
-    across = Axis(title_of(first), not names and sweep_plot.wants_logarithm([float(value) for value in numeric]), names)
+    across = Axis(title_of(first), not names and plots.wants_logarithm([float(value) for value in numeric]), names)
     lines: dict[str, list[tuple[float, float]]] = {}
     dots = []
     for row in sorted(result.rows, key=lambda row: row.run.created):
@@ -273,5 +273,5 @@ def plot_markup(result: GroupResult) -> str:
         number = list(lines).index(name) + 1
         dots.append(Dot(x, row.value, f"{value_words(row.values)}: {shown(result, row)}", number, row.best))
     series = [Series(name, sorted(points), number) for number, (name, points) in enumerate(lines.items(), start=1)]
-    up = sweep_plot.losses_axis(metric_title(result.metric), [dot.y for dot in dots])
-    return sweep_plot.picture(across, up, dots=dots, lines=series)
+    up = plots.losses_axis(metric_title(result.metric), [dot.y for dot in dots])
+    return plots.picture(across, up, dots=dots, lines=series)

@@ -15,7 +15,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.components import QUIET, Shared
-from lora_studio.ui.runs import charts, details, groups, header, notify, queue, results, table
+from lora_studio.ui.runs import charts, details, groups, header, queue, results, table
 from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import PageSection, RunView, Studio, ViewState, ViewValues, refresh_view, updates
 
@@ -39,7 +39,7 @@ TABS: dict[str, PageSection] = {
     "Report": PageSection(results.build_report, results.stamp_report, results.view_report),
 }
 SECTIONS = {**TOP, **DETAILS, **TABS}
-routes = notify.routes
+routes = queue.routes
 """What the page's script asks of this tab."""
 Parts = dict[tuple[str, str], Any]
 """Components by (section, name)."""
@@ -98,7 +98,7 @@ def build(studio: Studio, shared: Shared) -> None:
         with gr.Column(elem_classes="runs-rail", scale=0, min_width=0):
             listed, choice = table.build(studio, shared)
             first = _first_run(shared)
-            notify.build_notify(studio)
+            queue.build_notify(studio)
         with gr.Column(visible=False, elem_classes="run-page", min_width=0) as page:
             gr.HTML(html.render("runs.back"), js_on_load=theme.on_load("runBack"), elem_id="runs-back")
             with gr.Column(visible=False, elem_classes="runs-compared") as several:

@@ -29,10 +29,10 @@ from lora_studio.jobs.groups import (
 from lora_studio.jobs.kinds import SEARCH, ending_words
 from lora_studio.jobs.preflight import ASK, FAILED, OK, check_before_start
 from lora_studio.runs.rate_search import RateCurve, as_searched, rate_curve
-from lora_studio.ui import html, sweep_plot, words
+from lora_studio.ui import html, plots, words
 from lora_studio.ui.components import QUIET, Handover, Shared, Updates, Wish
+from lora_studio.ui.plots import Axis, Mark, Series
 from lora_studio.ui.studio import Studio
-from lora_studio.ui.sweep_plot import Axis, Mark, Series
 from lora_studio.units import count, float_text
 
 DRAFT, SEARCHED = "tries", "rate-search"
@@ -325,4 +325,4 @@ def search_plot(curve: RateCurve, *, shows_suggestion: bool) -> str:
         Series("smoothed", [(rate, loss) for rate, loss in smooth if loss <= top], 1),
     ]
     across, up = Axis("Learning rate", True), Axis("Training loss")
-    return sweep_plot.picture(across, up, lines=lines, marks=marks, width=sweep_plot.NARROW)
+    return plots.picture(across, up, lines=lines, marks=marks, width=plots.NARROW)

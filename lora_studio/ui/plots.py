@@ -1,15 +1,21 @@
-"""A measured value against a setting, as a picture in inline SVG: the runs of a group, and the sweep of a rate finder.
+"""Charts beside the curves of runs: a measured value against a setting, and the lengths of a data set's rows.
 
-No gradio, no script: what is drawn is text, light or dark as the page is.
+A value against a setting (the runs of a group, the sweep of a rate finder) is a picture in inline SVG, without a script
+and light or dark as the page is. Of lengths the browser keeps one chart and gets new numbers, so what is zoomed stays.
 """
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
+import gradio as gr
+
+from lora_studio.ui import theme
 from lora_studio.ui.curves import decades, spans_decades, ticks
-from lora_studio.ui.html import Html, render
-from lora_studio.units import figure, float_text
+from lora_studio.ui.html import Html, number, render
+from lora_studio.units import count, figure, float_text
 
 WIDTH, NARROW, HEIGHT = 720, 360, 260
 """Units of the picture; a narrow one is for a column beside other things."""
@@ -133,3 +139,84 @@ def _labels(low: float, high: float, logarithmic: bool) -> list[tuple[float, str
 
 def _path(points: Sequence[tuple[float, float]], across: Axis, up: Axis, place_x: Place, place_y: Place) -> str:
     return " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points if _fits((x, y), across, up))
+
+
+PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
+EMPTY = '<div class="chart" role="img" aria-label="Rows by number of tokens"></div>'
+
+
+class LengthMark(TypedDict):
+    """A vertical line of the chart with its label; `at` is its length in tokens."""
+
+    at: float
+    label: str
+
+
+class LengthDrawing(TypedDict, total=False):
+    """The value of the chart of lengths, empty for data without rows. The lists have an entry for each bar."""
+
+    key: str
+    x: list[float]
+    width: list[int]
+    rows: list[int]
+    labels: list[str]
+    over: list[bool]
+    range: list[float]
+    marks: list[LengthMark]
+    cut: LengthMark
+    words: str
+
+
+def lengths(result: Mapping[str, Any], cut: int, cut_words: str, *, is_set: bool) -> LengthDrawing:
+    """Everything that the chart shows, as JSON takes it; `cut` is the longest length that is not cut, `cut_words` what
+    it cuts."""
+    edges, counts = result["histogram"]["edges"], result["histogram"]["counts"]
+    if not counts:
+        return {}
+    bars = list(zip(edges, edges[1:], counts, strict=False))
+    first, last = edges[0], edges[-1] - 1
+    # A bar covers whole numbers, low to high - 1: it stands half a token to both sides of them.
+    pad = max(0.5, (edges[-1] - edges[0]) / 100)
+    return {
+        "key": json.dumps([edges, counts]),
+        "x": [(low + high - 1) / 2 for low, high, _ in bars],
+        "width": [high - low for low, high, _ in bars],
+        "rows": counts,
+        "labels": [f"{_tokens(low, high - 1)}: {count(rows, 'row')}" for low, high, rows in bars],
+        "over": [low > cut for low, _, _ in bars],
+        "range": [first - 0.5 - pad, last + 0.5 + pad],
+        "marks": [_mark(name, result["tokens"][key]) for key, name in PERCENTILES],
+        "cut": {"at": cut + 0.5, "label": _limit(result, cut, is_set, first, last)},
+        "words": f"Rows by number of tokens, {number(first)} to {number(int(result['tokens']['max']))}. "
+        + "; ".join(f"{name} have at most {number(result['tokens'][key])}" for key, name in PERCENTILES)
+        + f". {cut_words}.",
+    }
+
+
+def _limit(result: Mapping[str, Any], cut: int, is_set: bool, first: int, last: int) -> str:
+    """What the line stands for: the setting, also where that lies beyond the longest row, or a length that is tried.
+
+    An arrow points to a length outside the chart.
+    """
+    length = result["max_length"] if is_set else cut
+    words = f"{'max length' if is_set else 'trying'} {number(length)}"
+    return f"← {words}" if length < first else f"{words} →" if length > last else words
+
+
+def _tokens(low: int, high: int) -> str:
+    return count(low, "token") if low == high else f"{low:,} to {high:,} tokens"
+
+
+def _mark(name: str, value: float) -> LengthMark:
+    return {"at": value, "label": f"{name} ≤ {number(value)}"}
+
+
+def length_chart() -> gr.HTML:
+    """The chart's place on the page. Its value is what `lengths` gives."""
+    return gr.HTML(
+        value={},
+        html_template=EMPTY,
+        js_on_load=theme.on_load("charts.lengths"),
+        head=theme.plotly_script(),
+        elem_id="lengths",
+    )
