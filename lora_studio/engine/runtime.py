@@ -15,13 +15,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Generic, TypeVar
 
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
+from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import (
     Event,
     Finished,
@@ -35,7 +35,7 @@ from lora_studio.jobs.events import (
     to_line,
 )
 from lora_studio.models.hardware import CPU_ONLY, one_gpu
-from lora_studio.workspace import JobFolder, RunFolder
+from lora_studio.workspace import JobFolder, RunFolder, write_atomically
 
 Folder = TypeVar("Folder", bound=JobFolder)
 
@@ -330,6 +330,28 @@ def emit_finished(log: EventLog, ending: Ending, step: int = 0) -> int:
     log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint, ending.reason))
     print(f"{ending.state}: {ending.message} {ending.hint}".strip(": "), flush=True)
     return ending.code
+
+
+def finish_run(run: RunFolder, log: EventLog, ending: Ending, result: JsonObject) -> int:
+    """Writes complete.json, then the last event, so that readers of the event find the file."""
+    state = log.state()
+    numbers = {
+        "run": run.id,
+        "state": ending.state,
+        "steps": state.step,
+        "total_steps": state.total_steps,
+        "train_loss": state.steps[-1].loss if state.steps else None,
+        "eval_loss": state.evaluations[-1].loss if state.evaluations else None,
+        "adapter": None,
+        "reason": ending.reason,
+        "message": ending.message,
+        "hint": ending.hint,
+        "seconds": state.seconds_at(time.time()),
+        **result,
+    }
+    write_atomically(run.complete, json.dumps(finite(numbers), indent=2) + "\n")
+    explained = replace(ending, message=numbers["message"])
+    return emit_finished(log, explained, numbers["steps"])
 
 
 def leave(code: int) -> None:

@@ -12,12 +12,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from benchmarks.tiny_models import RECIPES
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.load import load_model, why_rows_meet
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train import program
-from lora_studio.engine.train.rows import joins_rows, why_rows_meet
-from lora_studio.engine.train.settings import trainer_settings
-from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
+from lora_studio.engine.train.rows import as_dataset
+from lora_studio.engine.train.settings import joins_rows, trainer_settings
+from lora_studio.engine.train.trainers import StudioTrainer
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Warned, fold
 from tests.engine.conftest import MakeRun, events
@@ -120,7 +120,7 @@ def test_packing_and_padding_free_batches_are_refused_for_such_a_model_and_auto_
     monkeypatch.setattr("lora_studio.models.attention.is_flash", lambda name: True)
     joined, note = joins_rows(config, model)
     assert (joined, note.startswith("Batches are padded: ")) == (False, True)
-    monkeypatch.setattr("lora_studio.engine.train.rows.why_rows_meet", lambda base: "")
+    monkeypatch.setattr("lora_studio.engine.train.settings.why_rows_meet", lambda base: "")
     assert joins_rows(config, model) == (True, "")
 
 

@@ -26,7 +26,7 @@ from lora_studio.engine.models.adapter import add_adapter
 from lora_studio.engine.models.load import load_model, shard_base
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.engine.train import processes, worker
-from lora_studio.engine.train.shares import RankBatches, blank, is_blank, tokens_of
+from lora_studio.engine.train.rows import RankBatches, blank, is_blank, tokens_of
 from lora_studio.engine.train_script import EpochOrder
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Reason, RunStarted, Warned, fold, read_state

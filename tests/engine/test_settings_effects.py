@@ -18,8 +18,9 @@ from lora_studio.engine.models.adapter import add_adapter, token_batches
 from lora_studio.engine.models.layout import linear_modules
 from lora_studio.engine.models.load import load_model
 from lora_studio.engine.models.source import load_tokenizer
+from lora_studio.engine.train.rows import as_dataset
 from lora_studio.engine.train.settings import scheduler_settings, trainer_settings
-from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
+from lora_studio.engine.train.trainers import StudioTrainer
 from lora_studio.jobs.events import Evaluated, ModelLoaded, StepLogged, Warned
 from lora_studio.workspace import RunFolder, Workspace
 from tests.engine.conftest import MakeRun, events

@@ -11,8 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, TrainerCallback
 
 from benchmarks.tiny_models import RECIPES
 from lora_studio.engine.train import program
-from lora_studio.engine.train.later import Later, read
-from lora_studio.engine.train.trainers import TrainerMixin
+from lora_studio.engine.train.trainers import Later, TrainerMixin, read_measured
 from lora_studio.engine.train_script import without_padding_mask
 from lora_studio.jobs.events import fold
 from tests.engine.conftest import MakeRun, events
@@ -130,7 +129,7 @@ def test_a_mean_over_no_token_is_zero_as_trls_is() -> None:
     total, none = (torch.tensor(value).as_subclass(Later) for value in (3.0, 0))
     assert none > 0
     metrics = {"entropy": [(total / none).item(), (total / torch.tensor(4).as_subclass(Later)).item()], "count": [7]}
-    read(metrics)
+    read_measured(metrics)
     assert metrics == {"entropy": [0.0, 0.75], "count": [7]}
     assert all(type(value) is float for value in metrics["entropy"])
 

@@ -12,8 +12,9 @@ from lora_studio.data.encode import IGNORED
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.engine.train.report import mean_loss
+from lora_studio.engine.train.rows import as_dataset
 from lora_studio.engine.train.settings import logging_interval, trainer_settings
-from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
+from lora_studio.engine.train.trainers import StudioTrainer
 from lora_studio.engine.train_script import EpochOrder, length_grouped
 from lora_studio.jobs.events import StepLogged, Warned
 from lora_studio.workspace import RunFolder

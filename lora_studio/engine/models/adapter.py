@@ -60,6 +60,7 @@ from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import (
+    CARD_FILE,
     SETTINGS_FILE,
     WEIGHTS_FILE,
     check,
@@ -70,6 +71,7 @@ from lora_studio.models.adapter_files import (
 from lora_studio.models.hub import may_run_code_of
 from lora_studio.models.shape import architecture, keep_layout, stored_quantization
 from lora_studio.models.shape import read_config as read_numbers
+from lora_studio.workspace import write_atomically
 
 
 def add_adapter(
@@ -379,6 +381,25 @@ def save_as_difference(folder: Path, initial_state: Mapping[str, torch.Tensor]) 
 
 
 @torch.no_grad()
+def save_adapter(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Mapping[str, Any],
+    folder: Path,
+    initial_state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Saves adapter weights and config, tokenizer with chat template, and studio.json to `folder`.
+
+    `initial_state` are initial weights taken out of the base, see `initial_lora_state`.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    if initial_state is not None:
+        save_as_difference(folder, initial_state)
+    tokenizer.save_pretrained(str(folder))
+    write_atomically(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
 def fill_with_rounding(model: PeftModel, name: str, revision: str | None) -> None:
     """LoftQ: the adapter starts as the best low-rank approximation of the 4-bit quantization error."""
     stored = _stored_weights(name, revision)

@@ -301,3 +301,43 @@ def shard_base(model: PeftModel, name: str) -> None:
         fully_shard(part, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     vars(model)["_ddp_params_and_buffers_to_ignore"] = [*frozen, *(name for name, _ in model.named_buffers())]
+
+
+PROBE = (9, 7)
+"""Tokens of the two rows of `why_rows_meet`."""
+SAME, ALIKE = 0.01, 0.1
+"""Shares of the largest logit. What a row does not see changes none of its logits; only a mixture of experts adds up in
+another order. A row in a sequence and alone may differ as 16-bit numbers do."""
+
+
+@torch.no_grad()
+def why_rows_meet(model: PreTrainedModel) -> str:
+    """Why the rows of one sequence would not stay apart in a model; "" where they do. Measured on the loaded model, by
+    the logits of a row behind two others and alone: some models build their masks and positions without looking at
+    `position_ids`, and layers with a state need kernels that start anew."""
+    device: Any = model.get_input_embeddings().weight.device
+    first, second = PROBE
+    rows = torch.arange(3, 3 + first + second, device=device)[None]
+    ends = torch.tensor([0, first, first + second], dtype=torch.int32, device=device)
+    joined = {
+        "position_ids": torch.cat([torch.arange(first), torch.arange(second)])[None].to(device),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": first,
+        "max_length_k": first,
+        "seq_idx": torch.repeat_interleave(torch.arange(2, dtype=torch.int32), torch.tensor(PROBE))[None].to(device),
+    }  # what trl's collator gives a model
+    other = torch.cat([rows[:, :first].flip(1) + 1, rows[:, first:]], dim=1)
+    try:
+        after_one, after_other = (
+            model(input_ids=ids, use_cache=False, **joined).logits[:, first:].float() for ids in (rows, other)
+        )
+    except (ValueError, TypeError) as error:
+        return first_line(error).rstrip(".")
+    alone = model(input_ids=rows[:, first:], use_cache=False).logits.float()
+    largest = float(alone.abs().max())
+    if float((after_one - after_other).abs().max()) > SAME * largest:
+        return "its attention does not keep the rows of a sequence apart"
+    if float((after_one - alone).abs().max()) > ALIKE * largest:
+        return "its positions do not begin anew with each row of a sequence"
+    return ""

@@ -106,7 +106,7 @@ def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeigh
     config = PeftConfig.from_pretrained(str(folder))
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     entry: Any = base.get_input_embeddings()
-    weights = AdapterWeights(folder.name, config, tensors, rows_of(entry))
+    weights = AdapterWeights(folder.name, config, tensors, int(entry.weight.shape[0]))
     if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
         raise StudioError(
             f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} are not finite: "
@@ -153,11 +153,6 @@ def _is_of(key: str, path: str) -> bool:
     """Whether a tensor is a module's full matrix, by any of the names it is saved under."""
     ends = (".weight", ".base_layer.weight", ".modules_to_save.weight", ".original_module.weight")
     return plain_name(key) in {plain_name(path + end) for end in ends}
-
-
-def rows_of(embedding: Any) -> int:
-    """The number of tokens in an embedding."""
-    return int(embedding.weight.shape[0])
 
 
 def known_tokens(folder: Path, base: str, revision: str | None) -> int:

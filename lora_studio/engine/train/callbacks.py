@@ -30,6 +30,7 @@ from lora_studio.engine.train.rows import check_rows_to_measure
 from lora_studio.engine.train.settings import RISING
 from lora_studio.jobs.events import CheckpointSaved, Evaluated, QuestionsAnswered, QuestionsAsked, StepLogged
 from lora_studio.models.hardware import Sensors
+from lora_studio.runs.rate_search import has_diverged
 from lora_studio.units import GIB
 
 WORDS = {
@@ -226,6 +227,17 @@ def check_weights(model: Any, step: int) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
             raise DivergedError("adapter", math.nan, step)
+
+
+class RateSearchEnding(TrainerCallback):
+    """Ends a learning-rate search as soon as higher rates are of no use."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if has_diverged([point.loss for point in self.log.state().steps]):
+            control.should_training_stop = True
 
 
 class Explanation(TypedDict):

@@ -37,10 +37,10 @@ from lora_studio.engine.models.load import (
     shard_base,
 )
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
-from lora_studio.engine.models.weights import rows_of
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.memory import base_notes, foresee
-from lora_studio.engine.train.rows import TrainingRows, joins_rows
+from lora_studio.engine.train.rows import TrainingRows
+from lora_studio.engine.train.settings import joins_rows
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import MemoryEstimated, ModelLoaded, Warned
 from lora_studio.models.adapters import fingerprint
@@ -160,7 +160,8 @@ def _continued(
         revision=config.model.revision,
         dropout=config.lora.lora_dropout,
     )
-    known = rows_of(base.get_input_embeddings())
+    embeddings: Any = base.get_input_embeddings()
+    known = int(embeddings.weight.shape[0])
     return model, [*notes, *other_text(start, rows.tokenizer, rows.prepared.template.source, known)]
 
 

@@ -16,8 +16,7 @@ import psutil
 
 from lora_studio.engine.accelerator import device_kind
 from lora_studio.engine.ranks import STOP, WATCHED, last_words
-from lora_studio.engine.runtime import FAILED, STOPPED, WRONG_INPUT, Ending, EventLog, leave
-from lora_studio.engine.train.worker import finish
+from lora_studio.engine.runtime import FAILED, STOPPED, WRONG_INPUT, Ending, EventLog, finish_run, leave
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.events import Reason, reason_named
 from lora_studio.jobs.launchers.local import oom_kills
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _unsaid(run):
             out_of_memory = before is not None and (oom_kills() or 0) > before
             ending, details = ending_of_other(run, rank, args.count, failure.exitcode, out_of_memory=out_of_memory)
-            return finish(run, EventLog(run.events), ending, details)
+            return finish_run(run, EventLog(run.events), ending, details)
     return exit_code(run)
 
 

@@ -30,7 +30,7 @@ from lora_studio.engine.train.callbacks import (
 )
 from lora_studio.engine.train.model import CardValues, TrainedModel, build_model, studio_card
 from lora_studio.engine.train.report import TrainResult, final_evaluation, mean_loss, training_speed, write_report
-from lora_studio.engine.train.rows import TrainingRows, prepare_rows
+from lora_studio.engine.train.rows import TrainingRows, as_dataset, prepare_rows
 from lora_studio.engine.train.settings import (
     PROJECT,
     SCHEDULE,
@@ -41,7 +41,6 @@ from lora_studio.engine.train.settings import (
 )
 from lora_studio.engine.train.trainers import (
     TrainerMixin,
-    as_dataset,
     save_final_adapter,
     save_where_stopped,
     starting_checkpoint,

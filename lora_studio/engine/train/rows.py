@@ -1,4 +1,5 @@
-"""The rows of a run: prepared, compared with those that it began with, and the labels that the model predicts for them.
+"""The rows of a run: prepared, compared with those that it began with, as the trainer's table and batches, and the
+labels that the model predicts for them.
 
 Labels come from the evaluation's own forward pass. Top-1 tokens are computed only at the answer's positions: no second
 pass, and no logits elsewhere. Up to the first token that differs from the row's answer they equal greedy generation;
@@ -7,15 +8,22 @@ later ones are ignored. So an answer counts as correct exactly when greedy gener
 
 import hashlib
 import json
+import mmap
+import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
@@ -25,11 +33,11 @@ from lora_studio.data.preview import Question, questions
 from lora_studio.data.report import reading
 from lora_studio.engine import ranks
 from lora_studio.engine.evaluate.tasks import label_of, label_scores
-from lora_studio.engine.models.source import first_line, load_tokenizer
+from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog, data_progress
+from lora_studio.engine.train_script import EpochOrder
 from lora_studio.errors import OtherRowsError, StudioError
 from lora_studio.jobs.events import DataPrepared, Warned
-from lora_studio.models import attention
 from lora_studio.units import count
 from lora_studio.workspace import RunFolder, write_atomically
 
@@ -312,64 +320,72 @@ def check_rows_to_measure(prepared: Prepared, noun: str) -> None:
         )
 
 
-def joins_rows(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
-    """Whether batches are made without padding, and a note. Raises `StudioError` where packing or padding-free batches
-    were chosen and the rows of a sequence would not stay apart in this model."""
-    training = config.training
-    possible = training.method == "sft" and not training.packing and training.per_device_train_batch_size > 1
-    implementation = str(base.config._attn_implementation)
-    joined = attention.joins_rows(training.padding_free, implementation, possible=possible)
-    if not (joined or training.packing):
-        return False, ""
-    if reason := why_rows_meet(base):
-        if training.padding_free == "auto" and not training.packing:
-            return False, f"Batches are padded: {reason}."
-        path = "training.packing" if training.packing else "training.padding_free"
-        raise StudioError(f"{config.model.name} cannot have several rows in a sequence: {reason}.", f"Turn {path} off.")
-    if attention.is_flash(implementation):
-        return joined, ""
-    noun = "Packing" if training.packing else "Padding-free batches"
-    return joined, (
-        f"{noun} without FlashAttention ({implementation} is used): each layer reads a mask of the whole sequence, "
-        "which costs time."
-    )
+def as_dataset(examples: Examples | Pairs, folder: Path) -> Dataset:
+    """The trainer's table, memory-mapped from an unnamed file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = examples.tables()
+    first = next(tables)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with pa.ipc.new_stream(file, first.schema) as stream:
+            for table in chain([first], tables):
+                stream.write_batch(table)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    rows = pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+    return Dataset(InMemoryTable(rows), fingerprint=secrets.token_hex(8))
 
 
-PROBE = (9, 7)
-"""Tokens of the two rows of `why_rows_meet`."""
-SAME, ALIKE = 0.01, 0.1
-"""Shares of the largest logit. What a row does not see changes none of its logits; only a mixture of experts adds up in
-another order. A row in a sequence and alone may differ as 16-bit numbers do."""
+class RankBatches(torch.utils.data.Sampler[list[int]]):
+    """This process's share of the batches that one process would make of the same order: of each `world.size` one.
+
+    So a step has the same rows with any number of processes. All have as many batches: one without rows is empty.
+    """
+
+    def __init__(self, order: torch.utils.data.Sampler[int], batch_size: int, world: ranks.World) -> None:
+        self.order, self.batch_size, self.world = order, batch_size, world
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.order, EpochOrder):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        rows: Any = self.order
+        return -(-len(rows) // (self.batch_size * self.world.size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.order)
+        for turn in range(len(self)):
+            start = (turn * self.world.size + self.world.rank) * self.batch_size
+            yield rows[start : start + self.batch_size]
 
 
-@torch.no_grad()
-def why_rows_meet(model: PreTrainedModel) -> str:
-    """Why the rows of one sequence would not stay apart in a model; "" where they do. Measured on the loaded model, by
-    the logits of a row behind two others and alone: some models build their masks and positions without looking at
-    `position_ids`, and layers with a state need kernels that start anew."""
-    device: Any = model.get_input_embeddings().weight.device
-    first, second = PROBE
-    rows = torch.arange(3, 3 + first + second, device=device)[None]
-    ends = torch.tensor([0, first, first + second], dtype=torch.int32, device=device)
-    joined = {
-        "position_ids": torch.cat([torch.arange(first), torch.arange(second)])[None].to(device),
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": first,
-        "max_length_k": first,
-        "seq_idx": torch.repeat_interleave(torch.arange(2, dtype=torch.int32), torch.tensor(PROBE))[None].to(device),
-    }  # what trl's collator gives a model
-    other = torch.cat([rows[:, :first].flip(1) + 1, rows[:, first:]], dim=1)
-    try:
-        after_one, after_other = (
-            model(input_ids=ids, use_cache=False, **joined).logits[:, first:].float() for ids in (rows, other)
-        )
-    except (ValueError, TypeError) as error:
-        return first_line(error).rstrip(".")
-    alone = model(input_ids=rows[:, first:], use_cache=False).logits.float()
-    largest = float(alone.abs().max())
-    if float((after_one - after_other).abs().max()) > SAME * largest:
-        return "its attention does not keep the rows of a sequence apart"
-    if float((after_one - alone).abs().max()) > ALIKE * largest:
-        return "its positions do not begin anew with each row of a sequence"
-    return ""
+class RankLoader(torch.utils.data.DataLoader[Any]):
+    """The batches of `RankBatches`. An empty one becomes `blank`: a row that trains nothing, so that all keep step."""
+
+    def __init__(
+        self, dataset: Any, batches: RankBatches, collate: Callable[[list[Any]], Batch], pin: bool, workers: int
+    ) -> None:
+        def with_blank(rows: list[Any]) -> Batch:
+            return collate(rows) if rows else blank(collate([dataset[0]]))
+
+        super().__init__(dataset, batch_sampler=batches, collate_fn=with_blank, pin_memory=pin, num_workers=workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        shares: Any = self.batch_sampler
+        shares.set_epoch(epoch)
+
+
+def blank(batch: Batch) -> Batch:
+    """The batch without a trained token."""
+    if "labels" in batch:
+        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+    return {name: torch.zeros_like(of) if name.endswith("completion_mask") else of for name, of in batch.items()}
+
+
+def is_blank(batch: Batch) -> bool:
+    return not bool((batch["labels"] != IGNORED).any() if "labels" in batch else batch["completion_mask"].any())
+
+
+def tokens_of(batch: Batch) -> int:
+    """The tokens of a batch, as trl counts them."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["position_ids"].shape[1]

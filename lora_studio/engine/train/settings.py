@@ -7,14 +7,16 @@ import math
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from lora_studio.config.sections import Config
 from lora_studio.config.training import checkpointing_arguments, pins_memory
 from lora_studio.engine.accelerator import device_kind
-from lora_studio.engine.models.load import dtype_name
+from lora_studio.engine.models.load import dtype_name, why_rows_meet
 from lora_studio.engine.train_script import METHODS
+from lora_studio.errors import StudioError
+from lora_studio.models import attention
 from lora_studio.models.accelerators import CUDA, DEVICE_KINDS
 from lora_studio.workspace import RunFolder
 
@@ -146,6 +148,29 @@ def packing_values(config: Config, *, padding_free: bool) -> TrainerArguments:
         "max_length": config.data.max_length if packing else None,
         "dataset_kwargs": None if packing else {"skip_prepare_dataset": True},
     }
+
+
+def joins_rows(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
+    """Whether batches are made without padding, and a note. Raises `StudioError` where packing or padding-free batches
+    were chosen and the rows of a sequence would not stay apart in this model."""
+    training = config.training
+    possible = training.method == "sft" and not training.packing and training.per_device_train_batch_size > 1
+    implementation = str(base.config._attn_implementation)
+    joined = attention.joins_rows(training.padding_free, implementation, possible=possible)
+    if not (joined or training.packing):
+        return False, ""
+    if reason := why_rows_meet(base):
+        if training.padding_free == "auto" and not training.packing:
+            return False, f"Batches are padded: {reason}."
+        path = "training.packing" if training.packing else "training.padding_free"
+        raise StudioError(f"{config.model.name} cannot have several rows in a sequence: {reason}.", f"Turn {path} off.")
+    if attention.is_flash(implementation):
+        return joined, ""
+    noun = "Packing" if training.packing else "Padding-free batches"
+    return joined, (
+        f"{noun} without FlashAttention ({implementation} is used): each layer reads a mask of the whole sequence, "
+        "which costs time."
+    )
 
 
 def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, checkpointing: bool) -> TrainerArguments:

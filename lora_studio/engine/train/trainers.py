@@ -3,24 +3,17 @@
 They differ from trl in the order of rows, which depends only on seed and epoch, and in the content of checkpoints.
 """
 
-import json
-import mmap
-import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from datasets.table import InMemoryTable
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -29,15 +22,12 @@ from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from lora_studio.config.sections import Config
 from lora_studio.data.encode import IGNORED
-from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import ranks
 from lora_studio.engine.accelerator import on_cpu
-from lora_studio.engine.models.adapter import save_as_difference
+from lora_studio.engine.models.adapter import save_adapter
 from lora_studio.engine.runtime import StopSignal
-from lora_studio.engine.train import later
 from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
-from lora_studio.engine.train.rows import Batch, LabelMeter
-from lora_studio.engine.train.shares import RankBatches, RankLoader, is_blank, tokens_of, unshared
+from lora_studio.engine.train.rows import Batch, LabelMeter, RankBatches, RankLoader, is_blank, tokens_of
 from lora_studio.engine.train_script import (
     EpochOrder,
     PairCollator,
@@ -46,46 +36,66 @@ from lora_studio.engine.train_script import (
     loraplus_optimizer,
     without_needless_reference,
 )
-from lora_studio.models.adapter_files import CARD_FILE
 from lora_studio.runs.checkpoints import base_changed, last_whole_checkpoint, write_manifest
-from lora_studio.workspace import RunFolder, write_atomically
+from lora_studio.workspace import RunFolder
 
 AS_TRAINED = "as_trained"
 """Folder of a checkpoint with the weights to resume from, if the saved adapter's differ from them."""
 
 
-def as_dataset(examples: Examples | Pairs, folder: Path) -> Dataset:
-    """The trainer's table, memory-mapped from an unnamed file in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = examples.tables()
-    first = next(tables)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        with pa.ipc.new_stream(file, first.schema) as stream:
-            for table in chain([first], tables):
-                stream.write_batch(table)
-        file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    rows = pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))).read_all()
-    return Dataset(InMemoryTable(rows), fingerprint=secrets.token_hex(8))
+class Later(torch.Tensor):
+    """A tensor that is its own number: `item` gives it itself, and a question such as `> 0` is answered by True.
 
+    trl reads its metrics off the device in every batch (`.item()`, five times in `SFTTrainer.compute_loss`), and each
+    read waits until the GPU has done all that was asked of it. As these they stay tensors until the trainer logs.
 
-def save_adapter(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    card: Mapping[str, Any],
-    folder: Path,
-    initial_state: Mapping[str, torch.Tensor] | None = None,
-) -> None:
-    """Saves adapter weights and config, tokenizer with chat template, and studio.json to `folder`.
-
-    `initial_state` are initial weights taken out of the base, see `lora_init.initial_lora_state`.
+    What such questions guard are means over no token, which are 0: so is a quotient of two of these by 0.
     """
-    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    if initial_state is not None:
-        save_as_difference(folder, initial_state)
-    tokenizer.save_pretrained(str(folder))
-    write_atomically(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+    def item(self) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __truediv__(self, other: Any) -> Any:
+        quotient = super().__truediv__(other)
+        return torch.where(other > 0, quotient, 0.0) if isinstance(other, Later) else quotient
+
+
+@contextmanager
+def measured_later(accelerator: Any) -> Iterator[None]:
+    """Inside, what trl gathers for its metrics from the processes is read later."""
+    names = ("gather", "gather_for_metrics")
+    replaced = {name: vars(accelerator)[name] for name in names if name in vars(accelerator)}
+    before = {name: getattr(accelerator, name) for name in names}
+
+    def postponed(gather: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda tensor, *args, **kwargs: gather(tensor, *args, **kwargs).detach().as_subclass(Later)
+
+    vars(accelerator).update({name: postponed(gather) for name, gather in before.items()})
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(accelerator)[name]
+        vars(accelerator).update(replaced)
+
+
+def read_measured(metrics: MutableMapping[str, list[Any]]) -> None:
+    """Replaces the tensors of a trainer's metrics by their numbers, with one read for each of their types."""
+    places = [(values, at) for values in metrics.values() for at, value in enumerate(values) if torch.is_tensor(value)]
+    kinds = {values[at].dtype for values, at in places}
+    for kind in kinds:
+        same = [(values, at) for values, at in places if torch.is_tensor(values[at]) and values[at].dtype is kind]
+        plain = [values[at].as_subclass(torch.Tensor).reshape(()) for values, at in same]
+        for (values, at), number in zip(same, torch.stack(plain).tolist(), strict=True):
+            values[at] = number
+
+
+def unshared(tensor: torch.Tensor) -> torch.Tensor:
+    """What gathering comes to in one process."""
+    return tensor.reshape(1) if tensor.dim() == 0 else tensor
 
 
 def save_final_adapter(
@@ -198,13 +208,13 @@ class TrainerMixin(WithoutRouterLoss):
         `reads_later`: one that never leaves a mean out by a number that it just measured."""
         if not (model.training and self.reads_later):
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with later.later(self.accelerator):
+        with measured_later(self.accelerator):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         counted = {"num_tokens": [self._total_train_tokens]}  # an evaluation logs it too
         for metrics in (*self._metrics.values(), counted):
-            later.read(metrics)
+            read_measured(metrics)
         self._total_train_tokens = counted["num_tokens"][0]
         super().log(logs, start_time)
 

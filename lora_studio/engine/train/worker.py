@@ -8,7 +8,6 @@ The run's events always end with a `Finished`, and complete.json holds the final
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from lora_studio.config.compute import BALANCED
 from lora_studio.config.parsing import load_config
@@ -20,8 +19,8 @@ from lora_studio.engine.runtime import (
     EventLog,
     Explained,
     begin,
-    emit_finished,
     ending_of,
+    finish_run,
     leave,
     unexpected,
 )
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ending = ending_of(work, stop, explain=explain)
     if world.is_first:
-        return finish(run, log, ending, result)
+        return finish_run(run, log, ending, result)
     return leave_word(run, world.rank, ending, result)
 
 
@@ -121,28 +120,6 @@ def _explain_loss(error: Exception, run: RunFolder) -> Explained:
         f"Another process of the run died, or did not answer for {ranks.TIMEOUT_MINUTES} minutes ({first}).",
         hint,
     )
-
-
-def finish(run: RunFolder, log: EventLog, ending: Ending, result: JsonObject) -> int:
-    """Writes complete.json, then the last event, so that readers of the event find the file."""
-    state = log.state()
-    numbers = {
-        "run": run.id,
-        "state": ending.state,
-        "steps": state.step,
-        "total_steps": state.total_steps,
-        "train_loss": state.steps[-1].loss if state.steps else None,
-        "eval_loss": state.evaluations[-1].loss if state.evaluations else None,
-        "adapter": None,
-        "reason": ending.reason,
-        "message": ending.message,
-        "hint": ending.hint,
-        "seconds": state.seconds_at(time.time()),
-        **result,
-    }
-    write_atomically(run.complete, json.dumps(finite(numbers), indent=2) + "\n")
-    explained = replace(ending, message=numbers["message"])
-    return emit_finished(log, explained, numbers["steps"])
 
 
 if __name__ == "__main__":
