@@ -30,8 +30,7 @@ from lora_studio.config.training import (
     speed_contradictions,
 )
 from lora_studio.errors import LINE, StudioError, check_length
-from lora_studio.models import attention
-from lora_studio.models.accelerators import FLOAT16, missing, optimizer_without
+from lora_studio.models.accelerators import FLOAT16, attention_lacks, expected_attention, missing, optimizer_without
 from lora_studio.models.adapter_files import PatternError, check, is_regular_expression
 from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, shipped_data, write_atomically
 
@@ -160,9 +159,9 @@ def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:
         yield Problem("training.optim", f"{optim} cannot run here: {why}; use {instead}")
     if model.dtype == FLOAT16 and (why := missing(kind, FLOAT16)):
         yield Problem("model.dtype", f"float16 cannot be trained here: {why}; use auto or float32")
-    attends = attention.expected(model.attn_implementation, kind).name
+    attends = expected_attention(model.attn_implementation, kind).name
     half = False if model.dtype == "float32" else None
-    if why := attention.lacking(attends, kind, half=half):
+    if why := attention_lacks(attends, kind, half=half):
         yield Problem("model.attn_implementation", f"{attends} cannot run here: {why}; use auto or sdpa")
     if model.quantization != "none" and (why := missing(kind, model.quantization) or _no_package("bitsandbytes")):
         yield Problem("model.quantization", f"{model.quantization} cannot run here: {why}; use none")

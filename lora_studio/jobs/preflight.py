@@ -16,7 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
 from lora_studio.jobs.targets import TargetLauncher, Targets, local_files, problems_on
-from lora_studio.models import attention
+from lora_studio.models.accelerators import attention_lacks, expected_attention, is_flash, lacks_state_kernels
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import (
     Advice,
@@ -32,7 +32,7 @@ from lora_studio.models.advice import (
 from lora_studio.models.hardware import Device, all_devices, choose, device_for
 from lora_studio.models.hub import may_run_code_of, warning
 from lora_studio.models.memory import UNLIMITED, checkpoint_bytes, estimate, settled, trained_adapter, verdict
-from lora_studio.models.shape import Architecture, architecture, beyond, read_config
+from lora_studio.models.shape import Architecture, architecture, beyond, linear_layers, read_config
 from lora_studio.units import GIB
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
 
@@ -209,17 +209,17 @@ def _attention(config: Config, numbers: Mapping[str, Any] | None, kind: str) -> 
     """Which attention the run will most likely take and why, and that rows may share a sequence; nothing where the
     settings already told that it can't run."""
     title, training = "Attention", config.training
-    expected = attention.expected(config.model.attn_implementation, kind, config.model.dtype)
-    if attention.lacking(expected.name, kind):
+    expected = expected_attention(config.model.attn_implementation, kind, config.model.dtype)
+    if attention_lacks(expected.name, kind):
         return []
     joined = training.packing or training.padding_free is True
-    layer = attention.linear_layers(numbers or {})
-    if joined and layer and attention.lacks_state_kernels():
+    layer = linear_layers(numbers or {})
+    if joined and layer and lacks_state_kernels():
         path = "training.packing" if training.packing else "training.padding_free"
         words = f"The model has layers with linear attention ({layer}), which carry a state from row to row."
         return [Check(title, FAILED, words, f"Turn {path} off, or install causal_conv1d and flash-linear-attention.")]
     words = f"{expected.words}."
-    if joined and not attention.is_flash(expected.name):
+    if joined and not is_flash(expected.name):
         words += " Rows that share a sequence are fast with FlashAttention only: each layer reads a mask of all of it."
     return [Check(title, OK, words)]
 

@@ -1,11 +1,18 @@
-"""The kinds of devices that PyTorch computes on: what each holds in memory, and what does not work there and why.
+"""The kinds of devices that PyTorch computes on: what each holds in memory, what does not work there and why, and the
+attention that a model computes with on one.
 
 CUDA is measured by others and documented; the figures of the other kinds are assumptions until a run on one replaces
-them (docs/where-it-runs.md says which).
+them (docs/where-it-runs.md says which). Without torch, so that form, checks and estimate say what the run will do;
+`engine.models.load` asks the same questions with what only torch knows (the precision, the GPU's generation, what the
+model's class supports).
 """
 
-from collections.abc import Mapping
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MIB = 1024**2
 CUDA, ROCM, XPU, MPS, CPU = "cuda", "rocm", "xpu", "mps", "cpu"
@@ -164,3 +171,118 @@ def optimizer_without(optim: str, kind: str) -> tuple[str, str]:
     if missing(kind, OPTIMIZER_8BIT):
         instead = {"adamw_8bit": "adamw_32bit", "lion_8bit": "lion_32bit"}.get(instead, instead.removesuffix("_8bit"))
     return reasons[0], instead.replace("adamw_32bit", "adamw_torch")
+
+
+SDPA, EAGER = "sdpa", "eager"
+PACKAGES: Mapping[str, tuple[str, str]] = {
+    FLASH_ATTENTION: ("flash_attn", "flash-attn"),
+    FLASH_ATTENTION_3: ("flash_attn_interface", "flash-attn-3"),
+    **dict.fromkeys(HUB_KERNELS, ("kernels", "kernels")),
+}
+"""Module and distribution that an implementation needs (transformers 5.23, `modeling_flash_attention_utils`)."""
+FLASH_TITLES = {FLASH_ATTENTION: "FlashAttention 2", FLASH_ATTENTION_3: "FlashAttention 3"}
+BEST_FIRST = (FLASH_ATTENTION_3, FLASH_ATTENTION)
+"""What `auto` looks for: what is installed and needs no download. PyTorch's own attention (SDPA) is always there."""
+FLASH = (*BEST_FIRST, *HUB_KERNELS)
+"""FlashAttention of any origin: it attends to rows of different lengths in one sequence without a mask."""
+HOPPER, AMPERE = 9, 8
+"""Major compute capabilities: FlashAttention 3 is written for Hopper (9), FlashAttention 2 needs Ampere (8)."""
+LONGEST_HEAD = 256
+"""The largest head size that FlashAttention has kernels for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """An implementation by transformers' name, and why it is the one."""
+
+    name: str
+    reason: str
+
+    @property
+    def words(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def attention_lacks(implementation: str, kind: str, *, half: bool | None = None, capability: int | None = None) -> str:
+    """Why an implementation can't run on a device of that kind; "" where it can.
+
+    `half` says whether the model computes in 16 bits, `capability` is an NVIDIA GPU's major one; None for unknown.
+    """
+    if implementation in (SDPA, EAGER):
+        return ""
+    if reason := missing(kind, HUB_KERNELS[0] if implementation in HUB_KERNELS else implementation):
+        return reason
+    if implementation == FLEX_ATTENTION:
+        return ""
+    if half is False:
+        return "it needs 16-bit precision"
+    least = HOPPER if "3" in implementation else AMPERE
+    if capability is not None and capability < least:
+        return f"it needs a GPU of compute capability {least}.0 or higher, and this one has {capability}"
+    module, distribution = PACKAGES[implementation]
+    if importlib.util.find_spec(module) is None or not _has(distribution):
+        return f"the package {distribution} is not installed"
+    if implementation in HUB_KERNELS and _offline() and not _is_cached(implementation):
+        return f"{implementation} would be downloaded, and HF_HUB_OFFLINE disables downloads"
+    return ""
+
+
+def automatic_attention(
+    kind: str, *, half: bool | None = None, capability: int | None = None, unsupported: Sequence[str] = ()
+) -> Attention:
+    """What `auto` takes on a device of that kind: the best that is installed. `unsupported` are those that the model's
+    class does not have."""
+    reasons: list[str] = []
+    for name in BEST_FIRST:
+        reason = "the model does not support it" if name in unsupported else ""
+        reason = reason or attention_lacks(name, kind, half=half, capability=capability)
+        if not reason:
+            return Attention(name, "the fastest that is installed")
+        reasons.append(f"{FLASH_TITLES[name]} is not used, {reason}")
+    return Attention(SDPA, reasons[-1])
+
+
+def expected_attention(implementation: str, kind: str, dtype: str = "auto") -> Attention:
+    """The attention of a run on a device of that kind, as far as it is known without loading the model. `dtype` is the
+    setting `model.dtype`."""
+    if implementation != "auto":
+        return Attention(implementation, "as configured")
+    return automatic_attention(kind, half=False if dtype == "float32" else None)
+
+
+def is_flash(implementation: str) -> bool:
+    """Whether an implementation is FlashAttention."""
+    return implementation in FLASH
+
+
+def joins_rows(padding_free: object, implementation: str, *, possible: bool) -> bool:
+    """Whether batches are made without padding: as `training.padding_free` says; left to "auto", where the attention
+    reads such a batch without a mask. `possible` says that method, packing and model allow it."""
+    if padding_free == "auto":
+        return possible and is_flash(implementation)
+    return bool(padding_free)
+
+
+def lacks_state_kernels() -> bool:
+    """Whether the package is missing whose convolutions begin anew with each row of a sequence: transformers 5.23
+    refuses such batches without it."""
+    return importlib.util.find_spec("causal_conv1d") is None
+
+
+def _has(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _is_cached(kernel: str) -> bool:
+    """Whether the Hub's cache on this machine has a kernel."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return any(Path(HF_HUB_CACHE).glob(f"*--{kernel.replace('/', '--')}"))

@@ -12,8 +12,7 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config, Training
 from lora_studio.files import JsonObject
-from lora_studio.models import attention
-from lora_studio.models.accelerators import DEVICE_KINDS, MIB
+from lora_studio.models.accelerators import DEVICE_KINDS, EAGER, MIB, expected_attention, is_flash
 from lora_studio.models.shape import Architecture, Linear, Stack
 from lora_studio.models.targets import Adapter, adapter, expert_rank, names
 
@@ -352,15 +351,15 @@ def arithmetic(config: Config, device: str, quantization: str | None = None) -> 
     """How the step computes: 16-bit bases train under mixed precision on a GPU; the CPU computes as the weights are."""
     width, kind = weight_width(config, device), DEVICE_KINDS[device]
     training = config.training
-    attends = attention.expected(config.model.attn_implementation, device, config.model.dtype).name
+    attends = expected_attention(config.model.attn_implementation, device, config.model.dtype).name
     return Arithmetic(
         width=width,
         mixed=width == 2 and kind.is_gpu,
         quantization=quantization or config.model.quantization,
         dropout=config.lora.lora_dropout > 0,
         mask_bytes=1 if kind.fused else width if kind.is_gpu else 4,
-        eager=attends == attention.EAGER or kind.whole_attention,
-        masked=not attention.is_flash(attends) and (training.packing or training.padding_free is True),
+        eager=attends == EAGER or kind.whole_attention,
+        masked=not is_flash(attends) and (training.packing or training.padding_free is True),
     )
 
 

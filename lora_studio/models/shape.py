@@ -450,3 +450,20 @@ def beyond(
             f"Set data.max_length to {positions} at most.",
         )
     return None
+
+
+LINEAR_LAYERS = frozenset(
+    ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "gated_delta_net", "rwkv", "ssm")
+)
+LINEAR_FAMILIES = ("mamba", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "zamba", "falcon_h1", "xlstm")
+
+
+def linear_layers(values: Mapping[str, Any]) -> str:
+    """The kind of layer in a model's config that carries a state from token to token, by which rows of one sequence can
+    see each other; "" for a model of attention alone."""
+    text = values.get("text_config")
+    text = text if isinstance(text, Mapping) else values
+    kinds = text.get("layer_types") or text.get("layers_block_type") or ()
+    linear = [str(kind) for kind in kinds if str(kind) in LINEAR_LAYERS]
+    family = str(text.get("model_type", ""))
+    return linear[0] if linear else family if family.startswith(LINEAR_FAMILIES) else ""

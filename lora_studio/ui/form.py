@@ -17,8 +17,7 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
-from lora_studio.models.accelerators import AUTO, CPU
-from lora_studio.models.attention import expected
+from lora_studio.models.accelerators import AUTO, CPU, expected_attention
 from lora_studio.models.hardware import Device
 from lora_studio.units import float_text, gib
 from lora_studio.workspace import Workspace
@@ -218,7 +217,7 @@ def notes(config: Config, kind: str = CPU) -> dict[str, str]:
     words = f"Effective batch: {batch_words(config)} = {effective_batch(config):,} {unit}."
     noted = {"training.per_device_train_batch_size": words}
     if config.model.attn_implementation == "auto":
-        noted["model.attn_implementation"] = f"{expected('auto', kind, config.model.dtype).words}."
+        noted["model.attn_implementation"] = f"{expected_attention('auto', kind, config.model.dtype).words}."
     return noted
 
 

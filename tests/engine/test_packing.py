@@ -16,7 +16,7 @@ from lora_studio.engine.models.load import load_model, why_rows_meet
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train import program
 from lora_studio.engine.train.rows import as_dataset
-from lora_studio.engine.train.settings import joins_rows, trainer_settings
+from lora_studio.engine.train.settings import padding_free_batches, trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Warned, fold
@@ -113,15 +113,16 @@ def test_packing_and_padding_free_batches_are_refused_for_such_a_model_and_auto_
     for setting in ("packing", "padding_free"):
         config = parse(read_yaml(make_run(**{f"training__{setting}": True}).config))
         with pytest.raises(StudioError, match="several rows in a sequence") as refused:
-            joins_rows(config, model)
+            padding_free_batches(config, model)
         assert refused.value.hint == f"Turn training.{setting} off."
     config = parse(read_yaml(make_run().config))
-    assert joins_rows(config, model) == (False, "")
-    monkeypatch.setattr("lora_studio.models.attention.is_flash", lambda name: True)
-    joined, note = joins_rows(config, model)
+    assert padding_free_batches(config, model) == (False, "")
+    for module in ("engine.train.settings", "models.accelerators"):
+        monkeypatch.setattr(f"lora_studio.{module}.is_flash", lambda name: True)
+    joined, note = padding_free_batches(config, model)
     assert (joined, note.startswith("Batches are padded: ")) == (False, True)
     monkeypatch.setattr("lora_studio.engine.train.settings.why_rows_meet", lambda base: "")
-    assert joins_rows(config, model) == (True, "")
+    assert padding_free_batches(config, model) == (True, "")
 
 
 @pytest.mark.slow

@@ -9,8 +9,15 @@ import pytest
 
 from lora_studio.config.parsing import machine_conflicts, nest, parse
 from lora_studio.config.sections import Model
-from lora_studio.models import attention
-from lora_studio.models.accelerators import DEVICE_KINDS, HUB_KERNELS
+from lora_studio.models.accelerators import (
+    DEVICE_KINDS,
+    HUB_KERNELS,
+    PACKAGES,
+    attention_lacks,
+    automatic_attention,
+    joins_rows,
+)
+from lora_studio.models.shape import linear_layers
 
 FLASH_2, FLASH_3 = "flash_attention_2", "flash_attention_3"
 
@@ -20,7 +27,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lets packages seem to be installed; those that are not named are missing."""
 
     def installed(*names: str) -> None:
-        modules = dict(attention.PACKAGES.values())
+        modules = dict(PACKAGES.values())
         spec, version = importlib.util.find_spec, importlib.metadata.version
         monkeypatch.setattr(
             importlib.util,
@@ -54,7 +61,7 @@ def test_every_implementation_of_the_schema_is_known_on_every_device(
     install("flash-attn", "flash-attn-3", "kernels")
     names = get_args(Model.model_fields["attn_implementation"].annotation)
     able = {
-        kind: {name for name in names if name != "auto" and not attention.lacking(name, kind)} for kind in DEVICE_KINDS
+        kind: {name for name in names if name != "auto" and not attention_lacks(name, kind)} for kind in DEVICE_KINDS
     }
     assert able["cuda"] == set(names) - {"auto"}
     assert able["cpu"] == able["mps"] == able["xpu"] == {"sdpa", "eager"}
@@ -64,18 +71,18 @@ def test_every_implementation_of_the_schema_is_known_on_every_device(
 def test_auto_takes_the_best_that_is_installed_and_says_why(install: Any) -> None:
     install()
     assert (
-        attention.automatic("cuda").words
+        automatic_attention("cuda").words
         == "sdpa: FlashAttention 2 is not used, the package flash-attn is not installed"
     )
-    assert attention.automatic("cpu").words == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU"
+    assert automatic_attention("cpu").words == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU"
     install("flash-attn")
-    assert attention.automatic("cuda", half=True, capability=8).name == FLASH_2
-    assert attention.automatic("cuda", half=False).reason.endswith("it needs 16-bit precision")
-    assert "this one has 7" in attention.automatic("cuda", half=True, capability=7).reason
-    assert attention.automatic("cuda", unsupported=[FLASH_3, FLASH_2]).reason.endswith("the model does not support it")
+    assert automatic_attention("cuda", half=True, capability=8).name == FLASH_2
+    assert automatic_attention("cuda", half=False).reason.endswith("it needs 16-bit precision")
+    assert "this one has 7" in automatic_attention("cuda", half=True, capability=7).reason
+    assert automatic_attention("cuda", unsupported=[FLASH_3, FLASH_2]).reason.endswith("the model does not support it")
     install("flash-attn", "flash-attn-3", "kernels")
-    assert attention.automatic("cuda", half=True, capability=9).name == FLASH_3
-    assert attention.automatic("cuda", half=True, capability=8).name == FLASH_2
+    assert automatic_attention("cuda", half=True, capability=9).name == FLASH_3
+    assert automatic_attention("cuda", half=True, capability=8).name == FLASH_2
 
 
 def test_what_auto_would_not_take_can_be_chosen_or_is_refused_with_a_reason(install: Any) -> None:
@@ -97,7 +104,7 @@ def test_kernels_of_the_hub_are_never_taken_unasked_and_not_downloaded_offline(
     install("kernels")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert attention.automatic("cuda").name == "sdpa"
+    assert automatic_attention("cuda").name == "sdpa"
     assert not refused("cuda", model__attn_implementation=kernel)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE disables downloads" in refused("cuda", model__attn_implementation=kernel)
@@ -107,15 +114,15 @@ def test_kernels_of_the_hub_are_never_taken_unasked_and_not_downloaded_offline(
 
 def test_batches_go_without_padding_where_the_attention_reads_them_without_a_mask() -> None:
     for name in (FLASH_2, FLASH_3, *HUB_KERNELS):
-        assert attention.joins_rows("auto", name, possible=True)
-        assert not attention.joins_rows("auto", name, possible=False)
-        assert not attention.joins_rows(False, name, possible=True)
-    assert not attention.joins_rows("auto", "sdpa", possible=True)
-    assert attention.joins_rows(True, "sdpa", possible=True)
+        assert joins_rows("auto", name, possible=True)
+        assert not joins_rows("auto", name, possible=False)
+        assert not joins_rows(False, name, possible=True)
+    assert not joins_rows("auto", "sdpa", possible=True)
+    assert joins_rows(True, "sdpa", possible=True)
 
 
 def test_layers_that_carry_a_state_are_known_by_a_models_config() -> None:
-    assert attention.linear_layers({"layer_types": ["linear_attention", "full_attention"]}) == "linear_attention"
-    assert attention.linear_layers({"text_config": {"layer_types": ["conv", "full_attention"]}}) == "conv"
-    assert attention.linear_layers({"model_type": "falcon_mamba"}) == "falcon_mamba"
-    assert attention.linear_layers({"model_type": "qwen3", "layer_types": ["sliding_attention"]}) == ""
+    assert linear_layers({"layer_types": ["linear_attention", "full_attention"]}) == "linear_attention"
+    assert linear_layers({"text_config": {"layer_types": ["conv", "full_attention"]}}) == "conv"
+    assert linear_layers({"model_type": "falcon_mamba"}) == "falcon_mamba"
+    assert linear_layers({"model_type": "qwen3", "layer_types": ["sliding_attention"]}) == ""

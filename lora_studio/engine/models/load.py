@@ -21,8 +21,19 @@ from lora_studio.engine.models.source import (
     read_config,
 )
 from lora_studio.errors import StudioError
-from lora_studio.models import attention
-from lora_studio.models.accelerators import CPU, FLOAT16, missing
+from lora_studio.models.accelerators import (
+    CPU,
+    FLASH,
+    FLEX_ATTENTION,
+    FLOAT16,
+    LONGEST_HEAD,
+    SDPA,
+    Attention,
+    attention_lacks,
+    automatic_attention,
+    is_flash,
+    missing,
+)
 from lora_studio.models.hub import may_run_code_of
 from lora_studio.models.shape import stored_quantization
 from lora_studio.units import count
@@ -208,8 +219,8 @@ def choose_attention(setting: str, config: PretrainedConfig, dtype: torch.dtype)
     """
     if setting == "auto":
         best = _automatic(config, dtype).name
-        return None if best == attention.SDPA else best
-    lacks = attention.lacking(setting, device_kind(), half=dtype is not torch.float32, capability=capability())
+        return None if best == SDPA else best
+    lacks = attention_lacks(setting, device_kind(), half=dtype is not torch.float32, capability=capability())
     if not lacks and setting in _unsupported(config):
         lacks = f"the model's class ({config.model_type}) does not support it"
     if lacks:
@@ -217,9 +228,9 @@ def choose_attention(setting: str, config: PretrainedConfig, dtype: torch.dtype)
     return setting
 
 
-def _automatic(config: PretrainedConfig, dtype: torch.dtype) -> attention.Attention:
+def _automatic(config: PretrainedConfig, dtype: torch.dtype) -> Attention:
     half = dtype is not torch.float32
-    return attention.automatic(device_kind(), half=half, capability=capability(), unsupported=_unsupported(config))
+    return automatic_attention(device_kind(), half=half, capability=capability(), unsupported=_unsupported(config))
 
 
 def _unsupported(config: PretrainedConfig) -> list[str]:
@@ -229,12 +240,12 @@ def _unsupported(config: PretrainedConfig) -> list[str]:
         return []
     model = classes[type(config)]
     head = getattr(config.get_text_config(), "head_dim", None) or 0
-    flash = model._supports_flash_attn and head <= attention.LONGEST_HEAD
+    flash = model._supports_flash_attn and head <= LONGEST_HEAD
     kernels = model._compatible_flash_implementations  # a model may take certain kernels only
     has = {
-        **{name: flash and (not kernels or name in kernels) for name in attention.FLASH},
-        attention.FLEX_ATTENTION: model._supports_flex_attn,
-        attention.SDPA: model._supports_sdpa,
+        **{name: flash and (not kernels or name in kernels) for name in FLASH},
+        FLEX_ATTENTION: model._supports_flex_attn,
+        SDPA: model._supports_sdpa,
     }
     return [name for name, supported in has.items() if not supported]
 
@@ -245,7 +256,7 @@ def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) ->
     if setting != "auto":
         return f"{implementation}, as configured"
     best = _automatic(model.config, dtype)
-    if attention.is_flash(best.name) or implementation == best.name:
+    if is_flash(best.name) or implementation == best.name:
         return f"{implementation}: {best.reason}"
     return f"{implementation}: the model has no other"
 

@@ -40,7 +40,7 @@ from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.memory import base_notes, foresee
 from lora_studio.engine.train.rows import TrainingRows
-from lora_studio.engine.train.settings import joins_rows
+from lora_studio.engine.train.settings import padding_free_batches
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import MemoryEstimated, ModelLoaded, Warned
 from lora_studio.models.adapters import fingerprint
@@ -108,7 +108,7 @@ def build_model(
     stored = stored_quantization(base.config.to_dict())
     for message in check_base(config, base, rows, stored):
         log.emit(Warned(time.time(), message))
-    joined, note = joins_rows(config, base)
+    joined, note = padding_free_batches(config, base)
     if note:
         log.emit(Warned(time.time(), note))
     own_biases = biases_of(base)

@@ -16,8 +16,7 @@ from lora_studio.engine.accelerator import device_kind
 from lora_studio.engine.models.load import dtype_name, why_rows_meet
 from lora_studio.engine.train_script import METHODS
 from lora_studio.errors import StudioError
-from lora_studio.models import attention
-from lora_studio.models.accelerators import CUDA, DEVICE_KINDS
+from lora_studio.models.accelerators import CUDA, DEVICE_KINDS, is_flash, joins_rows
 from lora_studio.workspace import RunFolder
 
 PROJECT = "lora-studio"
@@ -150,13 +149,13 @@ def packing_values(config: Config, *, padding_free: bool) -> TrainerArguments:
     }
 
 
-def joins_rows(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
+def padding_free_batches(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
     """Whether batches are made without padding, and a note. Raises `StudioError` where packing or padding-free batches
     were chosen and the rows of a sequence would not stay apart in this model."""
     training = config.training
     possible = training.method == "sft" and not training.packing and training.per_device_train_batch_size > 1
     implementation = str(base.config._attn_implementation)
-    joined = attention.joins_rows(training.padding_free, implementation, possible=possible)
+    joined = joins_rows(training.padding_free, implementation, possible=possible)
     if not (joined or training.packing):
         return False, ""
     if reason := why_rows_meet(base):
@@ -164,7 +163,7 @@ def joins_rows(config: Config, base: PreTrainedModel) -> tuple[bool, str]:
             return False, f"Batches are padded: {reason}."
         path = "training.packing" if training.packing else "training.padding_free"
         raise StudioError(f"{config.model.name} cannot have several rows in a sequence: {reason}.", f"Turn {path} off.")
-    if attention.is_flash(implementation):
+    if is_flash(implementation):
         return joined, ""
     noun = "Packing" if training.packing else "Padding-free batches"
     return joined, (
