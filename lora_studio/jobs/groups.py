@@ -6,6 +6,7 @@ came as far (Jamieson & Talwalkar 2016, arXiv:1502.07943; asynchronously as in L
 no run waits for another). The rule is optuna's.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -21,9 +22,11 @@ from lora_studio.config.parsing import CONDITIONS, ConfigError, Problem, default
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, meant, settings
 from lora_studio.errors import StudioError
-from lora_studio.jobs.events import Evaluated, RunState
-from lora_studio.jobs.kinds import Membership, membership
+from lora_studio.jobs.events import Evaluated, Finished, Reason, RunState
+from lora_studio.jobs.kinds import TRAIN, Membership, append_event, membership
+from lora_studio.jobs.launchers import Launcher
 from lora_studio.jobs.queue import QueueEntry, check_room
+from lora_studio.jobs.watcher import Follower
 from lora_studio.units import float_text
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
@@ -280,3 +283,56 @@ def weak_runs(runs: Iterable[tuple[str, Sequence[Evaluated]]], metric: str = "lo
         if trial.should_prune():
             weak[run] = item
     return weak
+
+
+class WeakRuns:
+    """Stops the weak runs of groups that want it, and writes down why a run was stopped.
+
+    What is decided follows from the runs' events alone: a supervisor that begins later comes to the same.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._groups: dict[str, Membership | None] = {}  # by id of the run
+        self._decided: dict[str, tuple[object, dict[str, Evaluated]]] = {}  # by id of the group
+
+    def stop(self, followers: Sequence[Follower]) -> None:
+        """One look at all runs."""
+        groups: dict[str, list[Follower]] = {}
+        for follower in followers:
+            if follower.kind is TRAIN and (group := self._group(follower)) is not None and group.stop_weak:
+                groups.setdefault(group.id, []).append(follower)
+        for group_id, members in groups.items():
+            if any(member.alive for member in members) or group_id in self._decided:
+                self._stop(group_id, members)
+
+    def _group(self, follower: Follower) -> Membership | None:
+        run_id = follower.folder.id
+        if run_id not in self._groups:
+            self._groups[run_id] = membership(follower.folder.read_facts())
+        return self._groups[run_id]
+
+    def _stop(self, group_id: str, members: Sequence[Follower]) -> None:
+        states = {member.folder.id: member.in_short for member in members}
+        mark = tuple((run_id, len(state.evaluations)) for run_id, state in states.items())
+        decided = self._decided.get(group_id)
+        if decided is None or decided[0] != mark:
+            group = self._groups[members[0].folder.id]
+            metric = group.metric if group else "loss"
+            weak = weak_runs(((run_id, state.evaluations) for run_id, state in states.items()), metric)
+            decided = self._decided[group_id] = (mark, weak)
+        for member in members:
+            if member.folder.id in decided[1]:
+                self._end(member, decided[1][member.folder.id])
+
+    def _end(self, member: Follower, evaluation: Evaluated) -> None:
+        """Asks a weak run to stop; one that a person resumed after that goes on."""
+        state, worker = member.in_short, member.worker
+        if worker is None or worker.launched > evaluation.time:
+            return
+        if member.alive and not member.ended and worker.stop_asked is None:
+            with contextlib.suppress(StudioError):  # a cluster that does not answer now
+                self._launcher.ask_to_stop(member.folder)
+        elif not member.alive and state.reason is Reason.STOPPED and (state.finished or 0.0) >= evaluation.time:
+            words = f"Stopped early: in the weaker half of its group at step {evaluation.step:,}."
+            append_event(member.folder, Finished(time.time(), "stopped", state.step, words, "", Reason.PRUNED))

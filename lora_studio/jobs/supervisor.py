@@ -18,9 +18,10 @@ from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import CHAT, Allocation, Holder, Placement, demand_of, request_facts, write_held
 from lora_studio.jobs.events import Extended, Finished, OtherRowsAccepted, Reason, RunState
+from lora_studio.jobs.groups import WeakRuns
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, append_event, remove, versions
 from lora_studio.jobs.launchers import Launcher
-from lora_studio.jobs.limits import Housekeeping
+from lora_studio.jobs.notes import Notes
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     QueueEntry,
@@ -36,8 +37,7 @@ from lora_studio.jobs.queue import (
     write_queue,
 )
 from lora_studio.jobs.targets import LOCAL, TargetLauncher, Targets, local_files
-from lora_studio.jobs.watcher import Follower
-from lora_studio.models.accelerators import CPU
+from lora_studio.jobs.watcher import Follower, end_the_deaf, end_the_overdrawn
 from lora_studio.models.adapters import continued
 from lora_studio.models.hardware import Device, all_devices, default_devices, environment_of
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
@@ -79,7 +79,7 @@ class Supervisor:
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
         self._index = JobIndex(workspace)
-        self._housekeeping = Housekeeping(workspace, self._launcher)
+        self._weak_runs, self._notes = WeakRuns(self._launcher), Notes(workspace.unrestricted)
         self._followers: dict[str, Follower] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}  # until the worker has them
         self._had_secrets: set[str] = set()
@@ -105,7 +105,8 @@ class Supervisor:
             with self._lock:
                 self._refresh_all()
                 followers = list(self._followers.values())
-            self._housekeeping.close(followers, set(self.queue()))
+            self._notes.look(followers, set(self.queue()))
+            self._notes.close()
 
     def go_to_sleep(self, seconds: float) -> None:
         """For a container that is about to end, and every process in it: the jobs that work save, and stand first in
@@ -155,7 +156,10 @@ class Supervisor:
             self._launcher.collect()
             self._refresh_all()
             followers, queued = list(self._followers.values()), set(self.queue())
-            self._housekeeping.look(followers, queued, self._stop_seconds, self._save_seconds)
+            end_the_deaf(followers, self._launcher, self._stop_seconds, self._save_seconds)
+            end_the_overdrawn(self.workspace, self._launcher)
+            self._weak_runs.stop(followers)
+            self._notes.look(followers, queued)
             if read_queue(self.workspace):
                 with lock(self.workspace):
                     self._start_next()
@@ -438,8 +442,8 @@ class Supervisor:
             self._secrets[entry.job] = secrets
             self._had_secrets.add(entry.job)
             entry = dataclasses.replace(entry, at_once=True)
-        kind = default_devices(self.devices())[0].kind
-        entry = dataclasses.replace(entry, device_kind="" if kind == CPU else kind)
+        device = default_devices(self.devices())[0]
+        entry = dataclasses.replace(entry, device_kind=device.kind if device.is_gpu else "")
         write_queue(self.workspace, [*read_queue(self.workspace), entry])
         self._start_next()
 

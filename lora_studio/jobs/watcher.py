@@ -1,4 +1,5 @@
-"""One job's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
+"""One job's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives; and the end
+of workers that do not stop, or fill more of the disk than their user has.
 
 A snapshot of the fold beside the events saves reading them again. It holds for one size and time of the file and may be
 deleted at any time.
@@ -7,17 +8,19 @@ deleted at any time.
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
 from lora_studio import __version__
 from lora_studio.config.compute import LOCAL
+from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import Holder, demand_of, read_held
 from lora_studio.jobs.events import (
     CheckpointSaved,
@@ -33,11 +36,12 @@ from lora_studio.jobs.events import (
     of_right_kinds,
     reason_named,
 )
-from lora_studio.jobs.kinds import TRAIN, Kind
+from lora_studio.jobs.kinds import TRAIN, Kind, at_work
 from lora_studio.jobs.launchers import Exit, Launcher, Wait, Worker, last_error
 from lora_studio.models.hub import Charge
-from lora_studio.workspace import JobFolder
+from lora_studio.workspace import JobFolder, Workspace
 
+_log = logging.getLogger(__name__)
 Key = tuple[int, int]
 """Size and time of change (nanoseconds) of the events."""
 _ONE: dict[str, type] = {
@@ -347,3 +351,33 @@ def _signature(path: str) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def end_the_deaf(
+    followers: Iterable[Follower], launcher: Launcher, stop_seconds: float, save_seconds: float | None
+) -> None:
+    """Ends workers that were asked to stop long ago; see `Supervisor` for the seconds."""
+    for follower in followers:
+        asked = follower.worker.stop_asked if follower.worker else None
+        if follower.alive and asked is not None:
+            saving = follower.kind.save_seconds if save_seconds is None else save_seconds
+            patience = stop_seconds if follower.state.phase in BEFORE_WORK else saving
+            if time.time() - asked > patience:
+                with contextlib.suppress(StudioError):  # a cluster that does not answer now
+                    launcher.kill(follower.folder)
+
+
+def end_the_overdrawn(workspace: Workspace, launcher: Launcher) -> None:
+    """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
+    save would take more of what there is none left of. The checkpoints saved last go where they are too much."""
+    if not workspace.policy.has_quota:
+        return
+    for maker, folder in at_work(workspace.unrestricted):
+        if launcher.is_alive(folder) and (reason := workspace.policy.over_quota(maker)):
+            _log.warning("%s: %s", folder.id, reason)
+            launcher.kill(folder, reason=reason)
+            folder.remove_unfinished()
+            for checkpoint in reversed(folder.checkpoint_folders()):
+                if not workspace.policy.over_quota(maker):
+                    break
+                shutil.rmtree(checkpoint, ignore_errors=True)  # a writer that dies may still hold it
