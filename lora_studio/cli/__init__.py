@@ -34,7 +34,7 @@ COMMANDS = {
     "mix": ("mix", "mix"),
     "runs": ("jobs", "runs"),
     "groups": ("groups", "groups"),
-    "find-lr": ("find_lr", "find_lr"),
+    "find-lr": ("train", "find_lr"),
     "jobs": ("jobs", "jobs"),
     "devices": ("jobs", "devices"),
     "notify": ("jobs", "notify"),

@@ -5,8 +5,7 @@ import time
 from collections.abc import Sequence
 
 from lora_studio.cli.config import agree, check_first
-from lora_studio.cli.jobs import ask
-from lora_studio.cli.output import print_json, say, table
+from lora_studio.cli.output import confirm_deletion, print_json, say, table
 from lora_studio.cli.settings import resolved
 from lora_studio.cli.train import train as train_one
 from lora_studio.errors import StudioError
@@ -140,7 +139,7 @@ def _delete(supervisor: Supervisor, result: GroupResult, *, sure: bool) -> int:
     if result.open:
         raise StudioError(f"{len(result.open)} runs of this group are not finished.", "Stop them first.")
     if not sure:
-        ask(f"the group {result.name} with its {len(result.rows)} runs, their adapters and checkpoints")
+        confirm_deletion(f"the group {result.name} with its {len(result.rows)} runs, their adapters and checkpoints")
     for row in result.rows:
         supervisor.delete(row.run.id)
     say(f"Deleted group {result.id} with {len(result.rows)} runs.")

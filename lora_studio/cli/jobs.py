@@ -11,7 +11,7 @@ from typing import Any
 from lora_studio.cli import evaluate, export
 from lora_studio.cli import rows as document_rows
 from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line
-from lora_studio.cli.output import age, confirmed, print_json, say, table
+from lora_studio.cli.output import age, confirm_deletion, print_json, say, table
 from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
 from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
@@ -46,7 +46,7 @@ def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: 
     if action == "delete":
         state = supervisor.state(folder.id)
         if state.final and not sure:
-            ask(f"{kind.noun} {folder.id} ({state.title}, {size(bytes_in(folder.path))})")
+            confirm_deletion(f"{kind.noun} {folder.id} ({state.title}, {size(bytes_in(folder.path))})")
         supervisor.delete(folder.id)
         say(f"Deleted {kind.noun} {folder.id}.")
         if as_json:
@@ -94,12 +94,6 @@ def facts(state: RunState) -> Mapping[str, Any]:
     cost = {"cost": charge.at(time.time()), "max_cost": charge.most, "trouble": charge.trouble} if charge else {}
     where = {"target": state.target, "devices": state.devices, "waiting": state.waiting}
     return {"state": state.state, "reason": state.reason, "message": message, "hint": hint, **where, **cost}
-
-
-def ask(subject: str) -> None:
-    """Asks whether that may be deleted. Raises `StudioError` where nobody says yes."""
-    if not confirmed(f"Delete {subject} permanently?"):
-        raise StudioError(f"Nothing was deleted. It would delete {subject}.", "Answer y, or use --yes.")
 
 
 def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> None:
@@ -199,7 +193,7 @@ def act_on_run(
         say("Resumed in the background. Progress: `python -m lora_studio runs list`")
     elif action == "delete":
         if not sure and (subject := what_goes(workspace, supervisor, run.id)):
-            ask(subject)
+            confirm_deletion(subject)
         supervisor.delete(run.id)
         say(f"Deleted run {run.id}.")
         if as_json:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
+from lora_studio.errors import StudioError
 from lora_studio.files import finite
 
 _CODES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
@@ -70,6 +71,12 @@ def confirmed(question: str) -> bool:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:  # Ctrl-D
         return False
+
+
+def confirm_deletion(subject: str) -> None:
+    """Asks whether that may be deleted. Raises `StudioError` where nobody says yes."""
+    if not confirmed(f"Delete {subject} permanently?"):
+        raise StudioError(f"Nothing was deleted. It would delete {subject}.", "Answer y, or use --yes.")
 
 
 def print_json(value: Any) -> None:

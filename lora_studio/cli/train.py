@@ -1,4 +1,5 @@
-"""`train`: starts a run, follows it, and turns Ctrl-C into a stop."""
+"""`train`: starts a run, follows it, and turns Ctrl-C into a stop. `find-lr`: suggests a learning rate for a run by a
+short sweep of rising rates."""
 
 import argparse
 import signal
@@ -7,17 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from lora_studio.cli.config import agree, check_first
-from lora_studio.cli.following import exit_code, goes_on, progress_line, tell_waiting
-from lora_studio.cli.output import print_json, say
+from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line, tell_waiting
+from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides, resolved
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.devices import change_processes
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import ending_words
+from lora_studio.jobs.kinds import SEARCH, ending_words
 from lora_studio.jobs.preflight import OK
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.units import dollars, duration
+from lora_studio.runs.rate_search import as_searched, rate_curve
+from lora_studio.units import dollars, duration, figure, float_text
 from lora_studio.workspace import RunFolder, Workspace
 
 _LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
@@ -216,3 +218,31 @@ def step_line(state: RunState) -> str:
     if state.seconds_left is not None:
         parts.append(f"{duration(state.seconds_left)} left")
     return ", ".join(parts)
+
+
+def find_lr(workspace: Workspace, args: argparse.Namespace) -> int:
+    """Searches a learning rate for a config, and prints the suggestion with the curve."""
+    supervisor = Supervisor(workspace)
+    config = as_searched(resolved(args.config, args, workspace))
+    job_id = supervisor.launch(config, kind=SEARCH)
+    say(f"Search {job_id}")
+    telling = Telling(PHASE_WORDS, progress_line, "its results are not kept", notes=True)
+    state = follow(supervisor, job_id, telling)
+    curve = rate_curve(state.steps)
+    message, hint = ending_words(state)
+    if args.json:
+        points = [{"learning_rate": rate, "loss": loss} for rate, loss in zip(curve.rates, curve.losses, strict=True)]
+        suggestion = curve.suggestion if state.state == "done" else None
+        ending = {"state": state.state, "message": message, "hint": hint}
+        print_json({"search": job_id, **ending, "suggestion": suggestion, "rule": curve.words, "points": points})
+    elif state.state == "done":
+        smooth = [*map(figure, curve.smooth), *["-"] * (len(curve.rates) - len(curve.smooth))]
+        rates = [float_text(float(f"{rate:.2e}")) for rate in curve.rates]
+        rows = zip(rates, map(figure, curve.losses), smooth, strict=True)
+        print(table(("learning rate", "loss", "smoothed"), list(rows)))
+        print(curve.words)
+        if curve.suggestion:
+            print(f"Use it: --training.learning_rate {float_text(curve.suggestion)}")
+    else:
+        say(" ".join(filter(None, (message, hint))))
+    return exit_code(state, supervisor.exit_code(job_id))
