@@ -68,13 +68,16 @@ def numbered(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def same_content(first: Path, second: Path, block: int = 1 << 20) -> bool:
+BLOCK_BYTES = 1 << 20
+
+
+def same_content(first: Path, second: Path) -> bool:
     """Whether two files hold the same bytes."""
     if first.stat().st_size != second.stat().st_size:
         return False
     with first.open("rb") as one, second.open("rb") as two:
-        while chunk := one.read(block):
-            if chunk != two.read(block):
+        while chunk := one.read(BLOCK_BYTES):
+            if chunk != two.read(BLOCK_BYTES):
                 return False
     return True
 

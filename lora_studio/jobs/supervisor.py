@@ -45,6 +45,8 @@ from lora_studio.workspace import JobFolder, RunFolder, Workspace
 _log = logging.getLogger(__name__)
 MAX_OFF_DEVICE = 4
 """Jobs that need no device and work at once; more of them wait."""
+READ_SECONDS, READ_AT_ONCE_SECONDS = 0.3, 0.02
+"""How long jobs that nobody has read yet are read at each look, and before others have their turn."""
 RECENT_SECONDS = 2.0
 """How long a look at the devices serves those who only want to know."""
 
@@ -136,13 +138,13 @@ class Supervisor:
             except Exception:  # a full disk or a vanished folder must not end the watch over the other jobs
                 _log.exception("The supervisor could not look around")
 
-    def _read_on(self, seconds: float = 0.3, at_once: float = 0.02) -> None:
+    def _read_on(self) -> None:
         """Reads jobs that nobody has read yet, newest first and a few at once, so that others come in between."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + READ_SECONDS
         while time.monotonic() < end and not self._closing.wait(0.001):
             with self._lock:
                 unread = (follower for follower in self._followers.values() if not follower.known)
-                pause = time.monotonic() + at_once
+                pause = time.monotonic() + READ_AT_ONCE_SECONDS
                 for follower in unread:
                     follower.read()
                     if time.monotonic() > pause:

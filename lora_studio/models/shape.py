@@ -431,9 +431,7 @@ def _dense_and_sparse(numbers: Mapping[str, Any], layers: int) -> tuple[tuple[in
     return tuple(layer for layer in range(layers) if layer not in sparse), sparse
 
 
-def beyond(
-    name: str, *, embeddings: int, positions: int | None, largest_id: int, longest: int, subject: str = "Rows have"
-) -> StudioError | None:
+def beyond(name: str, *, embeddings: int, positions: int | None, largest_id: int, longest: int) -> StudioError | None:
     """What a model can't read of rows with ids up to `largest_id` and up to `longest` tokens; None where it can all.
 
     `embeddings` are the tokens that it has vectors for, `positions` the tokens in a row where these are learned, as in
@@ -446,7 +444,7 @@ def beyond(
         )
     if positions is not None and longest > positions:
         return StudioError(
-            f"{subject} up to {longest:,} tokens, but {name} supports {positions:,} positions.",
+            f"Rows have up to {longest:,} tokens, but {name} supports {positions:,} positions.",
             f"Set data.max_length to {positions} at most.",
         )
     return None

@@ -314,7 +314,7 @@ def test_a_job_that_gets_no_machine_waits_until_it_is_cancelled_there(hub: FakeH
     hub.jobs.capacity = False
     world = begin()
     world.reach("SCHEDULING")
-    launcher = HfJobsLauncher(lambda folder: ("hf-jobs:t4", HubTarget()))
+    launcher = HfJobsLauncher(lambda folder: ("hf-jobs:t4", HubTarget()), lambda folder: {})
     waits = launcher.waits(world.run)
     assert waits is not None
     assert waits.reason == f"scheduling since {time.strftime('%H:%M', time.localtime(waits.since))} for t4-small"

@@ -3,8 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,7 @@ from lora_studio.data.preview import first_records, tried, unread
 from lora_studio.data.quality import near_groups
 from lora_studio.data.readers.documents import Chunk, read_document, split, write_chunks
 from lora_studio.data.report import Look, describe, preview, save_bad_rows
+from lora_studio.engine.runtime import repeating
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs import protocol
@@ -100,23 +101,10 @@ class Call(Generic[M]):
                 protocol.Progress(phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=seconds_left)
             )
 
-    @contextmanager
-    def beating(self, phase: str) -> Iterator[None]:
+    def beating(self, phase: str) -> AbstractContextManager[None]:
         """Sends signs of life during work of a library that tells nothing of its progress."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(BEAT_SECONDS):
-                self.progress(phase)
-
         self.progress(phase)
-        beats = threading.Thread(target=beat, name="beats", daemon=True)
-        beats.start()
-        try:
-            yield
-        finally:
-            over.set()
-            beats.join()
+        return repeating(lambda: self.progress(phase), BEAT_SECONDS)
 
 
 class DataAnalysis:

@@ -6,10 +6,9 @@ log-probabilities with those of base and adapter.
 
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_id
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, fitting, load_base
 from lora_studio.engine.models.source import read_config, without_weights
 from lora_studio.engine.models.weights import put_on, read_weights
-from lora_studio.engine.runtime import EventLog, StopSignal
+from lora_studio.engine.runtime import EventLog, StopSignal, repeating
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import sizes_of
 from lora_studio.files import JsonObject, bytes_in
@@ -75,23 +74,10 @@ class ExportContext:
         """Logs a warning that does not end the export."""
         self.log.emit(Warned(time.time(), words))
 
-    @contextmanager
-    def growing(self, phase: str, total: int) -> Iterator[None]:
-        """A phase in which a library writes into `out`: progress is the size of the folder, of about `total` bytes."""
-        self.log.phase(phase, total, "bytes")
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(LOOK_SECONDS):
-                self.log.progress(min(bytes_in(self.out), total), total)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
+    def growing(self, total: int) -> AbstractContextManager[None]:
+        """The phase in which a library writes into `out`: progress is the folder's size, of about `total` bytes."""
+        self.log.phase("write", total, "bytes")
+        return repeating(lambda: self.log.progress(min(bytes_in(self.out), total), total), LOOK_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _plain(module: Any) -> Any:
 def write(work: ExportContext, loaded: LoadedModel, max_shard_size: str) -> None:
     """Writes weights, configs, tokenizer and template."""
     total = sum(weight.nbytes for weight in loaded.model.parameters())
-    with work.growing("write", total):
+    with work.growing(total):
         loaded.model.generation_config.pad_token_id = loaded.tokenizer.pad_token_id
         loaded.model.save_pretrained(str(work.out), max_shard_size=max_shard_size.replace(" ", "").upper())
         write_tokenizer(loaded.tokenizer, loaded.template(None), work)

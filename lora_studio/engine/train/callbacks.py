@@ -100,8 +100,8 @@ class GenEval(TrainerCallback):
     """Sample generations after each evaluation. `loaded` is the model in training, with the training template as the
     base's.
 
-    Inside `base()` the model is the bare base. Of several processes the first asks, unless all of them have to
-    (`everywhere`, where each holds a part of the model); all of them have this callback, and wait for it.
+    Inside `base()` the model is the bare base. Of several processes the first asks; all of them have this callback, and
+    wait for it.
     """
 
     def __init__(
@@ -115,9 +115,8 @@ class GenEval(TrainerCallback):
         enable_thinking: bool | None,
         log: EventLog,
         stop: StopSignal,
-        everywhere: bool = False,
     ) -> None:
-        self.answers = everywhere or ranks.world().is_first
+        self.answers = ranks.world().is_first
         self.loaded = loaded
         self.questions = questions
         self.base = base

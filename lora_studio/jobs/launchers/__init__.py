@@ -206,12 +206,16 @@ class RemoteLauncher(Launcher, Protocol):
         """Checks the target with a job of a moment in a folder, and says in a sentence what was seen there."""
 
 
-def last_lines(path: Path, count: int, max_bytes: int = 65_536) -> str:
+MAX_LOG_BYTES = 65_536
+"""Of the end of a log."""
+
+
+def last_lines(path: Path, count: int) -> str:
     """The last lines of a log as a terminal would show them: progress bars by their last state, colours left out."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - max_bytes))
+            file.seek(max(0, size - MAX_LOG_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return ""

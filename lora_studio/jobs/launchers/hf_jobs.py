@@ -25,11 +25,10 @@ from typing import Any
 from lora_studio.config.fields import read_yaml, setting
 from lora_studio.errors import StudioError
 from lora_studio.files import is_time, read_object
-from lora_studio.jobs.events import Event, Reason, to_line
+from lora_studio.jobs.events import Reason
 from lora_studio.jobs.launchers import Exit, Target, Wait
 from lora_studio.jobs.launchers.local import (
     LocalLauncher,
-    end_last_line,
     find,
     python_module,
     read_worker,
@@ -333,12 +332,6 @@ def prefix_of(folder: RunFolder, place: Place) -> str:
 # -- what comes back
 
 
-def append(folder: RunFolder, event: Event) -> None:
-    end_last_line(folder.events)
-    with folder.events.open("a", encoding="utf-8") as events:
-        events.write(to_line(event))
-
-
 def may_come(name: str) -> bool:
     """Whether a file of a job may be written into the run's folder."""
     parts = PurePosixPath(name).parts
@@ -401,7 +394,7 @@ class HfJobsLauncher(LocalLauncher):
     def __init__(
         self,
         target_of: Callable[[JobFolder], tuple[str, Target]],
-        env_of: Callable[[JobFolder | None], Mapping[str, str]] = lambda folder: {},
+        env_of: Callable[[JobFolder | None], Mapping[str, str]],
     ) -> None:
         super().__init__(python_module(COURIER))
         self._target_of, self._env_of = target_of, env_of

@@ -25,13 +25,13 @@ from lora_studio.config.fields import read_yaml
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.events import Finished, Reason, Warned, read_state
+from lora_studio.jobs.kinds import append_event
 from lora_studio.jobs.launchers import last_error
 from lora_studio.jobs.launchers.hf_jobs import (
     MOUNT,
     SUBMITTING,
     UPLOADING,
     Place,
-    append,
     bundle,
     may_come,
     mirror,
@@ -56,6 +56,7 @@ FINAL = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 LOG_SECONDS = 20.0  # between two looks at the log of a job that has sent nothing yet
 MAX_WAIT = 60.0
 TIDY_ATTEMPTS = 4
+OUT_OF_TIME = "out_of_time"  # the mark in the bucket
 TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt", ".log", ".csv")
 MAX_TEXT_BYTES = 64 << 20
 
@@ -346,7 +347,7 @@ class Courier:
         if not self.place.synced:
             self._log_read = 0.0
             self._read_log()
-        if self._patiently(lambda: self._is_there("out_of_time")):
+        if self._patiently(self._is_out_of_time):
             self._note(out_of_time=True)
         if not self.place.keep:
             self._tidy_up()
@@ -383,14 +384,16 @@ class Courier:
                 f" The log ends with:\n{last}" if state == "failed" and (last := last_error(self.folder.log)) else ""
             )
         self._tell(f"{message} {hint}")
-        append(self.folder, Finished(time.time(), state, read_state(self.folder.events).step, message, hint, reason))
+        append_event(
+            self.folder, Finished(time.time(), state, read_state(self.folder.events).step, message, hint, reason)
+        )
         self._note(ended=True, trouble="")
         return 130 if state == "stopped" else 2 if reason is Reason.REFUSED else 1
 
-    def _is_there(self, name: str) -> bool:
-        """Whether the job has left such a mark."""
+    def _is_out_of_time(self) -> bool:
+        """Whether the job has left the mark that its time limit was near."""
         try:
-            return bool(list(self._api.get_bucket_paths_info(self.place.bucket, [f"{self._prefix}/{name}"])))
+            return bool(list(self._api.get_bucket_paths_info(self.place.bucket, [f"{self._prefix}/{OUT_OF_TIME}"])))
         except self._faults as error:
             if _status(error) != 404:
                 raise
@@ -408,7 +411,7 @@ class Courier:
                 self._stumble(error)
             self._sleep(self._every * 2**attempt)
         where = f"{self.place.bucket}/{self._prefix}"
-        append(self.folder, Warned(time.time(), f"The files of the job could not be deleted from {where}."))
+        append_event(self.folder, Warned(time.time(), f"The files of the job could not be deleted from {where}."))
 
 
 class _UnwantedError(Exception):
@@ -486,9 +489,9 @@ class Outbox:
             content = content.replace(remote_path.encode(), name.encode())
         return content.replace(self._token.encode(), b"hf_...") if self._token else content
 
-    def mark(self, name: str) -> None:
-        """Leaves a mark for whoever follows the job."""
-        self._api.batch_bucket_files(self._bucket, add=[(b"yes", f"{self._prefix}/{name}")])
+    def mark_out_of_time(self) -> None:
+        """Leaves a mark that the time limit is near, for whoever follows the job."""
+        self._api.batch_bucket_files(self._bucket, add=[(b"yes", f"{self._prefix}/{OUT_OF_TIME}")])
 
     def stop_asked(self) -> bool:
         """Whether whoever follows the job wants the worker to save and end."""
@@ -540,7 +543,7 @@ def there(mount: Path) -> int:
                 stops.add(outbox.stop_asked())
             if time.time() > last_call and not stops.heeded:
                 stops.add(True)
-                outbox.mark("out_of_time")
+                outbox.mark_out_of_time()
         except faults as error:
             print(f"Not sent: {type(error).__name__}: {without_tokens(str(error), token)}", flush=True)
         if stops.take():
