@@ -1,7 +1,9 @@
 """Follows a job in the terminal, where Ctrl-C asks it to stop, and lists the queue."""
 
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from lora_studio.cli.output import print_json, say, table
@@ -13,21 +15,26 @@ from lora_studio.runs.summary import pace_of, short
 from lora_studio.units import duration
 
 FAILED = 1
-LOOK_SECONDS, SAY_SECONDS = 0.2, 3.0
+LOOK_SECONDS, SAY_SECONDS, EXIT_SECONDS = 0.2, 3.0, 10.0
+
+
+def _nothing(state: RunState) -> Iterable[str]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Telling:
     """What is said of a kind of job. A phase without words is told by its progress alone.
 
-    `progress` gives a line, "" where there is nothing to tell yet; `notes` says that the job's warnings are told as
-    they come (else whoever follows tells them).
+    `progress` gives a line, "" where there is nothing to tell yet; `news` gives lines that are said at once, each time
+    those that are new; `notes` says that the job's warnings are told as they come (else whoever follows tells them).
     """
 
     phases: Mapping[str, str]
     progress: Callable[[RunState], str]
     stopping: str
     notes: bool = False
+    news: Callable[[RunState], Iterable[str]] = _nothing
 
 
 def goes_on(name: str) -> str:
@@ -42,46 +49,73 @@ def goes_on(name: str) -> str:
 def follow(supervisor: Supervisor, job_id: str, telling: Telling, *, leaves: bool = False) -> RunState:
     """Tells of a job until it ends, and starts it where it waits and its turn comes.
 
-    Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this.
+    Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this. A worker is there for a moment after
+    its last word; its exit code is known when it is gone.
     """
     supervisor.start()
+    teller, heeded, ended_at = _Teller(telling), 0, 0.0
     try:
-        return _follow(supervisor, job_id, telling, leaves)
+        with nullcontext(list[int]()) if leaves else interrupts() as heard:
+            while True:
+                state = supervisor.state(job_id)
+                teller.tell(state)
+                if state.final:
+                    ended_at = ended_at or time.monotonic()
+                    if not supervisor.is_alive(job_id) or time.monotonic() - ended_at > EXIT_SECONDS:
+                        return state
+                elif len(heard) > heeded:
+                    heeded += 1
+                    if heeded == 1:
+                        say(f"Stopping: {telling.stopping}. Press Ctrl-C again to end it at once.")
+                    (supervisor.stop if heeded == 1 else supervisor.cancel)(job_id)
+                time.sleep(LOOK_SECONDS)
     finally:
         supervisor.close()
 
 
-def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool) -> RunState:
-    told_at, phase, interrupted, noted, waits_for = 0.0, "", 0, 0, ""
-    while True:
-        try:
-            state = supervisor.state(job_id)
-            for note in state.warnings[noted:] if telling.notes else ():
-                say(f"  note: {note}")
-            noted = len(state.warnings)
-            if state.final and not supervisor.is_alive(job_id):
-                return state
-            if state.state == "queued":
-                waits_for = tell_waiting(state, waits_for)
-            elif state.phase != phase:
-                phase, words = state.phase, telling.phases.get(state.phase, "")
-                if words:
-                    say(words)
-                told_at = time.monotonic() if words else 0.0
-            line = telling.progress(state) if state.state != "queued" else ""
-            if line and time.monotonic() - told_at >= SAY_SECONDS:
-                told_at = time.monotonic()
-                say(f"  {line}")
-            time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            if leaves:
-                raise
-            interrupted += 1
-            if interrupted == 1:
-                say(f"Stopping; {telling.stopping}. Press Ctrl-C again to end it at once.")
-                supervisor.stop(job_id)
-            else:
-                supervisor.cancel(job_id)
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """A list that grows with each Ctrl-C, which meanwhile interrupts nothing: the job is to be left in good order.
+
+    Where the shell wants Ctrl-C ignored, as for a command in the background, it stays so.
+    """
+    heard: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Teller:
+    """Turns a job's growing state into calm lines: news at once, each phase once, progress every few seconds."""
+
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
+        self._phase = self._line = self._waits_for = ""
+        self._said_at, self._noted = 0.0, 0
+
+    def tell(self, state: RunState) -> None:
+        """Says what is new since the last call."""
+        telling = self._telling
+        for note in state.warnings[self._noted :] if telling.notes else ():
+            say(f"  note: {note}")
+        self._noted = len(state.warnings)
+        if state.state == "queued":
+            self._waits_for = tell_waiting(state, self._waits_for)
+            return
+        for line in telling.news(state):
+            say(f"  {line}")
+        if state.phase != self._phase and state.phase in telling.phases:
+            self._phase = state.phase
+            say(telling.phases[state.phase])
+            self._said_at = time.monotonic()
+        line = telling.progress(state)
+        if line and line != self._line and time.monotonic() - self._said_at >= SAY_SECONDS:
+            self._line, self._said_at = line, time.monotonic()
+            say(f"  {line}")
 
 
 def tell_waiting(state: RunState, last_reason: str) -> str:

@@ -2,13 +2,11 @@
 short sweep of rising rates."""
 
 import argparse
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 
 from lora_studio.cli.config import agree, check_first
-from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line, tell_waiting
+from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides, resolved
 from lora_studio.errors import StudioError
@@ -22,7 +20,6 @@ from lora_studio.runs.rate_search import as_searched, rate_curve
 from lora_studio.units import dollars, duration, figure, float_text
 from lora_studio.workspace import RunFolder, Workspace
 
-_LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
 PROCESSES = "compute.processes"
 # Measuring comes again and again between steps: its results are told, its beginning is not.
 PHASE_WORDS = {
@@ -75,56 +72,13 @@ def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool, *, leav
     say(f"Run {run.id}")
     if not leaves:
         say(goes_on(run.id))
-    narrator = Narrator(supervisor.state(run.id))
-    supervisor.start()
-    try:
-        state = _wait(supervisor, run, narrator, leaves)
-    finally:
-        supervisor.close()
+    news = RunNews(supervisor.state(run.id))
+    telling = Telling(PHASE_WORDS, news.progress, "the run is saved after this step", news=news.lines)
+    state = follow(supervisor, run.id, telling, leaves=leaves)
     if as_json:
         print_json(result_of(run, state))
-    narrator.tell_end(state, run)
+    tell_end(state, run)
     return exit_code(state, supervisor.exit_code(run.id))
-
-
-def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator", leaves: bool) -> RunState:
-    heeded = 0
-    with nullcontext(list[int]()) if leaves else _interrupts() as interrupts:
-        while not (state := supervisor.state(run.id)).final:
-            narrator.tell(state)
-            if heeded == 0 and interrupts:
-                say("Stopping: the run is saved after this step. Press Ctrl-C again to end it at once.")
-                supervisor.stop(run.id)
-            elif len(interrupts) > heeded:
-                supervisor.cancel(run.id)
-            heeded = min(len(interrupts), heeded + 1)
-            time.sleep(_LOOK_SECONDS)
-        narrator.tell(state)
-        _wait_for_exit(supervisor, run)
-    return state
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that grows with each Ctrl-C, which meanwhile interrupts nothing: the run is to be left in good order.
-
-    Where the shell wants Ctrl-C ignored, as for a command in the background, it stays so.
-    """
-    heard: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if before != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    try:
-        yield heard
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:
-    """A worker is there for a moment after its last word; its exit code is known when it is gone."""
-    end = time.monotonic() + _EXIT_SECONDS
-    while supervisor.is_alive(run.id) and time.monotonic() < end:
-        time.sleep(0.02)
 
 
 def result_of(run: RunFolder, state: RunState) -> JsonObject:
@@ -146,67 +100,53 @@ def result_of(run: RunFolder, state: RunState) -> JsonObject:
     return numbers | run.read_result() | {"message": message, "hint": hint}
 
 
-class Narrator:
-    """Turns a run's growing state into calm lines: each phase once, steps every few seconds, each measurement.
-
-    What a resumed run did before is not told again.
-    """
+class RunNews:
+    """What is said of a run beside its phases. What a resumed run did before is not told again."""
 
     def __init__(self, before: RunState) -> None:
-        self._phase = ""
         self._warnings, self._evaluations = len(before.warnings), len(before.evaluations)
         self._data = before.data is not None
-        self._step = before.step
-        self._said = 0.0
-        self._waits_for = ""
+        self._first_step = before.step
 
-    def tell(self, state: RunState) -> None:
-        """Says what is new since the last call."""
-        if state.state == "queued":
-            self._waits_for = tell_waiting(state, self._waits_for)
-            return
-        for warning in state.warnings[self._warnings :]:
-            say(f"  note: {warning}")
+    def lines(self, state: RunState) -> Iterator[str]:
+        """Notes, measurements and how the data are read, each once."""
+        yield from (f"note: {warning}" for warning in state.warnings[self._warnings :])
         for evaluation in state.evaluations[self._evaluations :]:
-            say(f"  step {evaluation.step}: validation loss {evaluation.loss:.4f}")
+            yield f"step {evaluation.step}: validation loss {evaluation.loss:.4f}"
         self._warnings, self._evaluations = len(state.warnings), len(state.evaluations)
         if state.data and not self._data:
             self._data = True
             if state.data.reading:
-                say(f"  data: {state.data.reading}")
-        if state.phase in PHASE_WORDS and state.phase != self._phase:
-            self._phase = state.phase
-            say(PHASE_WORDS[state.phase])
-            self._said = time.monotonic() if self._phase != "train" else 0.0
-        if time.monotonic() - self._said < _SAY_SECONDS:
-            return
-        if state.phase == "train" and state.step != self._step:
-            self._step, self._said = state.step, time.monotonic()
-            say(f"  {step_line(state)}")
-        elif state.phase != "train" and (line := progress_line(state)):
-            self._said = time.monotonic()
-            say(f"  {'evaluating: ' if state.phase == 'evaluate' else ''}{line}")
+                yield f"data: {state.data.reading}"
 
-    def tell_end(self, state: RunState, run: RunFolder) -> None:
-        """The outcome in a few lines."""
-        if state.charge:
-            say(f"Cost: about {dollars(state.charge.at(time.time()))} on {state.charge.hardware}")
-        if state.steps:
-            say(f"  {step_line(state)}")
-        if state.state == "done":
-            say(f"Finished in {duration(state.seconds)}: {run.adapter}")
-            say(f"Try it: python -m lora_studio chat {run.id} --compare")
-            return
-        message, hint = ending_words(state)
-        say(f"Failed: {message}" if state.state == "failed" else message or "Stopped.")
-        if hint:
-            say(hint)
-        retry = run.read_result().get("retry")
-        if retry:
-            flags = " ".join(f"--{path} {str(value).lower()}" for path, value in retry["settings"].items())
-            say(f"Start it like this: python -m lora_studio train {run.config} {flags}")
-        if state.state == "stopped":
-            say(f"Resume: python -m lora_studio train --resume {run.id}")
+    def progress(self, state: RunState) -> str:
+        """How far the run is, in a line; "" where there is nothing new to tell."""
+        if state.phase == "train":
+            return step_line(state) if state.step != self._first_step else ""
+        line = progress_line(state)
+        return f"evaluating: {line}" if line and state.phase == "evaluate" else line
+
+
+def tell_end(state: RunState, run: RunFolder) -> None:
+    """The outcome in a few lines."""
+    if state.charge:
+        say(f"Cost: about {dollars(state.charge.at(time.time()))} on {state.charge.hardware}")
+    if state.steps:
+        say(f"  {step_line(state)}")
+    if state.state == "done":
+        say(f"Finished in {duration(state.seconds)}: {run.adapter}")
+        say(f"Try it: python -m lora_studio chat {run.id} --compare")
+        return
+    message, hint = ending_words(state)
+    say(f"Failed: {message}" if state.state == "failed" else message or "Stopped.")
+    if hint:
+        say(hint)
+    retry = run.read_result().get("retry")
+    if retry:
+        flags = " ".join(f"--{path} {str(value).lower()}" for path, value in retry["settings"].items())
+        say(f"Start it like this: python -m lora_studio train {run.config} {flags}")
+    if state.state == "stopped":
+        say(f"Resume: python -m lora_studio train --resume {run.id}")
 
 
 def step_line(state: RunState) -> str:
