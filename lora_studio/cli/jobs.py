@@ -33,39 +33,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.units import duration, gib, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
-ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
 _BENCHMARKING = Telling({"answer": "asking"}, progress_line, "answers are lost")
-
-
-def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: bool = False) -> int:
-    """One of `ACTIONS` on a job that is no run; the exit code. Unless `sure`, a person is asked before anything is
-    deleted."""
-    kind, folder = supervisor.find(name)
-    if action == "follow":
-        return tell_to_end(supervisor, folder, as_json)
-    if action == "delete":
-        state = supervisor.state(folder.id)
-        if state.final and not sure:
-            confirm_deletion(f"{kind.noun} {folder.id} ({state.title}, {size(bytes_in(folder.path))})")
-        supervisor.delete(folder.id)
-        say(f"Deleted {kind.noun} {folder.id}.")
-        if as_json:
-            print_json({kind.noun: folder.id, "state": "deleted"})
-        return 0
-    if action in ("stop", "cancel"):
-        end(supervisor, kind, folder.id, at_once=action == "cancel")
-    if action == "resume":
-        if kind is DOCUMENTS:
-            document_rows.resume(supervisor, folder.id)
-        else:
-            supervisor.resume(folder.id)
-        say(f"Resumed in the background. Follow it: `python -m lora_studio jobs follow {folder.id}`")
-    state = supervisor.state(folder.id)
-    if as_json:
-        print_json({kind.noun: folder.id, **facts(state)})
-    else:
-        print("\n".join(_describe_job(state)))
-    return 0
 
 
 def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int:
@@ -107,10 +75,13 @@ def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> No
         supervisor.stop(job_id)
     supervisor.start()
     try:
-        while not supervisor.state(job_id).final:
+        while not (state := supervisor.state(job_id)).final:
             time.sleep(0.05)
     finally:
         supervisor.close()
+    if at_once and kind is TRAIN:
+        last = f"The last checkpoint is {state.checkpoints[-1].name}." if state.checkpoints else "It has no checkpoint."
+        say(f"Cancelled run {job_id} without saving. {last}")
 
 
 def progress_of(state: RunState) -> str:
@@ -173,52 +144,47 @@ def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: a
     if args.action == "start":
         supervisor.start_now(folder.id)
         return list_queue(supervisor, args.json)
-    if isinstance(folder, RunFolder) and kind is TRAIN:
-        return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
-    return act(supervisor, folder.id, args.action, args.json, sure=args.yes)
-
-
-def act_on_run(
-    workspace: Workspace, supervisor: Supervisor, run: RunFolder, action: str, as_json: bool, *, sure: bool = False
-) -> int:
-    """Follows, stops, cancels, resumes, deletes or shows a run; the exit code."""
-    if action == "follow":
-        return follow_to_end(supervisor, run, as_json, leaves=True)
-    if action == "stop":
-        end(supervisor, TRAIN, run.id, at_once=False)
-    elif action == "cancel":
-        _cancel(supervisor, run.id)
-    elif action == "resume":
-        supervisor.resume(run.id)
-        say("Resumed in the background. Progress: `python -m lora_studio runs list`")
-    elif action == "delete":
-        if not sure and (subject := what_goes(workspace, supervisor, run.id)):
+    if args.action == "follow":
+        return tell_to_end(supervisor, folder, args.json)
+    if args.action == "delete":
+        if not args.yes and (subject := _what_goes(workspace, supervisor, kind, folder)):
             confirm_deletion(subject)
-        supervisor.delete(run.id)
-        say(f"Deleted run {run.id}.")
-        if as_json:
-            print_json({"run": run.id, "state": "deleted"})
+        supervisor.delete(folder.id)
+        say(f"Deleted {kind.noun} {folder.id}.")
+        if args.json:
+            print_json({kind.noun: folder.id, "state": "deleted"})
         return 0
-    state = supervisor.state(run.id)
-    if as_json:
-        print_json(facts_of(run, state) if action == "show" else result_of(run, state))
-    else:
-        print("\n".join([*describe(run, state), *(what_came_out(run, state) if action == "show" else ())]))
+    if args.action in ("stop", "cancel"):
+        end(supervisor, kind, folder.id, at_once=args.action == "cancel")
+    if args.action == "resume":
+        if kind is DOCUMENTS:
+            document_rows.resume(supervisor, folder.id)
+        else:
+            supervisor.resume(folder.id)
+        say(f"Resumed in the background. Follow it: `python -m lora_studio jobs follow {folder.id}`")
+    _print_job(supervisor.state(folder.id), kind, folder, args.json, whole=args.action == "show")
     return 0
 
 
-def _cancel(supervisor: Supervisor, run_id: str) -> None:
-    """Ends the run at once and says what is left of it."""
-    if supervisor.state(run_id).final:
-        say(f"Run {run_id} has already ended.")
-        return
-    supervisor.cancel(run_id)
-    while not (state := supervisor.state(run_id)).final:
-        time.sleep(0.05)
-    remaining = (
-        f"The last checkpoint is {state.checkpoints[-1].name}." if state.checkpoints else "It has no checkpoint."
-    )
-    say(f"Cancelled run {run_id} without saving. {remaining}")
+def _what_goes(workspace: Workspace, supervisor: Supervisor, kind: Kind, folder: JobFolder) -> str:
+    """What a person is asked about before a deletion; "" for what can't be deleted, which the supervisor refuses."""
+    if kind is TRAIN:
+        return what_goes(workspace, supervisor, folder.id)
+    state = supervisor.state(folder.id)
+    return f"{kind.noun} {folder.id} ({state.title}, {size(bytes_in(folder.path))})" if state.final else ""
+
+
+def _print_job(state: RunState, kind: Kind, folder: JobFolder, as_json: bool, *, whole: bool) -> None:
+    """A job in a few lines or as an object; of a run, where `whole` is wanted, all that is known of it."""
+    if isinstance(folder, RunFolder) and kind is TRAIN:
+        if as_json:
+            print_json(facts_of(folder, state) if whole else result_of(folder, state))
+        else:
+            print("\n".join([*describe(folder, state), *(what_came_out(folder, state) if whole else ())]))
+    elif as_json:
+        print_json({kind.noun: folder.id, **facts(state)})
+    else:
+        print("\n".join(_describe_job(state)))
 
 
 HEAD = ("job", "kind", "state", "name", "progress", "time", "created")
