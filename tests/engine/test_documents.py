@@ -16,8 +16,7 @@ from lora_studio.chat import documents
 from lora_studio.chat.documents import DocumentsRequest, Writing, result_of, rows_of, totals
 from lora_studio.data.readers.documents import Chunk, write_chunks
 from lora_studio.engine.chat import documents as worker
-from lora_studio.engine.chat import server as serving
-from lora_studio.engine.chat.server import Server, ask_all
+from lora_studio.engine.chat.documents import Server, ask_all
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState, read_state
 from lora_studio.jobs.kinds import DocumentsFolder
@@ -37,7 +36,7 @@ def of_module() -> Iterator[StandIn]:
 @pytest.fixture
 def server(of_module: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """The server as it is at first, and no pause between two attempts."""
-    monkeypatch.setattr(serving, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "FIRST_WAIT_SECONDS", 0.01)
     fresh = StandIn(of_module.address)
     vars(of_module).update(vars(fresh))
     return of_module
@@ -110,8 +109,8 @@ def test_what_passes_is_tried_again_and_a_wait_that_the_server_asks_for_is_kept(
     assert time.monotonic() - began > 0.95
     assert "429: slow down. Trying again in 1.0 s." in heard[0]
     soon = formatdate(time.time() + 1, usegmt=True)
-    assert 0 <= (serving._asked_seconds(soon) or 0) <= 1
-    assert serving._asked_seconds("soon") is None
+    assert 0 <= (worker._asked_seconds(soon) or 0) <= 1
+    assert worker._asked_seconds("soon") is None
 
 
 @pytest.mark.parametrize(
@@ -149,12 +148,12 @@ def test_a_newer_model_gets_its_limit_under_its_new_name_and_no_temperature(serv
 
 
 def test_an_answer_that_never_ends_or_is_too_slow_is_given_up(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(worker, "MAX_ANSWER_BYTES", 1000)
     server.answers = [completion("x" * 2000)]
     with pytest.raises(StudioError, match="more than 0 MB"):
         client(server).ask("x")
-    monkeypatch.setattr(serving, "TIMEOUT", serving.httpx.Timeout(0.1))
-    monkeypatch.setattr(serving, "ATTEMPTS", 2)
+    monkeypatch.setattr(worker, "TIMEOUT", worker.httpx.Timeout(0.1))
+    monkeypatch.setattr(worker, "ATTEMPTS", 2)
     server.seconds = 0.3
     with pytest.raises(StudioError, match=r"did not answer in time\. Gave up after 2 attempts"):
         client(server).ask("x")
