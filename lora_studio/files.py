@@ -43,6 +43,15 @@ def fits(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> bo
     return all(isinstance(value, kinds[name]) for name, value in values.items() if name in kinds)
 
 
+def end_last_line(path: Path) -> None:
+    """Ends a line that a killed worker left torn, so that the next line written does not become part of it."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
 def bytes_in(folder: Path) -> int:
     """Bytes of all files below a folder; what is deleted while it is counted does not count."""
     total, folders = 0, [str(folder)]

@@ -81,6 +81,8 @@ ABOUT_ACTIONS = (
     "evaluation"
 )
 WITH_ALL_SETTINGS = ("train", "check", "import", "estimate", "find-lr")
+WITH_OWN_SETTINGS = ("export", "rows")
+"""Commands whose module says which settings they have, by `add_settings`."""
 WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export", "rows")
 """Commands whose flags are made from the schema, which takes a moment to import."""
 
@@ -324,20 +326,13 @@ def _add_settings(with_settings: Sequence[argparse.ArgumentParser], arguments: S
     commands = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
     if not commands:
         return
-    from lora_studio.cli.settings import add_all, add_section, add_sections
+    from lora_studio.cli.settings import add_all, add_section
 
     for name in commands:
         if name in WITH_ALL_SETTINGS:
             add_all(parsers[name])
-        elif name == "export":
-            from lora_studio.export.targets import TARGETS
-
-            add_sections(parsers[name], {target.name: target.settings for target in TARGETS.values()})
-        elif name == "rows":
-            from lora_studio.chat.documents import Writing
-            from lora_studio.cli.settings import add_model
-
-            add_model(parsers[name], Writing)
+        elif name in WITH_OWN_SETTINGS:
+            importlib.import_module(f"lora_studio.cli.{COMMANDS[name][0]}").add_settings(parsers[name])
         else:
             add_section(parsers[name], "data" if name == "inspect" else "generation")
 

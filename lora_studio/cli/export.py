@@ -6,7 +6,7 @@ import sys
 
 from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
-from lora_studio.cli.settings import overrides
+from lora_studio.cli.settings import add_sections, overrides
 from lora_studio.evaluate import job as evaluating
 from lora_studio.export import job as exporting
 from lora_studio.export.job import PHASES, folders, make_request, needs_device, readiness_of, result_bytes
@@ -19,6 +19,11 @@ from lora_studio.models.adapters import named_adapter
 from lora_studio.models.hub import hub_secrets, knows_token
 from lora_studio.units import duration, size
 from lora_studio.workspace import Workspace
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting of the export formats."""
+    add_sections(parser, {target.name: target.settings for target in TARGETS.values()})
 
 
 def export(workspace: Workspace, args: argparse.Namespace) -> int:

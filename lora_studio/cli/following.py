@@ -125,6 +125,17 @@ def tell_waiting(state: RunState, last_reason: str) -> str:
     return state.waiting or last_reason
 
 
+def step_line(state: RunState) -> str:
+    """step 30/120, epoch 1.5, loss 0.4321, 1,200 tokens/s, 40 s left."""
+    last = state.steps[-1]
+    parts = [f"step {last.step}/{last.total_steps}", f"epoch {last.epoch:.2f}", f"loss {last.loss:.4f}"]
+    if last.tokens_per_second:
+        parts.append(f"{last.tokens_per_second:,.0f} tokens/s")
+    if state.seconds_left is not None:
+        parts.append(f"{duration(state.seconds_left)} left")
+    return ", ".join(parts)
+
+
 def progress_line(state: RunState, before: int = 0) -> str:
     """300 of 1,000 rows, 120 rows/s, 6 s left; "" where nothing is counted or done yet.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from lora_studio.cli import evaluate, export
 from lora_studio.cli import rows as document_rows
-from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line
+from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line, step_line
 from lora_studio.cli.output import age, confirm_deletion, print_json, say, table
 from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
-from lora_studio.cli.train import follow_to_end, result_of, step_line
+from lora_studio.cli.train import follow_to_end, result_of
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import RunState

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from lora_studio.chat import documents
-from lora_studio.chat.documents import DocumentsRequest, checked, request_of, result_of, rows_of, split_request
+from lora_studio.chat.documents import DocumentsRequest, Writing, checked, request_of, result_of, rows_of, split_request
 from lora_studio.cli.data import PhaseLines
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say
-from lora_studio.cli.settings import section_values
+from lora_studio.cli.settings import add_model, section_values
 from lora_studio.data.generated import MIN_OVERLAP, NEAR, UNGROUNDED
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
@@ -29,6 +29,11 @@ _TELLING = Telling(
     "rows so far are kept",
     notes=True,
 )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting of what is written."""
+    add_model(parser, Writing)
 
 
 def rows(workspace: Workspace, args: argparse.Namespace) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from lora_studio.cli.following import step_line
 from lora_studio.cli.output import age, print_json, say, table
-from lora_studio.cli.train import step_line
 from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from lora_studio.cli.config import agree, check_first
-from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
+from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line, step_line
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides, resolved
 from lora_studio.errors import StudioError
@@ -147,17 +147,6 @@ def tell_end(state: RunState, run: RunFolder) -> None:
         say(f"Start it like this: python -m lora_studio train {run.config} {flags}")
     if state.state == "stopped":
         say(f"Resume: python -m lora_studio train --resume {run.id}")
-
-
-def step_line(state: RunState) -> str:
-    """step 30/120, epoch 1.5, loss 0.4321, 1,200 tokens/s, 40 s left."""
-    last = state.steps[-1]
-    parts = [f"step {last.step}/{last.total_steps}", f"epoch {last.epoch:.2f}", f"loss {last.loss:.4f}"]
-    if last.tokens_per_second:
-        parts.append(f"{last.tokens_per_second:,.0f} tokens/s")
-    if state.seconds_left is not None:
-        parts.append(f"{duration(state.seconds_left)} left")
-    return ", ".join(parts)
 
 
 def find_lr(workspace: Workspace, args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from lora_studio import __version__
 from lora_studio.config.compute import LOCAL
 from lora_studio.config.fields import SettingValues
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
+from lora_studio.files import JsonObject, end_last_line
 from lora_studio.jobs.events import Event, Reason, RunState, to_line
 from lora_studio.workspace import JobFolder, RunFolder, Workspace, write_atomically
 
@@ -237,15 +237,6 @@ def remove(folder: JobFolder) -> None:
     hidden = folder.path.with_name(f".deleted-{folder.id}")
     folder.path.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def end_last_line(path: Path) -> None:
-    """Ends a line that a killed worker left torn, so that the next line written does not become part of it."""
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
 
 
 def append_event(folder: JobFolder, event: Event) -> None:

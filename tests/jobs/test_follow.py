@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from lora_studio.files import end_last_line
 from lora_studio.jobs.events import CheckpointSaved, Finished, PhaseStarted, Reason, RunStarted, StepLogged, to_line
 from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.launchers import last_error, last_lines
@@ -19,7 +20,6 @@ from lora_studio.jobs.launchers.local import (
     LocalLauncher,
     LocalWorker,
     ask_to_stop,
-    end_last_line,
     find,
     kill,
     read_worker,

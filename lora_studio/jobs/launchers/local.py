@@ -22,8 +22,7 @@ from pydantic import ValidationError
 from lora_studio.config.compute import Compute
 from lora_studio.config.fields import read_yaml
 from lora_studio.errors import StudioError
-from lora_studio.files import is_time, read_object
-from lora_studio.jobs.kinds import end_last_line
+from lora_studio.files import end_last_line, is_time, read_object
 from lora_studio.jobs.launchers import Exit, Wait, Worker, last_lines
 from lora_studio.models.hub import SECRETS, Charge
 from lora_studio.workspace import JobFolder, RunFolder, write_atomically

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from lora_studio import __version__
 from lora_studio.errors import StudioError
-from lora_studio.files import is_time, read_object
+from lora_studio.files import end_last_line, is_time, read_object
 from lora_studio.jobs.events import Reason
-from lora_studio.jobs.kinds import KINDS, TRAIN, end_last_line
+from lora_studio.jobs.kinds import KINDS, TRAIN
 from lora_studio.jobs.launchers import Exit, SlurmTarget, Target, Wait, Worker, last_lines
 from lora_studio.jobs.launchers.local import child_environment, python_module
 from lora_studio.models.hardware import CPU_ONLY, VISIBLE
