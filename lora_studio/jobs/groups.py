@@ -24,7 +24,6 @@ from lora_studio.config.settings import flatten, meant, settings
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Evaluated, Finished, Reason, RunState
 from lora_studio.jobs.kinds import TRAIN, Membership, append_event, membership
-from lora_studio.jobs.launchers import Launcher
 from lora_studio.jobs.queue import QueueEntry, check_room
 from lora_studio.jobs.watcher import Follower
 from lora_studio.units import float_text
@@ -291,8 +290,7 @@ class WeakRuns:
     What is decided follows from the runs' events alone: a supervisor that begins later comes to the same.
     """
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
+    def __init__(self) -> None:
         self._groups: dict[str, Membership | None] = {}  # by id of the run
         self._decided: dict[str, tuple[object, dict[str, Evaluated]]] = {}  # by id of the group
 
@@ -332,7 +330,7 @@ class WeakRuns:
             return
         if member.alive and not member.ended and worker.stop_asked is None:
             with contextlib.suppress(StudioError):  # a cluster that does not answer now
-                self._launcher.ask_to_stop(member.folder)
+                member.launcher.ask_to_stop(member.folder)
         elif not member.alive and state.reason is Reason.STOPPED and (state.finished or 0.0) >= evaluation.time:
             words = f"Stopped early: in the weaker half of its group at step {evaluation.step:,}."
             append_event(member.folder, Finished(time.time(), "stopped", state.step, words, "", Reason.PRUNED))

@@ -15,7 +15,7 @@ from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
-from lora_studio.jobs.targets import TargetLauncher, Targets, local_files, problems_on
+from lora_studio.jobs.targets import TargetLaunchers, Targets, local_files, problems_on
 from lora_studio.models.accelerators import attention_lacks, expected_attention, is_flash, lacks_state_kernels
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import (
@@ -399,7 +399,7 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
     config = Targets(workspace).placed(continued(workspace.policy.admit(config), workspace))
     elsewhere, told = Targets(workspace).device(config.compute.target), ""
     if elsewhere is not None:
-        told = TargetLauncher(workspace).check(config.compute.target, local_files(config))
+        told = TargetLaunchers(workspace).check(config.compute.target, local_files(config))
         machine = Machine(elsewhere, elsewhere.memory_total or None, shutil.disk_usage(workspace.root).free)
         if workspace.policy.jobs_token(workspace.policy.owner_id) is not None and config.model.name != DEMO_MODEL:
             return Report((Check("Model", NOTE, NOT_READ), Check("Target", OK, told)))

@@ -36,7 +36,7 @@ from lora_studio.jobs.queue import (
     with_at_once,
     write_queue,
 )
-from lora_studio.jobs.targets import LOCAL, TargetLauncher, Targets, local_files
+from lora_studio.jobs.targets import LOCAL, TargetLaunchers, Targets, local_files
 from lora_studio.jobs.watcher import Follower, end_the_deaf, end_the_overdrawn
 from lora_studio.models.adapters import continued
 from lora_studio.models.hardware import Device, all_devices, default_devices, environment_of
@@ -75,13 +75,13 @@ class Supervisor:
         self._ask_devices = devices
         self._seen_devices: tuple[float, Sequence[Device]] = (-RECENT_SECONDS, ())
         self.chat_device: Callable[[], str] = str  # id of the device on which this process' chat holds a model, or ""
-        self._launcher = TargetLauncher(workspace, launcher)
+        self._launchers = TargetLaunchers(workspace, launcher)
         self.targets = Targets(workspace)
         self._stop_seconds, self._save_seconds = stop_seconds, save_seconds
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
         self._index = JobIndex(workspace)
-        self._weak_runs, self._notes = WeakRuns(self._launcher), Notes(workspace.unrestricted)
+        self._weak_runs, self._notes = WeakRuns(), Notes(workspace.unrestricted)
         self._followers: dict[str, Follower] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}  # until the worker has them
         self._had_secrets: set[str] = set()
@@ -124,10 +124,10 @@ class Supervisor:
             others = [entry for entry in read_queue(self.workspace) if entry.job not in ids]
             write_queue(self.workspace, [*sorted(first, key=lambda entry: entry.kind != TRAIN.name), *others])
         for each in at_work:
-            self._launcher.ask_to_stop(each.folder)
+            each.launcher.ask_to_stop(each.folder)
         end = time.monotonic() + seconds
-        while any(self._launcher.is_alive(each.folder) for each in at_work) and time.monotonic() < end:
-            self._launcher.collect()
+        while any(each.launcher.is_alive(each.folder) for each in at_work) and time.monotonic() < end:
+            self._launchers.collect()
             time.sleep(0.05)
 
     def _watch(self) -> None:
@@ -155,11 +155,11 @@ class Supervisor:
     def tick(self) -> None:
         """One look around, as the background thread does it again and again."""
         with self._lock:
-            self._launcher.collect()
+            self._launchers.collect()
             self._refresh_all()
             followers, queued = list(self._followers.values()), set(self.queue())
-            end_the_deaf(followers, self._launcher, self._stop_seconds, self._save_seconds)
-            end_the_overdrawn(self.workspace, self._launcher)
+            end_the_deaf(followers, self._stop_seconds, self._save_seconds)
+            end_the_overdrawn(self.workspace, self._launchers.of)
             self._weak_runs.stop(followers)
             self._notes.look(followers, queued)
             if read_queue(self.workspace):
@@ -261,15 +261,17 @@ class Supervisor:
     def exit_code(self, job_id: str) -> int | None:
         """How the job's worker ended, where this supervisor started it (negative: by that signal)."""
         with self._lock:
-            return self._launcher.how_it_ended(self._follow(job_id).folder).code
+            follower = self._follow(job_id)
+            return follower.launcher.how_it_ended(follower.folder).code
 
     def log(self, job_id: str, lines: int = 200) -> str:
         """The end of what the job's worker printed."""
-        return self._launcher.log(self._index.find(job_id)[1], lines)
+        folder = self._index.find(job_id)[1]
+        return self._launchers.of(folder).log(folder, lines)
 
     def try_out(self, target: str) -> str:
         """Whether jobs can run on a target, in a sentence. Takes up to half a minute. Raises `StudioError`."""
-        return self._launcher.try_out(target)
+        return self._launchers.try_out(target)
 
     # -- acting
 
@@ -331,7 +333,7 @@ class Supervisor:
         if self.targets.find(target) is not None:
             if secrets:
                 raise StudioError(f"A token cannot be sent to {target}.", "Publish from this machine.")
-            self._launcher.check(target, files, noun=kind.noun)
+            self._launchers.check(target, files, noun=kind.noun)
         with self._lock, lock(self.workspace):
             check_room(self.workspace, read_queue(self.workspace))
             self._clear_unfinished(kind)
@@ -377,7 +379,7 @@ class Supervisor:
         with self._lock, lock(self.workspace):
             _, folder = self._index.find(job_id)
             if not self._take_out(folder):
-                self._launcher.ask_to_stop(folder)
+                self._launchers.of(folder).ask_to_stop(folder)
             self._refresh_all()
 
     def cancel(self, job_id: str) -> None:
@@ -385,7 +387,7 @@ class Supervisor:
         with self._lock, lock(self.workspace):
             _, folder = self._index.find(job_id)
             if not self._take_out(folder):
-                self._launcher.kill(folder, cancelled=True)
+                self._launchers.of(folder).kill(folder, cancelled=True)
             self._refresh_all()
 
     def move(self, job_id: str, places: int) -> None:
@@ -432,7 +434,7 @@ class Supervisor:
                     "Stop it first, and wait until its worker has ended.",
                 )
             self._dequeue(folder.id)
-            self._launcher.kill(folder)
+            self._launchers.of(folder).kill(folder)
             folder.remove_unfinished()
             remove(folder)
             self._refresh_all()
@@ -537,7 +539,7 @@ class Supervisor:
         env = {**sees, **self.workspace.policy.tokens(folder.owner_id), **self._secrets.pop(folder.id, {})}
         resume = entry.resume and (not isinstance(folder, RunFolder) or folder.has_checkpoints)
         try:
-            self._launcher.start(folder, kind.module, resume=resume, env=env)
+            self._launchers.of(folder).start(folder, kind.module, resume=resume, env=env)
         except StudioError as error:  # refused by its target
             ended = Finished(time.time(), "failed", 0, error.message, error.hint, Reason.REFUSED)
             append_event(folder, ended)
@@ -578,10 +580,10 @@ class Supervisor:
     def _refresh(self, kind: Kind, folder: JobFolder, queued: Collection[str]) -> None:
         follower = self._followers.get(folder.id)
         if follower is None:
-            follower = self._followers[folder.id] = Follower(folder, self._launcher, kind)
+            follower = self._followers[folder.id] = Follower(folder, self._launchers.of(folder), kind)
         was_alive = follower.alive
         follower.refresh(folder.id in queued)
         if was_alive and not follower.alive:
-            self._launcher.kill(folder)  # a worker that crashed may have left processes behind
+            self._launchers.of(folder).kill(folder)  # a worker that crashed may have left processes behind
             if not kind.resumes:
                 folder.remove_unfinished()

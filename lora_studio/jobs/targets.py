@@ -20,12 +20,12 @@ from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import problems_here
 from lora_studio.jobs.kinds import TRAIN
-from lora_studio.jobs.launchers import Exit, Launcher, RemoteLauncher, SlurmTarget, Target, Wait, Worker
+from lora_studio.jobs.launchers import Launcher, RemoteLauncher, SlurmTarget, Target
 from lora_studio.jobs.launchers.hf_jobs import HfJobsLauncher, HubTarget
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.launchers.slurm import SlurmLauncher
 from lora_studio.models.hardware import Device, devices
-from lora_studio.models.hub import JOBS_TOKEN, Charge
+from lora_studio.models.hub import JOBS_TOKEN
 from lora_studio.workspace import JobFolder, Workspace, write_atomically
 
 TARGET_KINDS: Mapping[str, type[Target]] = {"slurm": SlurmTarget, "hf-jobs": HubTarget}
@@ -185,8 +185,8 @@ def target_of(folder: JobFolder) -> str:
         return LOCAL
 
 
-class TargetLauncher:
-    """A `Launcher` that leaves each job to the launcher of the job's target."""
+class TargetLaunchers:
+    """The launchers of a workspace: each job has that of its target."""
 
     def __init__(self, workspace: Workspace, local: Launcher | None = None) -> None:
         self._targets = Targets(workspace.unrestricted)
@@ -209,7 +209,7 @@ class TargetLauncher:
             name = self._names[folder.path] = target_of(folder)
         return name
 
-    def _of(self, folder: JobFolder) -> Launcher:
+    def of(self, folder: JobFolder) -> Launcher:
         """The launcher of a job. One of a kind that this version does not know is looked for on this machine."""
         return self._remote.get(self._name(folder).partition(":")[0], self._local)
 
@@ -232,38 +232,10 @@ class TargetLauncher:
         launcher.check(name, target, [self._targets.workspace.root])
         return launcher.try_out(name, target, self._targets.workspace.logs_folder)
 
-    def start(
-        self, folder: JobFolder, module: str, *, resume: bool = False, env: Mapping[str, str] | None = None
-    ) -> None:
-        self._of(folder).start(folder, module, resume=resume, env=env)
-
-    def worker(self, folder: JobFolder) -> Worker | None:
-        return self._of(folder).worker(folder)
-
-    def is_alive(self, folder: JobFolder) -> bool:
-        return self._of(folder).is_alive(folder)
-
-    def waits(self, folder: JobFolder) -> Wait | None:
-        return self._of(folder).waits(folder)
-
-    def charge(self, folder: JobFolder) -> Charge | None:
-        return self._of(folder).charge(folder)
-
-    def ask_to_stop(self, folder: JobFolder) -> bool:
-        return self._of(folder).ask_to_stop(folder)
-
-    def kill(self, folder: JobFolder, *, cancelled: bool = False, reason: str = "") -> bool:
-        return self._of(folder).kill(folder, cancelled=cancelled, reason=reason)
-
     def collect(self) -> None:
+        """Takes notice of workers that ended, wherever."""
         for launcher in (self._local, *self._remote.values()):
             launcher.collect()
-
-    def how_it_ended(self, folder: JobFolder) -> Exit:
-        return self._of(folder).how_it_ended(folder)
-
-    def log(self, folder: JobFolder, lines: int) -> str:
-        return self._of(folder).log(folder, lines)
 
 
 def tokens(workspace: Workspace, job: JobFolder | None) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -122,7 +122,7 @@ class Follower:
     """
 
     def __init__(self, folder: JobFolder, launcher: Launcher, kind: Kind = TRAIN) -> None:
-        self.folder, self.kind, self._launcher = folder, kind, launcher
+        self.folder, self.kind, self.launcher = folder, kind, launcher
         facts = folder.read_facts()
         title, created = str(facts.get("title", folder.id)), facts["created"]
         target = str(facts.get("compute_target", LOCAL))
@@ -173,10 +173,10 @@ class Follower:
         alive = self.alive
         started = files[:1] != self._signature[:1]
         if self.alive or started:
-            self.worker = self._launcher.worker(self.folder)
-            alive = self._launcher.is_alive(self.folder)
-            self._wait = self._launcher.waits(self.folder) if alive else None
-            self._charge = self._launcher.charge(self.folder) if self.remote else None
+            self.worker = self.launcher.worker(self.folder)
+            alive = self.launcher.is_alive(self.folder)
+            self._wait = self.launcher.waits(self.folder) if alive else None
+            self._charge = self.launcher.charge(self.folder) if self.remote else None
         if alive and (started or not self.alive):
             self.held = read_held(self.folder)
         unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
@@ -294,7 +294,7 @@ class Follower:
             self._add_end(state)
         elif self.remote and state.reason is Reason.STOPPED and self.worker and self.worker.stop_asked is None:
             # Its target, or whoever wanted it to end at once, asked for that stop.
-            reason = self._launcher.how_it_ended(self.folder).reason
+            reason = self.launcher.how_it_ended(self.folder).reason
             state.reason = Reason.CANCELLED if self.worker.cancelled else reason or state.reason
         return state
 
@@ -313,7 +313,7 @@ class Follower:
         if state.reason is None or state.reason is Reason.OVER_QUOTA:
             state.state, state.message = "failed", self.worker.reason
         if state.reason is None:
-            how = self._launcher.how_it_ended(self.folder)
+            how = self.launcher.how_it_ended(self.folder)
             state.reason, state.exit_code = self._unasked(how), how.code
             state.state = "stopped" if state.reason in STOPPED_THERE else "failed"
             state.last_output = last_error(self.folder.log) if how.code is not None and how.code > 0 else ""
@@ -353,9 +353,7 @@ def _signature(path: str) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def end_the_deaf(
-    followers: Iterable[Follower], launcher: Launcher, stop_seconds: float, save_seconds: float | None
-) -> None:
+def end_the_deaf(followers: Iterable[Follower], stop_seconds: float, save_seconds: float | None) -> None:
     """Ends workers that were asked to stop long ago; see `Supervisor` for the seconds."""
     for follower in followers:
         asked = follower.worker.stop_asked if follower.worker else None
@@ -364,15 +362,16 @@ def end_the_deaf(
             patience = stop_seconds if follower.state.phase in BEFORE_WORK else saving
             if time.time() - asked > patience:
                 with contextlib.suppress(StudioError):  # a cluster that does not answer now
-                    launcher.kill(follower.folder)
+                    follower.launcher.kill(follower.folder)
 
 
-def end_the_overdrawn(workspace: Workspace, launcher: Launcher) -> None:
+def end_the_overdrawn(workspace: Workspace, launcher_of: Callable[[JobFolder], Launcher]) -> None:
     """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
     save would take more of what there is none left of. The checkpoints saved last go where they are too much."""
     if not workspace.policy.has_quota:
         return
     for maker, folder in at_work(workspace.unrestricted):
+        launcher = launcher_of(folder)
         if launcher.is_alive(folder) and (reason := workspace.policy.over_quota(maker)):
             _log.warning("%s: %s", folder.id, reason)
             launcher.kill(folder, reason=reason)

@@ -18,6 +18,7 @@ from lora_studio.engine.runtime import JsonLines
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Finished, Reason, to_line
 from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder, Kind
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.protocol import SplitDocuments
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hub import SERVER_KEY
@@ -92,9 +93,10 @@ def test_secrets_of_a_resumed_job_reach_its_worker_alone(workspace: Workspace, t
     folder = job(workspace, tmp_path)
     folder.events.write_text(to_line(Finished(1.0, "stopped", reason=Reason.STOPPED)))
     environments: list[Mapping[str, str]] = []
-    supervisor = Supervisor(workspace)
+    launcher = LocalLauncher()
     launch: Any = lambda folder, module, *, resume, env: environments.append({"resume": str(resume), **env})  # noqa: E731
-    supervisor._launcher.start = launch  # type: ignore[method-assign]
+    launcher.start = launch  # type: ignore[method-assign]
+    supervisor = Supervisor(workspace, launcher)
     documents.resume(supervisor, folder.id, key=KEY)
     assert environments == [{"resume": "True", SERVER_KEY: KEY}]
     assert not any(KEY in path.read_text() for path in workspace.root.rglob("*") if path.is_file())

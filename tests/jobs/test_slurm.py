@@ -24,7 +24,7 @@ from lora_studio.jobs.launchers.slurm import SlurmLauncher, read_worker
 from lora_studio.jobs.protocol import ChatMessage, ColumnPrompt, Generate, Load
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.jobs.targets import TargetLauncher
+from lora_studio.jobs.targets import TargetLaunchers
 from lora_studio.workspace import RunFolder, Workspace
 from tests.jobs.conftest import fake_command, wait_until
 from tests.serving import PATIENCE, Server, open_tab
@@ -359,7 +359,7 @@ def test_what_a_real_cluster_refuses_is_told_before_anything_starts(
     supervisor.targets.save("slurm:none", {"nodes": 3})
     with pytest.raises(StudioError, match="slurm:none: Slurm refuses the job: "):
         supervisor.launch(config("slurm:none"))
-    assert TargetLauncher(supervisor.workspace).try_out("slurm:two").startswith("slurm:two works: n1, n2 see")
+    assert TargetLaunchers(supervisor.workspace).try_out("slurm:two").startswith("slurm:two works: n1, n2 see")
     for name, before, after in (
         ("munge", r"munge\.socket", "no.socket"),
         ("slurmctld", r"SlurmctldPort=\d+", "SlurmctldPort=9"),
