@@ -412,6 +412,23 @@ def extras(settings: Mapping[str, Any]) -> list[str]:
     return features + (["trained biases"] if settings.get("bias", "none") != "none" else [])
 
 
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank (vllm/config/lora.py)."""
+
+
+def max_rank(settings: Mapping[str, Any]) -> int:
+    """vLLM's smallest --max-lora-rank for the adapter. Raises `StudioError` for adapters that vLLM cannot serve."""
+    merged = "Export the merged model instead: vLLM serves it like any other model."
+    lacking = extras({**settings, "target_parameters": None})
+    if lacking:
+        raise StudioError(f"vLLM does not support adapters with {' and '.join(lacking)}.", merged)
+    rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+    fitting = [allowed for allowed in VLLM_RANKS if allowed >= rank]
+    if not fitting:
+        raise StudioError(f"vLLM supports ranks up to {VLLM_RANKS[-1]}; this adapter has rank {rank}.", merged)
+    return fitting[0]
+
+
 def scale(settings: Mapping[str, Any], pattern: str = "") -> float:
     """What B A is multiplied by: alpha / r, or alpha / sqrt(r) (rsLoRA), for modules of a pattern or for all others."""
     rank = (settings.get("rank_pattern") or {}).get(pattern, settings["r"])

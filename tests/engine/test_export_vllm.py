@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.export.archive import max_rank, serve_arguments, serve_script
+from lora_studio.engine.export.archive import serve_arguments, serve_script
 from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import max_rank
 from lora_studio.workspace import RunFolder
 
 from .exporting import last_event, take_away

@@ -22,12 +22,11 @@ from transformers import GenerationConfig
 from lora_studio.data.chat_templates import is_harmony
 from lora_studio.engine.accelerator import read_memory
 from lora_studio.engine.chat.generate import Answer, Column, Generating, end_ids, generate, greedy, opening, prompt_ids
-from lora_studio.engine.export.archive import max_rank
 from lora_studio.engine.models.load import dtype_name
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.models.adapter_files import read_settings
+from lora_studio.models.adapter_files import max_rank, read_settings
 from lora_studio.units import shorten
 from lora_studio.workspace import model_source
 

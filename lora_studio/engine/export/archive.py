@@ -39,7 +39,7 @@ from lora_studio.models.adapter_files import (
     TEMPLATE_FILE,
     WEIGHTS_FILE,
     carried,
-    extras,
+    max_rank,
     read_lora,
     read_template,
     scale,
@@ -161,10 +161,6 @@ def local_places(config: Config) -> list[str]:
     return notes
 
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for --max-lora-rank (vllm/config/lora.py)."""
-
-
 def export_vllm(
     work: ExportContext, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
 ) -> ExportResult:
@@ -211,19 +207,6 @@ def export_vllm(
         f"{name}, or the base by its name."
     )
     return ExportResult(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
-
-
-def max_rank(settings: JsonObject) -> int:
-    """The smallest --max-lora-rank for the adapter. Raises `StudioError` for adapters that vLLM cannot serve."""
-    merged = "Export the merged model instead: vLLM serves it like any other model."
-    lacking = extras({**settings, "target_parameters": None})
-    if lacking:
-        raise StudioError(f"vLLM does not support adapters with {' and '.join(lacking)}.", merged)
-    rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
-    fitting = [allowed for allowed in RANKS if allowed >= rank]
-    if not fitting:
-        raise StudioError(f"vLLM supports ranks up to {RANKS[-1]}; this adapter has rank {rank}.", merged)
-    return fitting[0]
 
 
 def with_one_scale(work: ExportContext, folder: Path) -> None:
