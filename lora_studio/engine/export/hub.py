@@ -29,11 +29,9 @@ from lora_studio.engine.runtime import Stopped
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.models.adapter_files import carried
-from lora_studio.models.hub import DATASET_PREFIX, is_dataset_name, parse_dataset_name
+from lora_studio.models.hub import DATASET_PREFIX, TOKENS_PAGE, is_dataset_name, parse_dataset_name, without_tokens
 
-SETTINGS_PAGE = "https://huggingface.co/settings/tokens"
 _ALONE = re.compile(r"[\w.-]+")
-_TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 def no_token() -> StudioError:
@@ -41,7 +39,7 @@ def no_token() -> StudioError:
     return StudioError(
         "No Hub token is configured.",
         "Set HF_TOKEN before the start, log in with `hf auth login`, or enter a token when asked. Create one with "
-        f"write access at {SETTINGS_PAGE}.",
+        f"write access at {TOKENS_PAGE}.",
     )
 
 
@@ -81,7 +79,7 @@ def full_name(repo: str, token: str, *, endpoint: str | None = None) -> str:
     with _in_words(name):
         account = HfApi(endpoint=endpoint, token=token).whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise StudioError("This Hub token is read-only.", f"Create a token with write access: {SETTINGS_PAGE}.")
+        raise StudioError("This Hub token is read-only.", f"Create a token with write access: {TOKENS_PAGE}.")
     return name if "/" in name else f"{account['name']}/{name}"
 
 
@@ -193,11 +191,11 @@ def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
     """The meaning of the Hub's response."""
     status, message = error.response.status_code, _clean(error.server_message or error)
     if status == 401:
-        return StudioError("The Hub rejects this token.", f"It may have expired. Create a new one at {SETTINGS_PAGE}.")
+        return StudioError("The Hub rejects this token.", f"It may have expired. Create a new one at {TOKENS_PAGE}.")
     if status == 403:
         return StudioError(
             f"This token has no write access to {repo}: {message}",
-            f"Grant it at {SETTINGS_PAGE}, or use another owner.",
+            f"Grant it at {TOKENS_PAGE}, or use another owner.",
         )
     if status == 409:
         return StudioError(f"{repo} already exists on the Hub.", "Choose another name, or allow an update.")
@@ -212,7 +210,7 @@ def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
 
 def _clean(error: object) -> str:
     """The first line of an error, shortened, without anything that looks like a token."""
-    return _TOKEN_LIKE.sub("hf_...", str(error).strip().partition("\n")[0])[:300]
+    return without_tokens(str(error).strip().partition("\n")[0])[:300]
 
 
 def export(
