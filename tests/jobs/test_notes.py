@@ -89,7 +89,8 @@ def look(workspace: Workspace) -> None:
     for follower in supervisor._followers.values():
         follower.read()
     supervisor.tick()
-    supervisor._housekeeping.close(list(supervisor._followers.values()), set())
+    supervisor._notes.look(list(supervisor._followers.values()), set())
+    supervisor._notes.close()
 
 
 def test_slack_discord_and_others_get_the_shape_that_they_take() -> None:
