@@ -177,17 +177,11 @@ class Loaded(Result):
 
     base: str
     adapters: list[str] = []
-    cards: dict[str, JsonObject] = {}
     device: str
     dtype: str
     quantization: str = "none"
     memory_bytes: int
-    template_name: str = "chat"
-    templates: dict[str, str] = {}
     system_prompt: str | None = None
-    enable_thinking: bool | None = None
-    max_length: int | None = None
-    longest_text: int | None = None
     mixes: bool
     notes: list[str] = []
 

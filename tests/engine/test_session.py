@@ -170,7 +170,6 @@ def test_a_look_at_data_can_be_stopped_and_begun_again(child: Child, base: Path,
 def test_loading_says_what_is_in_memory(model: dict[str, Any], base: Path) -> None:
     assert model["base"] == str(base)
     assert model["adapters"] == ["Run 1"]
-    assert model["cards"]["Run 1"]["max_length"] == model["max_length"] == 64
     assert model["memory_bytes"] > 0
     assert model["mixes"]
 

@@ -151,17 +151,11 @@ class SessionWorker:
         return protocol.Loaded(
             base=base,
             adapters=list(folders),
-            cards={name: self._loaded.cards[name] for name in folders},
             device=self._loaded.model.device.type,
             dtype=load.dtype_name(self._loaded.model.dtype),
             quantization=quantization,
             memory_bytes=load.memory_bytes(),
-            template_name=card.get("prompt_style", "chat"),
-            templates={name: self._loaded.template(name) for name in folders},
             system_prompt=card.get("system_prompt"),
-            enable_thinking=card.get("enable_thinking"),
-            max_length=card.get("max_length"),
-            longest_text=self._loaded.longest_text,
             mixes=self._loaded.shares(folders),
             notes=list(dict.fromkeys(notes)),
         )
