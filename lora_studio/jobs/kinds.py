@@ -247,6 +247,35 @@ def append_event(folder: JobFolder, event: Event) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class KindWords:
+    """What the process that does a kind of job is called, and what helps after an early end.
+
+    `interrupted` is for a worker that vanished, `stopped` for one that ended in good order, `cancelled` is what became
+    of the work, `early` what the worker was not ready for yet.
+    """
+
+    worker: str
+    interrupted: Callable[[RunState], str]
+    stopped: str
+    cancelled: str
+    begin: str
+    early: str
+
+
+def _checkpoint_hint(state: RunState) -> str:
+    if state.saved:
+        return "Resume continues from the last checkpoint."
+    return "No checkpoint was saved yet, so Resume starts over."
+
+
+def _always(sentence: str) -> Callable[[RunState], str]:
+    return lambda state: sentence
+
+
+_AGAIN = "Start it again: incomplete results are not kept."
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of job. `noun` is what a person calls one, `module` the program that does it, given the job's folder.
 
@@ -260,6 +289,7 @@ class Kind:
     folder: Callable[[Path], JobFolder]
     place: Callable[[Workspace], Path]
     resumes: bool
+    words: KindWords
     needs_device: bool = True
     save_seconds: float = 20.0
 
@@ -276,6 +306,14 @@ TRAIN = Kind(
     place=lambda workspace: workspace.runs_folder,
     resumes=True,
     save_seconds=120.0,
+    words=KindWords(
+        worker="worker",
+        interrupted=_checkpoint_hint,
+        stopped="",
+        cancelled="nothing more was saved",
+        begin="Resume starts it.",
+        early="to train",
+    ),
 )
 EVALUATE = Kind(
     name="evaluate",
@@ -284,6 +322,14 @@ EVALUATE = Kind(
     folder=EvaluationFolder,
     place=lambda workspace: workspace.evaluations_folder,
     resumes=True,
+    words=KindWords(
+        worker="worker",
+        interrupted=_always("Resume answers the remaining rows."),
+        stopped="Resume answers the remaining rows.",
+        cancelled="answers so far were kept",
+        begin="Resume starts it.",
+        early="to answer",
+    ),
 )
 EXPORT = Kind(
     name="export",
@@ -293,6 +339,14 @@ EXPORT = Kind(
     place=lambda workspace: workspace.exports_folder,
     resumes=False,
     needs_device=False,
+    words=KindWords(
+        worker="export process",
+        interrupted=_always(_AGAIN),
+        stopped="Incomplete results are not kept. Start it again at any time.",
+        cancelled="incomplete results were not kept",
+        begin="Start it again.",
+        early="to write",
+    ),
 )
 BENCHMARK = Kind(
     name="benchmark",
@@ -301,6 +355,14 @@ BENCHMARK = Kind(
     folder=BenchmarkFolder,
     place=lambda workspace: workspace.benchmarks_folder,
     resumes=False,
+    words=KindWords(
+        worker="worker",
+        interrupted=_always(_AGAIN),
+        stopped="Start it again at any time.",
+        cancelled="incomplete results were not kept",
+        begin="Start it again.",
+        early="to ask",
+    ),
 )
 DOCUMENTS = Kind(
     name="documents",
@@ -309,6 +371,14 @@ DOCUMENTS = Kind(
     folder=DocumentsFolder,
     place=lambda workspace: workspace.root / "documents",
     resumes=True,
+    words=KindWords(
+        worker="worker",
+        interrupted=_always("Resume asks about the remaining chunks."),
+        stopped="Resume asks about the remaining chunks.",
+        cancelled="rows so far were kept",
+        begin="Resume starts it.",
+        early="to write",
+    ),
 )
 SEARCH = Kind(
     name="search",
@@ -317,6 +387,14 @@ SEARCH = Kind(
     folder=RunFolder,
     place=lambda workspace: workspace.searches_folder,
     resumes=False,
+    words=KindWords(
+        worker="worker",
+        interrupted=_always(_AGAIN),
+        stopped="Start it again at any time.",
+        cancelled="incomplete results were not kept",
+        begin="Start it again.",
+        early="to train",
+    ),
 )
 KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK, DOCUMENTS, SEARCH)}
 """By name, in the order in which lists show them."""
@@ -402,32 +480,6 @@ def at_work(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
             yield name, folder
 
 
-@dataclass(frozen=True, slots=True)
-class KindWords:
-    """What the process that does a kind of job is called, and what helps after an early end.
-
-    `interrupted` is for a worker that vanished, `stopped` for one that ended in good order, `cancelled` is what became
-    of the work, `early` what the worker was not ready for yet.
-    """
-
-    worker: str
-    interrupted: Callable[[RunState], str]
-    stopped: str
-    cancelled: str
-    begin: str
-    early: str
-
-
-def _checkpoint_hint(state: RunState) -> str:
-    if state.saved:
-        return "Resume continues from the last checkpoint."
-    return "No checkpoint was saved yet, so Resume starts over."
-
-
-def _always(sentence: str) -> Callable[[RunState], str]:
-    return lambda state: sentence
-
-
 STATES = {
     "queued": "Queued",
     "running": "Running",
@@ -437,64 +489,13 @@ STATES = {
     "failed": "Failed",
 }
 """The states of a job as a person reads them."""
-_AGAIN = "Start it again: incomplete results are not kept."
-_WORDS = {
-    "train": KindWords(
-        worker="worker",
-        interrupted=_checkpoint_hint,
-        stopped="",
-        cancelled="nothing more was saved",
-        begin="Resume starts it.",
-        early="to train",
-    ),
-    "evaluate": KindWords(
-        worker="worker",
-        interrupted=_always("Resume answers the remaining rows."),
-        stopped="Resume answers the remaining rows.",
-        cancelled="answers so far were kept",
-        begin="Resume starts it.",
-        early="to answer",
-    ),
-    "export": KindWords(
-        worker="export process",
-        interrupted=_always(_AGAIN),
-        stopped="Incomplete results are not kept. Start it again at any time.",
-        cancelled="incomplete results were not kept",
-        begin="Start it again.",
-        early="to write",
-    ),
-    "search": KindWords(
-        worker="worker",
-        interrupted=_always(_AGAIN),
-        stopped="Start it again at any time.",
-        cancelled="incomplete results were not kept",
-        begin="Start it again.",
-        early="to train",
-    ),
-    "benchmark": KindWords(
-        worker="worker",
-        interrupted=_always(_AGAIN),
-        stopped="Start it again at any time.",
-        cancelled="incomplete results were not kept",
-        begin="Start it again.",
-        early="to ask",
-    ),
-    "documents": KindWords(
-        worker="worker",
-        interrupted=_always("Resume asks about the remaining chunks."),
-        stopped="Resume asks about the remaining chunks.",
-        cancelled="rows so far were kept",
-        begin="Resume starts it.",
-        early="to write",
-    ),
-}
 
 
 def ending_words(state: RunState) -> tuple[str, str]:
     """Why a job ended and what helps, "" for what needs no words; what the worker said itself goes first."""
     if state.reason is None:
         return state.message, state.hint
-    message, hint = _of_reason(state, state.reason, _WORDS[state.kind])
+    message, hint = _of_reason(state, state.reason, KINDS[state.kind])
     if state.message:
         message, hint = state.message, state.hint or (hint if state.reason is Reason.OVER_QUOTA else "")
     if state.last_output:
@@ -502,23 +503,24 @@ def ending_words(state: RunState) -> tuple[str, str]:
     return message, hint.strip()
 
 
-def _of_reason(state: RunState, reason: Reason, kind: KindWords) -> tuple[str, str]:
-    worker, early, noun = kind.worker, kind.interrupted(state), KINDS[state.kind].noun
+def _of_reason(state: RunState, reason: Reason, kind: Kind) -> tuple[str, str]:
+    words, noun = kind.words, kind.noun
+    worker, early = words.worker, words.interrupted(state)
     match reason:
         case Reason.COMPLETED:
             return "", ""
         case Reason.STOPPED:
-            return "Stopped on request.", kind.stopped
+            return "Stopped on request.", words.stopped
         case Reason.DEQUEUED:
             return "Removed from the queue.", ""
         case Reason.PRUNED:
             return "Stopped early: in the weaker half of its group.", early
         case Reason.NEVER_STARTED:
-            return f"The {noun} was never started.", kind.begin
+            return f"The {noun} was never started.", words.begin
         case Reason.RECORD_DAMAGED:
             return f"worker.json is damaged, so how the {noun} ended is unknown.", early
         case Reason.CANCELLED:
-            return f"Cancelled at once; {kind.cancelled}.", early
+            return f"Cancelled at once; {words.cancelled}.", early
         case Reason.OVER_QUOTA:
             return "The disk quota is used up.", (
                 "Delete it, or other things that you no longer need. A lower rank, fewer checkpoints and no "
@@ -527,7 +529,7 @@ def _of_reason(state: RunState, reason: Reason, kind: KindWords) -> tuple[str, s
         case Reason.ENDED_BY_FORCE:
             return f"The {worker} did not stop in time and was killed.", early
         case Reason.STOPPED_EARLY:
-            return f"Stopped before the {worker} was ready {kind.early}.", early
+            return f"Stopped before the {worker} was ready {words.early}.", early
         case Reason.STOPPED_SILENTLY:
             return f"The {worker} ended while stopping.", early
         case Reason.CANCELLED_ELSEWHERE:
