@@ -24,7 +24,7 @@ from lora_studio.files import bytes_in
 from lora_studio.jobs.kinds import made_by
 from lora_studio.models.hub import VISITORS
 from lora_studio.models.memory import learned_bytes, sequences_at_once
-from lora_studio.models.shape import architecture, read_config
+from lora_studio.models.shape import shape_of
 from lora_studio.workspace import DEMO_MODEL, ConfigT, Workspace, shipped_data
 
 ELSEWHERE = "To do this with your own models and data, install LoRA Studio or duplicate the Space."
@@ -292,8 +292,7 @@ class GuestPolicy(UserPolicy):
 
 def _disk(config: Config) -> int:
     """Bytes of the checkpoints that a run keeps, of one more while it is being written, and of the adapter."""
-    numbers = read_config(config.model.name)
-    model = architecture(numbers) if numbers else None
+    model = shape_of(config.model.name)
     checkpoints = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
     return checkpoints * (learned_bytes(config, model) + SMALL_FILES) if model else 0
 

@@ -21,7 +21,7 @@ from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.hardware import Device
 from lora_studio.models.memory import auto_width, weight_bytes
-from lora_studio.models.shape import architecture, read_config
+from lora_studio.models.shape import shape_of
 from lora_studio.workspace import Workspace, write_atomically
 
 MAX_EXTRA_EPOCHS = 1000
@@ -216,8 +216,7 @@ def model_bytes(
 ) -> int | None:
     """Memory of a base with these adapters' folders and the keys and values of so many tokens; None where the base's
     numbers are not on this machine."""
-    numbers = read_config(base, revision)
-    model = architecture(numbers) if numbers else None
+    model = shape_of(base, revision)
     if model is None:
         return None
     width = auto_width(device)

@@ -8,7 +8,7 @@ import contextlib
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_studio.config.fields import SettingValues
@@ -20,7 +20,7 @@ from lora_studio.models.accelerators import DEVICE_KINDS, FOUR_BIT, OPTIMIZER_8B
 from lora_studio.models.adapter_files import PatternError
 from lora_studio.models.memory import Estimate, estimate, settled, trained_adapter, with_settings
 from lora_studio.models.notes import Note, model_notes
-from lora_studio.models.shape import Architecture, architecture, read_config
+from lora_studio.models.shape import Architecture, architecture, read_config, shape_of
 from lora_studio.models.targets import names
 from lora_studio.workspace import shipped_data
 
@@ -62,12 +62,7 @@ def best_changes(config: Config, model: Architecture, device: str, longest: int 
 
     `config` has its checkpointing settled (`memory.settled`).
     """
-    now = estimate(config, model, device, longest).total
-    changes = []
-    for change in _changes(config, device, longest):
-        after = estimate(with_settings(config, change.settings), model, device, longest).total
-        if now - after > WORTH_IT * now:
-            changes.append(Change(change.kind, change.title, change.cost, change.settings, now - after))
+    changes = _useful(config, model, device, longest)
     return sorted(changes, key=lambda change: -change.saves)[:SHOWN]
 
 
@@ -147,8 +142,7 @@ def correction(
     The run needed at least `needed`, and in any case more than there is; that the estimate was lower is laid to what
     grows with the batch. `checkpointing` is what the run chose.
     """
-    numbers = read_config(config.model.name, config.model.revision)
-    model = architecture(numbers) if numbers else None
+    model = shape_of(config.model.name, config.model.revision)
     if model is None:
         return None
     if checkpointing is not None:
@@ -166,7 +160,7 @@ def _useful(config: Config, model: Architecture, device: str, longest: int | Non
     for change in _changes(config, device, longest):
         after = estimate(with_settings(config, change.settings), model, device, longest).total
         if now - after > WORTH_IT * now:
-            yield change
+            yield replace(change, saves=now - after)
 
 
 def _fits(config: Config, model: Architecture, device: str, available: int, longest: int | None, factor: float) -> bool:
@@ -182,7 +176,7 @@ def corrected(estimate: Estimate, factor: float) -> float:
 def _measured(config: Config, change: Change, model: Architecture, device: str, longest: int | None) -> Change:
     before = estimate(config, model, device, longest).total
     after = estimate(with_settings(config, change.settings), model, device, longest).total
-    return Change(change.kind, change.title, change.cost, change.settings, before - after)
+    return replace(change, saves=before - after)
 
 
 def notes(config: Config, kind: str) -> tuple[Note, ...]:
@@ -244,8 +238,7 @@ class Situation:
 
 def situation(config: Config, **known: Any) -> Situation:
     """The situation of a config, with the numbers of its model where they are on this machine."""
-    values = read_config(config.model.name, config.model.revision)
-    model = architecture(values) if values else None
+    model = shape_of(config.model.name, config.model.revision)
     if "trainable" not in known and model is not None and model.counted:
         with contextlib.suppress(PatternError):  # too slow for this very model; the checks tell so
             known["trainable"] = trained_adapter(config, model).trainable

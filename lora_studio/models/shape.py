@@ -206,6 +206,12 @@ def architecture(config: Mapping[str, Any]) -> Architecture | None:
     return model and replace(model, stored=stored_quantization(config))
 
 
+def shape_of(name: str, revision: str | None = None) -> Architecture | None:
+    """The shape of a model on this machine; None where its config is not here, or is not that of a language model."""
+    numbers = read_config(name, revision)
+    return architecture(numbers) if numbers else None
+
+
 def stored_quantization(config: Mapping[str, Any]) -> str:
     """In how many bits bitsandbytes stored the checkpoint: "4bit", "8bit" or "none"."""
     how = config.get("quantization_config")

@@ -45,7 +45,7 @@ from lora_studio.models.adapter_files import (
     scale,
     scales_differ,
 )
-from lora_studio.models.shape import architecture, read_config
+from lora_studio.models.shape import shape_of
 from lora_studio.runs.summary import settings_of
 from lora_studio.workspace import DEMO_MODEL, model_source
 
@@ -236,8 +236,7 @@ def with_one_scale(work: ExportContext, folder: Path) -> None:
 
 def longest_text(base: str, revision: str | None) -> int | None:
     """The base's context length in tokens, if its config is on this machine."""
-    numbers = read_config(base, revision)
-    model = architecture(numbers) if numbers else None
+    model = shape_of(base, revision)
     return model.longest if model else None
 
 
