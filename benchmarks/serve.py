@@ -3,8 +3,8 @@
     python -m benchmarks.serve [--clients 8] [--tokens 64] [--rounds 3] [--mixed]
 
 Starts a server of its own with the built-in model and an adapter of two steps. Each client sends a request and, once it
-is answered, the next; base and adapter in turn, greedily. A batch lasts as long as its longest answer. One client and
-all of them take turns, after a round that loads the model. Prints one JSON object last: the medians of tokens/s and
+is answered, the next; base and adapter in turn, greedily. Requests join the batch at work. One client and all of them
+take turns, after a round that loads the model. Prints one JSON object last: the medians of tokens/s and
 their ratio.
 """
 

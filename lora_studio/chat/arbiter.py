@@ -1,7 +1,8 @@
 """The way to the engine, for everybody who has the page open and every program that asks: loaded when needed, asked
 before it is loaded where memory is short.
 
-Whoever asks has a turn; questions of programs that wait together share one, and are answered in one batch.
+Whoever asks has a turn; questions of programs that wait together share one, and are answered in one batch. Those that
+come meanwhile join it, as long as nobody else waits.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from lora_studio.jobs.protocol import (
     Generate,
     GenerateBatch,
     Generated,
+    JoinBatch,
     Loaded,
     ModelSelection,
     Piece,
@@ -79,7 +81,8 @@ Answers = Generator[Answer, None, None]
 WAITING = Status("Another question is being answered; yours is next", waiting=True)
 PROGRAMS = "programs"
 """Who has the turn while questions of programs are answered."""
-MAX_BATCH, MAX_BATCH_ADAPTERS = 16, 8
+MAX_BATCH, MAX_BATCH_ADAPTERS, MAX_JOINED = 16, 8, 512
+"""Questions that are answered at once, the adapters that they ask, and the questions of a batch in all."""
 GATHER_SECONDS = 0.02
 """How long a batch waits for further questions."""
 
@@ -103,7 +106,7 @@ class BusyError(StudioError):
 class _Question:
     """A program's question while it waits and is answered. `context` is that of its asker, whose rights count.
 
-    `left`: nobody waits for the answer any more.
+    `alone`: it is answered in no batch with others. `left`: nobody waits for the answer any more.
     """
 
     who: str
@@ -112,6 +115,7 @@ class _Question:
     context: contextvars.Context
     answers: "queue.SimpleQueue[Answer | StudioError]" = field(default_factory=queue.SimpleQueue)
     begun: bool = False
+    alone: bool = False
     left: bool = False
     done: bool = False
 
@@ -132,6 +136,8 @@ def _first_of(questions: Sequence[_Question]) -> list[_Question]:
     batch: list[_Question] = []
     adapters: set[str | None] = set()
     for question in questions[:MAX_BATCH]:
+        if batch and (question.alone or batch[0].alone):
+            break
         if len(adapters | {question.prompt.adapter}) <= MAX_BATCH_ADAPTERS:
             adapters.add(question.prompt.adapter)
             batch.append(question)
@@ -144,12 +150,10 @@ def _hand_out(batch: Sequence[_Question], answer: Answer) -> None:
         question = batch[answer.position]
         ended = answer.answer
         question.end(Generated(columns=[ended]) if ended else StudioError(answer.message, answer.hint))
-    elif isinstance(answer, Generated):
-        batch[0].end(answer)
     elif isinstance(answer, Piece):
-        for question, text, tokens in zip(batch, answer.texts, answer.tokens, strict=True):
+        for position, text, tokens in zip(answer.positions, answer.texts, answer.tokens, strict=True):
             if text:
-                question.answers.put(Piece(texts=[text], tokens=[tokens]))
+                batch[position].answers.put(Piece(texts=[text], tokens=[tokens]))
     else:
         for question in batch:
             question.answers.put(answer)
@@ -190,6 +194,7 @@ class Engine:
         self._questions: list[_Question] = []  # of programs, those that wait, the oldest first
         self._batch_now: list[_Question] = []
         self._batch_name, self._answering_programs = "", False
+        self._joinable = False  # whether the batch has begun, and takes further questions
         supervisor.chat_device = self._occupied
 
     @property
@@ -257,7 +262,7 @@ class Engine:
         settings: SettingValues,
         stop: Sequence[str] = (),
     ) -> Answers:
-        """One column's answer to a program. Those of a user on one base that wait together are answered in one batch.
+        """One column's answer to a program. Those of a user on one base are answered in one batch.
 
         Raises `HeldError` where that would take the base from a person's chat. `stop` are texts that end the answer,
         beside those of the settings.
@@ -268,6 +273,7 @@ class Engine:
             self._check_waiting(who)
             self._waiting.add(who)
             self._questions.append(question)
+            self._join()
             if not self._answering_programs:
                 self._answering_programs = True
                 threading.Thread(target=self._answer_programs, name="programs", daemon=True).start()
@@ -312,13 +318,48 @@ class Engine:
             with contextlib.closing(self._in_turn(PROGRAMS, self._batch(oldest, batch))) as answers:
                 for answer in answers:
                     _hand_out(batch, answer)
-                    if all(question.left or question.done for question in batch):
-                        break
+                    with self._naming:
+                        if all(question.left or question.done for question in batch):
+                            self._joinable = False
+                            break
+                        self._joinable = self._joinable or isinstance(answer, Piece | Ended)
+                        self._join()
+            with self._naming:
+                self._put_back(batch)  # those that joined when it had just ended
         except StudioError as error:
             last = error
         finally:
             for question in batch:
                 question.end(last)
+
+    def _join(self) -> None:
+        """Lets questions that wait join the batch that is being answered, in their order, up to one that can't. Nobody
+        joins while others wait: their turn comes when the batch ends."""
+        waiting = {question.who for question in self._questions}
+        while self._joinable and self._questions and self._waiting <= waiting:
+            question, batch = self._questions[0], self._batch_now
+            open_places = MAX_BATCH - sum(not (other.done or other.left) for other in batch)
+            alike = question.key == batch[0].key and self.holds(question.selection)
+            if open_places < 1 or not alike or len(batch) >= MAX_JOINED:
+                return
+            self._begin([question])
+            batch.append(question)
+            self._session.join(JoinBatch(batch=self._batch_name, columns=[question.prompt]))
+
+    def _begin(self, questions: Sequence["_Question"]) -> None:
+        for question in questions:
+            self._questions.remove(question)
+            self._waiting.discard(question.who)
+            question.begun = True
+
+    def _put_back(self, batch: list["_Question"]) -> None:
+        """Lets those of a batch that got no answer wait for another one, before all others."""
+        waiting = [question for question in batch if not (question.done or question.left)]
+        batch[:] = [question for question in batch if question.done or question.left]
+        for question in waiting:
+            self._waiting.add(question.who)
+            question.begun = False
+        self._questions[:0] = waiting
 
     def _batch(self, oldest: "_Question", batch: list["_Question"]) -> Answers:
         """The answers to all questions that wait and go together with the oldest; `batch` receives them."""
@@ -326,51 +367,39 @@ class Engine:
         with self._naming:
             alike = [question for question in self._questions if question.key == oldest.key]
             batch += _first_of(alike)
-            for question in batch:
-                self._questions.remove(question)
-                self._waiting.discard(question.who)
-                question.begun = True
+            self._begin(batch)
             self._batch_now = batch
         try:
-            if len(batch) == 1:
-                yield from self._single(batch[0])
-            elif batch:
+            if batch:
                 yield from self._together(batch)
         finally:
             with self._naming:
-                self._batch_now = []
-
-    def _single(self, question: "_Question") -> Answers:
-        column = ColumnPrompt(adapter=question.prompt.adapter, messages=question.prompt.messages)
-        request = Generate(columns=[column], settings=question.prompt.settings, stop=question.prompt.stop)
-        yield from self._behind_the_page(question.selection, self._answered(question.selection, request))
+                self._batch_now, self._joinable = [], False
 
     def _together(self, batch: list["_Question"]) -> Answers:
-        """All of them at once; one by one where they cannot be loaded together, so that each hears of its own."""
-        first = batch[0].selection
-        adapters = dict(adapter for question in batch for adapter in question.selection.adapters)
-        selection = replace(first, adapters=tuple(adapters.items()))
-        name = secrets.token_hex(8)
-        request = GenerateBatch(batch=name, columns=[question.prompt for question in batch])
-        self._batch_name, begun = name, False
+        """All of them at once; alone where they cannot be loaded together, so that each hears of its own."""
+        begun = False
         try:
-            with contextlib.closing(self._behind_the_page(selection, self._answered(selection, request))) as answers:
-                for answer in answers:
-                    begun = begun or isinstance(answer, Piece | Ended)
-                    yield answer
+            for answer in self._at_once(batch):
+                begun = begun or isinstance(answer, Piece | Ended)
+                yield answer
         except (EngineError, HeldError):
             raise
         except StudioError:
-            if begun:
+            if begun or len(batch) == 1:
                 raise
-            remaining = [question for question in batch if not (question.done or question.left)]
-            for question in remaining:
-                batch[:] = [question]
-                try:
-                    yield from self._single(question)
-                except StudioError as error:
-                    question.end(error)
-            batch[:] = remaining
+            with self._naming:
+                for question in batch:
+                    question.alone = True
+                self._put_back(batch)
+
+    def _at_once(self, batch: Sequence["_Question"]) -> Answers:
+        adapters = dict(adapter for question in batch for adapter in question.selection.adapters)
+        selection = replace(batch[0].selection, adapters=tuple(adapters.items()))
+        self._batch_name = secrets.token_hex(8)
+        request = GenerateBatch(batch=self._batch_name, columns=[question.prompt for question in batch])
+        with contextlib.closing(self._behind_the_page(selection, self._answered(selection, request))) as answers:
+            yield from answers
 
     def score(self, who: str, selection: ModelSelection, messages: Sequence[ChatMessage], text: str) -> Answers:
         """How likely base and adapters find each token of a text."""
@@ -392,7 +421,7 @@ class Engine:
             elif self._holder != who:
                 self._waiting.discard(who)
                 return
-            self._given_up = True
+            self._given_up, self._joinable = True, False
             if not self._loading:
                 self._session.stop()
                 return

@@ -50,10 +50,11 @@ class Progress(Message):
 
 
 class Piece(Message):
-    """New text of each column, and how many tokens each has so far."""
+    """New text of each column, and how many tokens each has so far; of a batch, of those at `positions`."""
 
     texts: list[str]
     tokens: list[int]
+    positions: list[int] = []
 
 
 class Waiting(Message):
@@ -504,6 +505,13 @@ class GenerateBatch(Request[Done]):
     columns: list[BatchColumn]
 
 
+class JoinBatch(GenerateBatch):
+    """Further requests for the batch that is being answered, whose positions count on; answered at once. Those that
+    come too late get no answer before the batch has its result."""
+
+    method: ClassVar[str] = "join_batch"
+
+
 class StopColumn(Request[Done]):
     """Ends one column of a batch early, if that is what is being answered; answered at once."""
 
@@ -560,6 +568,7 @@ _REQUESTS: tuple[type[Request[Any]], ...] = (
     Load,
     Generate,
     GenerateBatch,
+    JoinBatch,
     Score,
     Modules,
     Mix,

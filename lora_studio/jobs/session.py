@@ -24,6 +24,7 @@ from lora_studio.jobs.launchers.local import ProcessPipes, child_environment, py
 from lora_studio.jobs.protocol import (
     Ended,
     Failure,
+    JoinBatch,
     JsonObject,
     Piece,
     Progress,
@@ -325,6 +326,12 @@ class Session:
         child = self._child
         if child is not None and self._one_request.locked():
             child.post(next(self._ids), StopColumn(batch=batch, position=position))
+
+    def join(self, request: JoinBatch) -> None:
+        """Hands further requests to the batch that is being answered, from any thread; they name no file to check."""
+        child = self._child
+        if child is not None and self._one_request.locked():
+            child.post(next(self._ids), request)
 
     def close(self) -> None:
         """Ends the child, and with it whatever it holds. The next request starts a new one."""

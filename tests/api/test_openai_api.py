@@ -1,10 +1,12 @@
 """The endpoint as programs use it: the official `openai` client asks a server, behind which a session plays answers."""
 
+import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from lora_studio.api import openai as openai_api
 from lora_studio.chat.choices import ModelSelection
 from lora_studio.errors import EngineError, StudioError
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.protocol import ColumnPrompt, JoinBatch, Piece
 from lora_studio.models.hardware import Device
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
@@ -36,20 +39,32 @@ def script(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]
     if method == "load":
         yield LOADED
         return
-    if method == "generate_batch":
-        yield from in_batch([column["messages"][-1]["content"] for column in params["columns"]])
+    questions = [column["messages"][-1]["content"] for column in params["columns"]]
+    if len(questions) > 1 or questions[0] == "wrong":
+        yield from in_batch(questions)
         return
-    question = params["columns"][0]["messages"][-1]["content"]
-    if question == "wrong":
-        yield StudioError("The conversation has 9 tokens; demo reads at most 8.", "Start a new conversation.")
-    yield {"kind": "piece", "texts": ["Ar"], "tokens": [1]}
-    if question == "broken":
+    yield piece("Ar", 1)
+    if questions == ["broken"]:
         yield EngineError("The process that answers ended unexpectedly.")
-    while question == "long":
+    while questions == ["long"] and not ENOUGH.is_set():
         time.sleep(0.01)
-        yield {"kind": "piece", "texts": ["r"], "tokens": [1]}
-    yield {"kind": "piece", "texts": ["r"], "tokens": [2]}
-    yield {"kind": "result", "columns": [ANSWER | {"text": "Arr", "prompt_tokens": 7}]}
+        yield piece("r", 1)
+        for position, request in enumerate(JOINED, start=1):
+            answer = ANSWER | {"text": f"Joined, {request.columns[0].messages[-1]['content']}"}
+            yield {"kind": "ended", "position": position, "answer": answer}
+    yield piece("r", 2)
+    yield {"kind": "ended", "position": 0, "answer": ANSWER | {"text": "Arr", "prompt_tokens": 7}}
+    yield {"kind": "result", "columns": []} if method == "generate" else {"kind": "result"}
+
+
+def piece(text: str, tokens: int) -> dict[str, Any]:
+    return {"kind": "piece", "positions": [0], "texts": [text], "tokens": [tokens]}
+
+
+JOINED: list[JoinBatch] = []
+"""What joined the batch that is being answered."""
+ENOUGH = threading.Event()
+"""Ends a long answer."""
 
 
 LEFT = threading.Event()
@@ -59,7 +74,8 @@ LEFT = threading.Event()
 def in_batch(questions: list[str]) -> Iterator[dict[str, Any]]:
     """Each gets its answer, the wrong one what is the matter; slow ones once somebody left."""
     count = len(questions)
-    yield {"kind": "piece", "texts": ["Arr"] * count, "tokens": [1] * count}
+    if questions != ["wrong"]:
+        yield {"kind": "piece", "positions": list(range(count)), "texts": ["Arr"] * count, "tokens": [1] * count}
     if any(question.startswith("slow") for question in questions):
         LEFT.wait(PATIENCE)
     for at, question in enumerate(questions):
@@ -78,6 +94,9 @@ def run(workspace: Workspace) -> RunFolder:
 @pytest.fixture
 def studio(workspace: Workspace, run: RunFolder) -> Studio:
     session: Any = FakeSession(script)  # type: ignore[arg-type]
+    session.joined = JOINED
+    JOINED.clear()
+    ENOUGH.clear()
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     return Studio(workspace, supervisor, session, session)
 
@@ -128,11 +147,12 @@ def test_the_official_client_lists_models_and_gets_answers(
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (7, 3)
     session: Any = studio.chat
     (load, loaded), (generate, asked) = session.asked
-    assert (load, generate) == ("load", "generate")
+    assert (load, generate) == ("load", "generate_batch")
     assert loaded["adapters"] == {run.id: str(run.adapter)}
-    assert asked["stop"] == ["\n\n"]
-    assert asked["settings"]["max_new_tokens"] == 9
-    assert asked["columns"][0]["messages"][0]["content"] == "Be a pirate."
+    (column,) = asked["columns"]
+    assert column["stop"] == ["\n\n"]
+    assert column["settings"]["max_new_tokens"] == 9
+    assert column["messages"][0]["content"] == "Be a pirate."
 
 
 def test_a_stream_brings_pieces_the_end_and_the_usage(client: openai.OpenAI) -> None:
@@ -180,7 +200,7 @@ def test_an_answer_ends_when_its_client_hangs_up(url: str, studio: Studio, strea
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port or 80), timeout=PATIENCE) as client:
         client.sendall(head.encode() + body)
-        until(lambda: session.asked and session.asked[-1][0] == "generate")
+        until(lambda: session.asked and session.asked[-1][0] == "generate_batch")
         if stream:
             assert client.recv(1)
         assert session.left_early == 0
@@ -188,10 +208,19 @@ def test_an_answer_ends_when_its_client_hangs_up(url: str, studio: Studio, strea
     assert session.stops <= 1
 
 
+@contextmanager
+def person_is_answered(studio: Studio) -> Iterator[None]:
+    """Inside, a person on the page has the turn."""
+    asked = [ColumnPrompt(messages=[{"role": "user", "content": "long"}])]
+    answers = studio.engine.answer("page a window", ModelSelection("demo"), asked, {})
+    with contextlib.closing(answers):
+        assert any(isinstance(answer, Piece) for answer in answers)
+        yield
+
+
 def test_requests_that_wait_together_are_answered_in_one_batch_each_by_its_own_settings(
     client: openai.OpenAI, url: str, studio: Studio, run: RunFolder
 ) -> None:
-    long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
     results: dict[str, str | None] = {}
 
     def ask(question: str, model: str, temperature: float) -> None:
@@ -203,9 +232,7 @@ def test_requests_that_wait_together_are_answered_in_one_batch_each_by_its_own_s
             results[question] = str(error.body["message"])  # type: ignore[index]
 
     waiting = [("Hello", "demo", 0.0), ("Hi", run.id, 0.5), ("wrong", "demo", 1.0)]
-    with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=PATIENCE) as first:
-        lines = first.iter_lines()
-        next(lines)
+    with person_is_answered(studio):
         threads = [threading.Thread(target=ask, args=request) for request in waiting]
         for thread in threads:
             thread.start()
@@ -228,6 +255,85 @@ def test_requests_that_wait_together_are_answered_in_one_batch_each_by_its_own_s
     assert columns["Hello"]["stop"] == ["#"]
 
 
+def test_a_request_joins_those_that_are_being_answered_unless_somebody_else_waits(
+    client: openai.OpenAI, url: str, studio: Studio, run: RunFolder
+) -> None:
+    session: Any = studio.chat
+
+    def ask(question: str, model: str = "demo") -> str | None:
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
+        return client.chat.completions.create(model=model, messages=messages, stop="#").choices[0].message.content
+
+    long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
+    with (
+        ThreadPoolExecutor() as pool,
+        httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=None) as first,
+    ):
+        lines = first.iter_lines()  # kept: without it the client hangs up
+        next(lines)
+        assert [ask("one"), ask("two")] == ["Joined, one", "Joined, two"]
+        (load, _), (_, batch) = session.asked
+        assert load == "load"
+        assert [request.batch for request in JOINED] == [batch["batch"]] * 2
+        assert JOINED[0].columns[0].stop == ["#"]
+        # Its adapter is not in memory: it waits, and who comes later does not overtake it.
+        waiting = [pool.submit(ask, "three", run.id)]
+        until(lambda: len(vars(studio.engine)["_questions"]) == 1)
+        waiting.append(pool.submit(ask, "four"))
+        until(lambda: len(vars(studio.engine)["_questions"]) == 2)
+        assert len(JOINED) == 2
+        ENOUGH.set()
+        assert {each.result(PATIENCE) for each in waiting} <= {"Arr", "Arr, three", "Arr, four"}
+    ENOUGH.clear()
+    JOINED.clear()
+    with (
+        ThreadPoolExecutor() as pool,
+        httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=None) as first,
+    ):
+        lines = first.iter_lines()  # kept: without it the client hangs up
+        next(lines)
+        asked = [ColumnPrompt(messages=HELLO)]  # type: ignore[arg-type]
+        page = pool.submit(lambda: list(studio.engine.answer("page a window", ModelSelection("demo"), asked, {})))
+        until(lambda: "page a window" in vars(studio.engine)["_waiting"])
+        late = pool.submit(ask, "late")
+        until(lambda: len(vars(studio.engine)["_questions"]) == 1)
+        ENOUGH.set()
+        page.result(PATIENCE)
+        assert late.result(PATIENCE) == "Arr"
+    assert JOINED == []
+
+
+def test_a_request_that_came_too_late_to_join_is_answered_in_the_next_batch(
+    client: openai.OpenAI, url: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session: Any = studio.chat
+    monkeypatch.setattr(session, "join", lambda request: ENOUGH.set())  # the batch ended, and knows nothing of it
+    long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
+    with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=None) as first:
+        lines = first.iter_lines()  # kept: without it the client hangs up
+        next(lines)
+        assert client.chat.completions.create(model="demo", messages=HELLO).choices[0].message.content == "Arr"
+    assert [method for method, _ in session.asked] == ["load", "generate_batch", "generate_batch"]
+
+
+def test_requests_that_can_not_be_loaded_together_are_answered_alone(
+    client: openai.OpenAI, studio: Studio, run: RunFolder
+) -> None:
+    session: Any = studio.chat
+
+    def one_at_a_time(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]:
+        if method == "generate_batch" and len(params["columns"]) > 1:
+            yield StudioError("They do not fit together.", "")
+        yield from script(method, **params)
+
+    session.script = one_at_a_time
+    with ThreadPoolExecutor() as pool, person_is_answered(studio):
+        waiting = [pool.submit(client.chat.completions.create, model=name, messages=HELLO) for name in ("demo", run.id)]
+        until(lambda: len(vars(studio.engine)["_questions"]) == 2)
+        ENOUGH.set()
+    assert [each.result(PATIENCE).choices[0].message.content for each in waiting] == ["Arr", "Arr"]
+
+
 def test_who_leaves_a_batch_ends_only_their_own_answer(url: str, studio: Studio) -> None:
     session: Any = studio.chat
     answers: list[str] = []
@@ -240,9 +346,7 @@ def test_who_leaves_a_batch_ends_only_their_own_answer(url: str, studio: Studio)
 
     leaver = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0))
     LEFT.clear()
-    with httpx.stream("POST", f"{url}/chat/completions", json=body("long") | {"stream": True}, timeout=None) as first:
-        lines = first.iter_lines()
-        next(lines)
+    with person_is_answered(studio):
         stays = threading.Thread(target=stay)
         stays.start()
         text = json.dumps(body("slow"))
@@ -261,16 +365,17 @@ def test_who_leaves_a_batch_ends_only_their_own_answer(url: str, studio: Studio)
 
 
 def test_who_waits_too_long_is_told_to_come_again(
-    client: openai.OpenAI, url: str, monkeypatch: pytest.MonkeyPatch
+    client: openai.OpenAI, url: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with person_is_answered(studio), monkeypatch.context() as patch:
+        patch.setattr(openai_api, "WAIT_SECONDS", 0.0)
+        with pytest.raises(openai.InternalServerError, match="Other requests are being answered") as error:
+            client.chat.completions.create(model="demo", messages=HELLO)
+        assert (error.value.status_code, error.value.response.headers["retry-after"]) == (503, "10")
     long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
     with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=PATIENCE) as first:
         lines = first.iter_lines()
         next(lines)
-        monkeypatch.setattr(openai_api, "WAIT_SECONDS", 0.0)
-        with pytest.raises(openai.InternalServerError, match="Other requests are being answered") as error:
-            client.chat.completions.create(model="demo", messages=HELLO)
-        assert (error.value.status_code, error.value.response.headers["retry-after"]) == (503, "10")
         monkeypatch.setattr(openai_api, "MAX_AT_ONCE", 1)
         with pytest.raises(openai.InternalServerError, match="already waiting"):
             client.chat.completions.create(model="demo", messages=HELLO)
@@ -301,5 +406,5 @@ def test_base_and_run_are_answered_out_of_one_memory(client: openai.OpenAI, stud
     for model in (run.id, "demo", run.id):
         client.chat.completions.create(model=model, messages=HELLO)
     session: Any = studio.chat
-    assert [method for method, _ in session.asked] == ["load", "generate", "generate", "generate"]
+    assert [method for method, _ in session.asked] == ["load", "generate_batch", "generate_batch", "generate_batch"]
     assert [params["columns"][0]["adapter"] for _, params in session.asked[1:]] == [run.id, None, run.id]

@@ -6,23 +6,22 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompileConfig, StaticCache
 
 from lora_studio.data import render_process
+from lora_studio.engine.chat.batch import BatchPrompt, generate_batch, joins
 from lora_studio.engine.chat.generate import (
     Answer,
-    BatchPrompt,
     Column,
     generate,
-    generate_batch,
     generation_config,
     greedy,
     prompt_ids,
 )
-from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, current_modules, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
-from tests.engine.conftest import MakeRun, run_worker
+from tests.engine.conftest import MakeRun, build_tokenizer, run_worker
 
 QUESTIONS = (
     "Paint the sky green, please.",
@@ -37,7 +36,7 @@ def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def alone(model: Any, tokenizer: Any, text: str) -> tuple[int, ...]:
+def alone_with(model: Any, tokenizer: Any, text: str) -> tuple[int, ...]:
     """What transformers' own generate says to one unpadded prompt."""
     prompt = tokenizer.apply_chat_template(ask(text), add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
@@ -83,7 +82,7 @@ def test_adapters_are_kept_in_the_precision_of_their_base(base: Path, trained: R
 def test_the_adapter_loads_by_its_own_note_of_the_base(trained: RunFolder) -> None:
     model = AutoPeftModelForCausalLM.from_pretrained(trained.adapter)
     tokenizer = AutoTokenizer.from_pretrained(trained.adapter)
-    assert tokenizer.decode(alone(model, tokenizer, QUESTIONS[0]))
+    assert tokenizer.decode(alone_with(model, tokenizer, QUESTIONS[0]))
 
 
 @pytest.mark.slow
@@ -150,7 +149,7 @@ def test_adapters_that_can_not_share_a_batch_answer_one_after_the_other(
     models += [
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), each.adapter) for each in (dora, trained)
     ]
-    assert [answer.ids for answer in answers] == [alone(model, tokenizer, QUESTIONS[0]) for model in models]
+    assert [answer.ids for answer in answers] == [alone_with(model, tokenizer, QUESTIONS[0]) for model in models]
     bare, last, lora = answers
     assert 0 < bare.first_token_seconds <= bare.seconds
     assert last.first_token_seconds > max(bare.seconds, lora.seconds)  # counted from the question on
@@ -213,7 +212,7 @@ def in_batch(loaded: LoadedModel, prompts: list[BatchPrompt], **options: Any) ->
         assert position not in ended
         ended[position] = answer
 
-    options.setdefault("on_pieces", lambda texts, tokens: None)
+    options.setdefault("on_pieces", lambda positions, texts, tokens: None)
     generate_batch(loaded, prompts, on_end=end, **options)
     return ended
 
@@ -221,8 +220,8 @@ def in_batch(loaded: LoadedModel, prompts: list[BatchPrompt], **options: Any) ->
 def test_requests_in_one_batch_are_answered_as_each_alone_greedily_and_sampled(loaded: LoadedModel) -> None:
     pieces = [""] * len(REQUESTS)
 
-    def grow(texts: list[str], _tokens: list[int]) -> None:
-        for at, text in enumerate(texts):
+    def grow(positions: list[int], texts: list[str], _tokens: list[int]) -> None:
+        for at, text in zip(positions, texts, strict=True):
             pieces[at] += text
 
     together = in_batch(loaded, batch_of(REQUESTS), on_pieces=grow)
@@ -233,6 +232,74 @@ def test_requests_in_one_batch_are_answered_as_each_alone_greedily_and_sampled(l
         )
         assert (together[at].ids, together[at].finish) == (answer.ids, answer.finish), at
         assert together[at].text == pieces[at] == answer.text
+
+
+def coming(*requests: tuple[int, list[BatchPrompt]]) -> Any:
+    """What gives requests after so many tokens of those that are being answered."""
+    calls, due = iter(range(10_000)), dict(requests)
+    return lambda: due.pop(next(calls), [])
+
+
+def test_requests_that_come_while_others_are_answered_join_them_and_change_no_answer(loaded: LoadedModel) -> None:
+    alone = [in_batch(loaded, [request])[0] for request in batch_of(REQUESTS)]
+    asked, sizes = batch_of(REQUESTS), list[int]()
+    watch = loaded.base.register_forward_pre_hook(
+        lambda _module, _inputs, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+    )
+    together = in_batch(loaded, asked[:2], more=coming((2, asked[2:4]), (3, asked[4:5]), (9, asked[5:])))
+    watch.remove()
+    for at, answer in enumerate(alone):
+        assert (together[at].ids, together[at].finish, together[at].text) == (answer.ids, answer.finish, answer.text)
+    assert sizes[:5] == [2, 2, 2, 2, 4], "two read their prompts and answer, two more read theirs and join them"
+    assert max(sizes) == 5
+    assert sizes[-1] < max(sizes), "rows that ended leave their places"
+    first = next(at for at, request in enumerate(REQUESTS) if request[0] is None)
+    tokenizer, model = loaded.tokenizer, AutoModelForCausalLM.from_pretrained(loaded.name)
+    assert together[first].ids == alone_with(model, tokenizer, REQUESTS[first][1])
+
+
+WINDOW, LONG = 6, "Paint the rose black, please. Thank you."
+FAMILIES = {
+    "mistral": {"sliding_window": WINDOW},
+    "gemma3_text": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 16},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+}
+"""Caches of keys and values that differ: a window alone, a window in some layers, none and learned positions."""
+
+
+WAITS = {"bloom": {"n_layer": 2, "n_head": 2}, "mamba": {"state_size": 8}}
+"""Families that requests can't join: they take no positions (ALiBi), or keep no keys and values."""
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *WAITS])
+def test_a_request_that_comes_is_answered_as_plain_transformers_does_whatever_holds_the_past(family: str) -> None:
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    given = {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "eos_token_id": None}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, **{**given, "pad_token_id": 0, "tie_word_embeddings": False, **sizes, **{**FAMILIES, **WAITS}[family]}
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        weight.data += 0.5 * torch.randn_like(weight)  # else nearly all tokens are as likely
+    loaded = LoadedModel(family, model, tokenizer, current_modules(model))
+    assert joins(loaded) == (family not in WAITS)
+    settings = SETTINGS | {"repetition_penalty": 1.5}  # a random model repeats itself
+    asked = [
+        BatchPrompt(Column(None, ask(text)), settings | {"max_new_tokens": n}) for text, n in ((LONG, 8), ("x", 24))
+    ]
+    said = []
+    for each in asked:
+        ids = torch.tensor([prompt_ids(loaded, each.column, None)])
+        settings = {"max_new_tokens": each.settings["max_new_tokens"], "repetition_penalty": 1.5, "do_sample": False}
+        said.append(
+            tuple(model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist())
+        )
+    assert len({*said[0], *said[1]}) > 4
+    for order in ((0, 1), (1, 0)):
+        together = in_batch(loaded, [asked[order[0]]], more=coming((0 if family in WAITS else 3, [asked[order[1]]])))
+        assert [together[0].ids, together[1].ids] == [said[at] for at in order]
 
 
 def test_one_request_of_a_batch_ends_or_fails_and_the_others_go_on(loaded: LoadedModel) -> None:
@@ -263,7 +330,7 @@ def test_a_static_cache_gives_the_answers_of_the_dynamic_one_with_base_and_adapt
     )
     ended: dict[int, Any] = {}
     asked = [BatchPrompt(column, {**settings, "max_new_tokens": LONGEST}) for column in columns]
-    generate_batch(loaded, asked, on_pieces=lambda texts, tokens: None, on_end=ended.__setitem__)
+    generate_batch(loaded, asked, on_pieces=lambda positions, texts, tokens: None, on_end=ended.__setitem__)
     watch.remove()
     assert [ended[at].ids for at in range(3)] == [answer.ids for answer in plain]
     assert set(caches) == {StaticCache}

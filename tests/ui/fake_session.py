@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.protocol import Request
+from lora_studio.jobs.protocol import JoinBatch, Request
 
 Script = Callable[..., list[dict[str, Any] | StudioError]]
 
@@ -21,6 +21,7 @@ class FakeSession:
         self.left_early = 0
         self.stops = 0
         self.stopped_columns: list[tuple[str, int]] = []
+        self.joined: list[JoinBatch] = []
 
     def stream(self, request: Request[Any], *, beat: bool = False) -> Iterator[Any]:
         self.running = True
@@ -47,6 +48,9 @@ class FakeSession:
 
     def stop_column(self, batch: str, position: int) -> None:
         self.stopped_columns.append((batch, position))
+
+    def join(self, request: JoinBatch) -> None:
+        self.joined.append(request)
 
     def close(self) -> None:
         self.running = False

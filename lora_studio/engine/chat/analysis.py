@@ -1,6 +1,7 @@
 """The session child's requests that read data or copy it without repeated rows, and how far a request is."""
 
 import json
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -74,13 +75,15 @@ M = TypeVar("M", bound=protocol.Request[Any])
 
 
 class Call(Generic[M]):
-    """A request in progress: its message, what "stop" sets for it or for some of its columns, and the way to answer."""
+    """A request in progress: its message, what "stop" sets for it or for some of its columns, what joins it, and the
+    way to answer."""
 
     def __init__(self, number: int, message: M, write: Callable[[JsonObject], None]) -> None:
         self.number = number
         self.message = message
         self.stopped = threading.Event()
         self.stopped_columns: set[int] = set()
+        self.joining: queue.SimpleQueue[protocol.BatchColumn] = queue.SimpleQueue()
         self._write = write
         self._sent = 0.0
         self._phase, self._began = "", 0.0

@@ -5,7 +5,7 @@ second, until an end token or a stop string.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -14,14 +14,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
-    MinPLogitsWarper,
     PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -355,7 +349,7 @@ def generate(
             end_ids(loaded, column.adapter),
             stop_strings,
             opening(loaded, column.adapter, prompt),
-            _reader(loaded, column.adapter),
+            channels_of(loaded, column.adapter),
         )
         for column, prompt in zip(columns, prompts, strict=True)
     ]
@@ -374,7 +368,7 @@ def generate(
             AnswerEnding(streamer.columns, stop),
         )
         for position in group:
-            answers[position] = _answer(texts[position], len(prompts[position]), requested_at, began, stopped=stop())
+            answers[position] = answer_of(texts[position], len(prompts[position]), requested_at, began, stopped=stop())
     return [answers[position] for position in range(len(columns))]
 
 
@@ -383,7 +377,7 @@ def opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
     return f"{THINK}\n" if str(loaded.tokenizer_of(adapter).decode(prompt[-8:])).rstrip().endswith(THINK) else ""
 
 
-def _reader(loaded: LoadedModel, adapter: str | None) -> ChannelReader | None:
+def channels_of(loaded: LoadedModel, adapter: str | None) -> ChannelReader | None:
     """What reads the channels of a column prompted in harmony, as gpt-oss is; None for all others."""
     return channel_reader(loaded.tokenizer_of(adapter)) if is_harmony(loaded.template(adapter)) else None
 
@@ -398,25 +392,21 @@ def _spread(on_pieces: Pieces, texts: Sequence[ColumnText], group: Sequence[int]
     return hand_on
 
 
-def _generate_group(
+def padded(loaded: LoadedModel, prompts: Sequence[list[int]]) -> torch.Tensor:
+    """Prompts of different lengths as [columns, tokens], padded on the left."""
+    longest, pad = max(map(len, prompts)), loaded.tokenizer.pad_token_id
+    return torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=loaded.model.device)
+
+
+def call_generate(
     loaded: LoadedModel,
     adapters: Sequence[str | None],
-    prompts: Sequence[list[int]],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
     settings: GenerationConfig,
-    streamer: Streamer,
-    ending: AnswerEnding,
-    rows: "RowSampling | None" = None,
-) -> None:
-    """One call of the model's `generate`, on left-padded prompts. With `rows` each row has settings of its own, and
-    ends by itself."""
-    longest = max(map(len, prompts))
-    pad = loaded.tokenizer.pad_token_id
-    device = loaded.model.device
-    input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    most = settings.max_new_tokens
-    if loaded.longest_text is not None and rows is None:
-        most = min(most, loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters)))
+    **options: Any,
+) -> Any:
+    """One call of the model's `generate`, in which each row [columns, tokens] is answered by its own adapter."""
     names: dict[str, list[str]] = {}
     context: Any = nullcontext(loaded.model)
     if loaded.lora and loaded.shares(adapters):
@@ -424,145 +414,50 @@ def _generate_group(
     elif loaded.adapters:
         context = loaded.use_adapter(adapters[0])
     with context as model:
-        model.generate(
+        return model.generate(
             input_ids=input_ids,
-            attention_mask=mask,
+            attention_mask=attention_mask,
             generation_config=settings,
-            max_new_tokens=most,
             eos_token_id=sorted(frozenset.intersection(*(end_ids(loaded, adapter) for adapter in adapters))) or None,
-            streamer=streamer,
-            stopping_criteria=[ending],
-            logits_processor=[rows] if rows else None,
             **names,
+            **options,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPrompt:
-    """A request of a batch: its prompt, its own settings of the generation section, and its stop strings."""
-
-    column: Column
-    settings: Mapping[str, Any]
-    stop_strings: Sequence[str] = ()
-
-
-class RowSampling(LogitsProcessor):
-    """Samples each row by its own settings and seed, in the order of transformers' processors.
-
-    What was sampled is left as the only possible token, so that greedy decoding of the batch takes it. Each row sees
-    its own tokens without the padding before them, as if it were alone.
-    """
-
-    def __init__(self, settings: Sequence[Mapping[str, Any]], padding: Sequence[int], device: torch.device) -> None:
-        self._padding = padding
-        self._processors = [_processors(values) for values in settings]
-        self._generators = [
-            torch.Generator(device).manual_seed(values["seed"]) if values["temperature"] > 0 else None
-            for values in settings
-        ]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for row, (processors, generator) in enumerate(zip(self._processors, self._generators, strict=True)):
-            if not processors and generator is None:
-                continue
-            own = scores[row : row + 1]
-            for process in processors:
-                own = process(input_ids[row : row + 1, self._padding[row] :], own)
-            if generator is not None:
-                token = torch.multinomial(own.softmax(dim=-1), 1, generator=generator)
-                own = torch.full_like(own, -torch.inf).scatter(1, token, 0.0)
-            scores[row : row + 1] = own
-        return scores
-
-
-def _processors(values: Mapping[str, Any]) -> list[LogitsProcessor]:
-    """What transformers' `generate` does to the scores with these settings."""
-    processors: list[LogitsProcessor] = []
-    if values["repetition_penalty"] != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(values["repetition_penalty"]))
-    if values["temperature"] > 0:
-        if values["temperature"] != 1:
-            processors.append(TemperatureLogitsWarper(values["temperature"]))
-        if values["top_k"]:
-            processors.append(TopKLogitsWarper(values["top_k"]))
-        if values["top_p"] < 1:
-            processors.append(TopPLogitsWarper(values["top_p"]))
-        if values["min_p"]:
-            processors.append(MinPLogitsWarper(values["min_p"]))
-    return processors
-
-
-def generate_batch(
+def _generate_group(
     loaded: LoadedModel,
-    asked: Sequence[BatchPrompt],
-    *,
-    on_pieces: Pieces,
-    on_end: Callable[[int, Answer | StudioError], None],
-    stop: Callable[[], bool] = lambda: False,
-    stopped_columns: Collection[int] = (),
+    adapters: Sequence[str | None],
+    prompts: Sequence[list[int]],
+    settings: GenerationConfig,
+    streamer: Streamer,
+    ending: AnswerEnding,
 ) -> None:
-    """Answers requests that know nothing of each other in one batch, each as if it were alone.
-
-    `on_end` is called once for each, as soon as it ends, with what was wrong if it cannot be answered.
-    `stopped_columns` are positions of those whose answer nobody waits for any more; it may grow meanwhile.
-    """
-    prompts: dict[int, list[int]] = {}
-    for at, item in enumerate(asked):
-        try:
-            check_cache(loaded, [item.column.adapter], greedy(loaded, 1, _cache_of([item.settings])))
-            prompts[at] = prompt_ids(loaded, item.column, item.settings["enable_thinking"])
-        except StudioError as error:
-            on_end(at, error)
-    texts = [_batch_text(loaded, item, prompts.get(at, [])) for at, item in enumerate(asked)]
-    requested_at = time.monotonic()
-    able = list(prompts)
-    for places in loaded.groups([asked[at].column.adapter for at in able]) if able else ():
-        group, began = [able[place] for place in places], time.monotonic()
-
-        def end(row: int, group: list[int] = group, began: float = began) -> None:
-            at = group[row]
-            on_end(at, _answer(texts[at], len(prompts[at]), requested_at, began, stopped=stop()))
-
-        def left(row: int, group: list[int] = group) -> bool:
-            return group[row] in stopped_columns
-
-        longest = max(len(prompts[at]) for at in group)
-        streamer = Streamer([texts[at] for at in group], _spread(on_pieces, texts, group), on_end=end)
-        _generate_group(
-            loaded,
-            [asked[at].column.adapter for at in group],
-            [prompts[at] for at in group],
-            greedy(loaded, max(texts[at].limit or 1 for at in group), _cache_of(asked[at].settings for at in group)),
-            streamer,
-            AnswerEnding(streamer.columns, stop, left),
-            RowSampling(
-                [asked[at].settings for at in group], [longest - len(prompts[at]) for at in group], loaded.model.device
-            ),
-        )
-
-
-def _cache_of(settings: Iterable[Mapping[str, Any]]) -> str:
-    """The cache of requests that share a batch: static where all ask for it."""
-    return "static" if all(values.get("cache_implementation") == "static" for values in settings) else "dynamic"
-
-
-def _batch_text(loaded: LoadedModel, item: BatchPrompt, prompt: list[int]) -> ColumnText:
-    """The text of a request, which ends at its own limit of tokens, or at the end of what the base can read."""
-    adapter, limit = item.column.adapter, int(item.settings["max_new_tokens"])
+    """One call of the model's `generate`, on left-padded prompts."""
+    longest = max(map(len, prompts))
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    most = settings.max_new_tokens
     if loaded.longest_text is not None:
-        limit = min(limit, loaded.longest_text - len(prompt) - loaded.virtual_tokens(adapter))
-    begun = opening(loaded, adapter, prompt) if prompt else ""
-    ends, reader = end_ids(loaded, adapter), _reader(loaded, adapter)
-    return ColumnText(loaded.tokenizer_of(adapter), ends, item.stop_strings, begun, reader, limit)
+        most = min(most, loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters)))
+    call_generate(
+        loaded,
+        adapters,
+        padded(loaded, prompts),
+        torch.tensor(mask, device=loaded.model.device),
+        settings,
+        max_new_tokens=most,
+        streamer=streamer,
+        stopping_criteria=[ending],
+    )
 
 
-def _answer(text: ColumnText, prompt_tokens: int, requested_at: float, began: float, *, stopped: bool) -> Answer:
+def answer_of(text: ColumnText, prompt_tokens: int, requested_at: float, began: float, *, stopped: bool) -> Answer:
+    """A column's answer; `requested_at` and `began`, when it was asked for and begun, are on the monotonic clock."""
     seconds = max(text.last_token - began, 1e-6)
     return Answer(
         text=text.text,
         tokens=len(text.ids),
         seconds=seconds,
-        first_token_seconds=text.first_token - requested_at,
+        first_token_seconds=max(text.first_token - requested_at, 0.0),
         tokens_per_second=len(text.ids) / seconds,
         finish=text.finish or ("stopped" if stopped else "length"),
         ids=tuple(text.ids),

@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lora_studio.config.parsing import parse
 from lora_studio.data.memory_limit import MemoryLimitError, go_first, limited
 from lora_studio.engine.chat.analysis import Call, DataAnalysis
 from lora_studio.errors import StudioError
@@ -184,48 +183,15 @@ class SessionWorker:
 
     def generate(self, call: Call[protocol.Generate]) -> protocol.Generated:
         """Generates the answers of all columns at once, and streams their text."""
-        from lora_studio.engine.chat import generate
+        from lora_studio.engine.chat import batch
 
-        loaded, message = self._model(), call.message
-        settings = parse({"generation": message.settings}).generation
-        values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
-        answers = generate.generate(
-            loaded,
-            [generate.Column(column.adapter, column.messages) for column in message.columns],
-            generate.generation_config(loaded, **values),
-            seed=settings.seed,
-            enable_thinking=settings.enable_thinking,
-            stop_strings=(*settings.stop_texts, *message.stop),
-            on_pieces=lambda texts, tokens: call.answer(protocol.Piece(texts=list(texts), tokens=list(tokens))),
-            stop=call.stopped.is_set,
-        )
-        return protocol.Generated(columns=[protocol.ColumnAnswer(**answer.to_dict()) for answer in answers])
+        return batch.answer_columns(self._model(), call)
 
     def generate_batch(self, call: Call[protocol.GenerateBatch]) -> protocol.Done:
-        """Answers requests with settings of their own in one batch; each ends when its own answer does."""
-        from lora_studio.engine.chat import generate
+        """Answers requests with settings of their own together, and those that join them; each ends by itself."""
+        from lora_studio.engine.chat import batch
 
-        prompts = []
-        for column in call.message.columns:
-            settings = parse({"generation": column.settings}).generation
-            values = settings.model_dump(exclude={"stop_strings"})
-            stops = (*settings.stop_texts, *column.stop)
-            prompts.append(generate.BatchPrompt(generate.Column(column.adapter, column.messages), values, stops))
-
-        def end(position: int, answer: "generate.Answer | StudioError") -> None:
-            if isinstance(answer, StudioError):
-                call.answer(protocol.Ended(position=position, message=answer.message, hint=answer.hint))
-            else:
-                call.answer(protocol.Ended(position=position, answer=protocol.ColumnAnswer(**answer.to_dict())))
-
-        generate.generate_batch(
-            self._model(),
-            prompts,
-            on_pieces=lambda texts, tokens: call.answer(protocol.Piece(texts=list(texts), tokens=list(tokens))),
-            on_end=end,
-            stop=call.stopped.is_set,
-            stopped_columns=call.stopped_columns,
-        )
+        batch.answer_call(self._model(), call)
         return protocol.Done()
 
     def score(self, call: Call[protocol.Score]) -> protocol.Scored:
@@ -269,7 +235,7 @@ class SessionWorker:
 
 
 class Inbox(threading.Thread):
-    """Reads requests. "stop" and "stop_column" are handled immediately; everything else is queued in `calls`."""
+    """Reads requests. Those that concern the running one are handled immediately; all others are queued in `calls`."""
 
     def __init__(self, lines: TextIO, write: Callable[[JsonObject], None]) -> None:
         super().__init__(name="requests", daemon=True)
@@ -288,22 +254,26 @@ class Inbox(threading.Thread):
                     protocol.Failure(message=error.message, hint=error.hint)
                 )
                 continue
-            if isinstance(call.message, protocol.Stop | protocol.StopColumn):
-                self._stop(call.message)
+            if isinstance(call.message, protocol.Stop | protocol.StopColumn | protocol.JoinBatch):
+                self._tell_latest(call.message)
                 call.answer(protocol.Done())
             else:
                 self._latest = call
                 self.calls.put(call)
         os._exit(0)  # the parent is gone: free the memory at once
 
-    def _stop(self, message: protocol.Stop | protocol.StopColumn) -> None:
-        """Ends the latest request, or one column of it if it is that batch."""
+    def _tell_latest(self, message: protocol.Stop | protocol.StopColumn | protocol.JoinBatch) -> None:
+        """Ends the latest request, or one column of it if it is that batch, or lets others join it."""
         if self._latest is None:
             return
         if isinstance(message, protocol.Stop):
             self._latest.stopped.set()
         elif getattr(self._latest.message, "batch", None) == message.batch:
-            self._latest.stopped_columns.add(message.position)
+            if isinstance(message, protocol.StopColumn):
+                self._latest.stopped_columns.add(message.position)
+            else:
+                for column in message.columns:
+                    self._latest.joining.put(column)
 
 
 def serve(session: SessionWorker, call: Call[Any]) -> bool:
