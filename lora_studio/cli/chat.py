@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from lora_studio.cli.output import print_json, say
+from lora_studio.cli.output import SAY_SECONDS, print_json, say
 from lora_studio.cli.settings import overrides
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import nest, parse
@@ -22,7 +22,6 @@ from lora_studio.units import duration
 from lora_studio.workspace import Workspace
 
 Message = dict[str, str]
-_SAY_SECONDS = 3.0
 
 
 def chat(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -57,7 +56,7 @@ class _Loading:
         self._said = 0.0
 
     def show(self, progress: Progress) -> None:
-        if progress.phase == "download" and time.monotonic() - self._said >= _SAY_SECONDS:
+        if progress.phase == "download" and time.monotonic() - self._said >= SAY_SECONDS:
             self._said, seconds_left = time.monotonic(), progress.seconds_left
             mega = [number / 1e6 for number in (progress.done, progress.total, progress.rows_per_second)]
             speed = f", {mega[2]:,.1f} MB/s, {duration(seconds_left)} left" if seconds_left else ""

@@ -5,41 +5,24 @@
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_studio.cli.output import print_json, say, table
+from lora_studio.cli.output import PhaseLines, print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.data.cache import CACHE_LIMIT
 from lora_studio.errors import StudioError
-from lora_studio.jobs.protocol import Inspect, Progress, SaveBadRows
+from lora_studio.jobs.protocol import Inspect, SaveBadRows
 from lora_studio.jobs.session import Session
-from lora_studio.units import count, duration
+from lora_studio.units import count
 from lora_studio.workspace import Workspace
 
 if TYPE_CHECKING:
     from lora_studio.data.preview import CharacterReport
     from lora_studio.data.report import Analysis, RowView, Token, TokenView
 
-_PHASE_WORDS = {
-    "lookup": "checking the cache",
-    "read": "reading",
-    "convert": "parsing rows",
-    "encode": "tokenizing",
-    "first": "analyzing the first rows",
-    "split": "splitting and truncating",
-    "measure": "counting truncated rows",
-    "check": "searching for duplicates",
-    "tokenizer": "loading tokenizer",
-    "rows": "reading raw rows",
-    "documents": "reading documents",
-    "pages": "reading pages",
-    "chunks": "splitting into chunks",
-}
 _LISTED_BAD_ROWS = 10
-_SAY_SECONDS = 3.0
 COMPARED = {
     "preference": "Rows are pairs (training.method dpo): lengths are those of the longer answer.",
     "kto": "Answers are labelled good or bad (training.method kto).",
@@ -105,30 +88,6 @@ def _percentiles(text: str) -> list[float]:
         raise StudioError(
             f"--percentiles cannot be {text!r}.", "Give numbers from 0 to 100, such as 50,90,99.9."
         ) from None
-
-
-class PhaseLines:
-    """Names each phase of the work, how far a long one is, and what a first look at a large file shows."""
-
-    def __init__(self) -> None:
-        self._last, self._said = "", 0.0
-
-    def show(self, progress: Progress) -> None:
-        if progress.sample is not None:
-            sample = progress.sample
-            tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
-            say(f"{about}: {sample['words']} {tokens['mean']:g} tokens per row, at most {tokens['max']:,}.")
-        elif progress.phase != self._last:
-            self._last, self._said = progress.phase, time.monotonic()
-            say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
-        elif progress.done and progress.total and time.monotonic() - self._said >= _SAY_SECONDS:
-            self._said = time.monotonic()
-            about, seconds_left = "about " if self._last == "read" else "", progress.seconds_left
-            parts = [
-                f"{progress.done:,} of {about}{progress.total:,}",
-                f"{progress.rows_per_second:,.0f} a second",
-            ]
-            say(f"  {', '.join([*parts, *([f'{duration(seconds_left)} left'] if seconds_left else [])])}")
 
 
 def report(analysis: "Analysis") -> str:

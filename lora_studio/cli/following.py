@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from lora_studio.cli.output import print_json, say, table
+from lora_studio.cli.output import SAY_SECONDS, print_json, say, table
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.queue import QueueEntry, is_shown
@@ -15,7 +15,7 @@ from lora_studio.runs.summary import pace_of, short
 from lora_studio.units import duration
 
 FAILED = 1
-LOOK_SECONDS, SAY_SECONDS, EXIT_SECONDS = 0.2, 3.0, 10.0
+LOOK_SECONDS, EXIT_SECONDS = 0.2, 10.0
 
 
 def _nothing(state: RunState) -> Iterable[str]:

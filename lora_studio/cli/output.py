@@ -1,4 +1,5 @@
-"""Text for a terminal: tables and ages, and messages on stderr so that stdout holds only results."""
+"""Text for a terminal: tables, ages and the progress of a request; messages go to stderr, so that stdout holds only
+results."""
 
 import contextlib
 import io
@@ -7,10 +8,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_studio.errors import StudioError
 from lora_studio.files import finite
+from lora_studio.units import count, duration
+
+if TYPE_CHECKING:
+    from lora_studio.jobs.protocol import Progress
 
 _CODES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 """What steers a terminal or turns its text about; tabs and line ends do no harm."""
@@ -110,3 +115,45 @@ def age(then: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
     return "just now"
+
+
+PHASE_WORDS = {
+    "lookup": "checking the cache",
+    "read": "reading",
+    "convert": "parsing rows",
+    "encode": "tokenizing",
+    "first": "analyzing the first rows",
+    "split": "splitting and truncating",
+    "measure": "counting truncated rows",
+    "check": "searching for duplicates",
+    "tokenizer": "loading tokenizer",
+    "rows": "reading raw rows",
+    "documents": "reading documents",
+    "pages": "reading pages",
+    "chunks": "splitting into chunks",
+}
+SAY_SECONDS = 3.0
+
+
+class PhaseLines:
+    """Names each phase of the work, how far a long one is, and what a first look at a large file shows."""
+
+    def __init__(self) -> None:
+        self._last, self._said = "", 0.0
+
+    def show(self, progress: "Progress") -> None:
+        if progress.sample is not None:
+            sample = progress.sample
+            tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
+            say(f"{about}: {sample['words']} {tokens['mean']:g} tokens per row, at most {tokens['max']:,}.")
+        elif progress.phase != self._last:
+            self._last, self._said = progress.phase, time.monotonic()
+            say(f"{PHASE_WORDS.get(self._last, self._last)} ...")
+        elif progress.done and progress.total and time.monotonic() - self._said >= SAY_SECONDS:
+            self._said = time.monotonic()
+            about, seconds_left = "about " if self._last == "read" else "", progress.seconds_left
+            parts = [
+                f"{progress.done:,} of {about}{progress.total:,}",
+                f"{progress.rows_per_second:,.0f} a second",
+            ]
+            say(f"  {', '.join([*parts, *([f'{duration(seconds_left)} left'] if seconds_left else [])])}")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from lora_studio.chat import documents
 from lora_studio.chat.documents import DocumentsRequest, Writing, checked, request_of, result_of, rows_of, split_request
-from lora_studio.cli.data import PhaseLines
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
-from lora_studio.cli.output import print_json, say
+from lora_studio.cli.output import PhaseLines, print_json, say
 from lora_studio.cli.settings import add_model, section_values
 from lora_studio.data.generated import MIN_OVERLAP, NEAR, UNGROUNDED
 from lora_studio.errors import StudioError
