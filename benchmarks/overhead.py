@@ -115,14 +115,13 @@ def callbacks(folder: Path, logging_steps: int) -> dict[str, float]:
         if isinstance(callback, ReportCallback | TensorBoard):
             for name in ("on_step_begin", "on_step_end", "on_log"):
                 in_ours.around(callback, name)
-    training.report.sensors.start()
-    training.report.memory.start()
-    drive(training.trainer, range(WARM_UP), logging_steps)
-    threads = time.process_time() - time.thread_time()
-    in_callbacks.seconds = in_log.seconds = in_ours.seconds = 0.0
-    begun = time.monotonic()
-    drive(training.trainer, range(WARM_UP, STEPS), logging_steps)
-    threads, seconds = time.process_time() - time.thread_time() - threads, time.monotonic() - begun
+    with training.report.watching():
+        drive(training.trainer, range(WARM_UP), logging_steps)
+        threads = time.process_time() - time.thread_time()
+        in_callbacks.seconds = in_log.seconds = in_ours.seconds = 0.0
+        begun = time.monotonic()
+        drive(training.trainer, range(WARM_UP, STEPS), logging_steps)
+        threads, seconds = time.process_time() - time.thread_time() - threads, time.monotonic() - begun
     own = 1000 * in_ours.seconds / (STEPS - WARM_UP)
     return {
         "ours_ms_a_step": own,

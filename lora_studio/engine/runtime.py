@@ -251,7 +251,7 @@ def repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(seconds)  # not for ever: a driver may not answer
 
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130

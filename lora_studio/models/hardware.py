@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -401,7 +400,6 @@ def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-SECONDS = 5.0
 # What the chips of common processors call themselves, the whole package first.
 CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 
@@ -412,32 +410,6 @@ class SensorReading:
 
     load: float | None = None
     celsius: float | None = None
-
-
-class Sensors:
-    """Reads a device's load and temperature every few seconds until `close`.
-
-    It is the NVIDIA GPU with a UUID of the driver (GPU-…), the first GPU of another kind, or the CPU.
-    """
-
-    def __init__(self, kind: str = CPU, uuid: str = "", seconds: float = SECONDS) -> None:
-        self.last = SensorReading()
-        self._kind = kind
-        self._uuid = uuid
-        self._seconds = seconds
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sensors", daemon=True)
-
-    def start(self) -> None:
-        psutil.cpu_percent()  # the first call begins the count
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-
-    def _watch(self) -> None:
-        while not self._closing.wait(self._seconds):
-            self.last = device_reading(self._kind, self._uuid)
 
 
 def device_reading(kind: str, uuid: str = "") -> SensorReading:

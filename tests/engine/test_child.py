@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lora_studio.engine.runtime import FAILED, STOPPED, Ending, Explained, Stopped, StopSignal, ending_of
+from lora_studio.engine.runtime import FAILED, STOPPED, Ending, Explained, Stopped, StopSignal, ending_of, repeating
 from lora_studio.jobs.events import Reason
 from tests.engine.conftest import MakeRun, events, run_worker
 
@@ -51,3 +52,14 @@ def test_a_run_that_is_stopped_while_its_libraries_load_was_stopped(
     run = make_run()
     assert run_worker(run) == STOPPED
     assert events(run)[-1].state == "stopped"
+
+
+def test_a_repeated_action_goes_on_until_the_work_is_done() -> None:
+    times = list[float]()
+    with repeating(lambda: times.append(time.monotonic()), 0.005):
+        end = time.monotonic() + 200
+        while len(times) < 3 and time.monotonic() < end:
+            time.sleep(0.005)
+    repeated = len(times)
+    time.sleep(0.05)
+    assert len(times) == repeated >= 3

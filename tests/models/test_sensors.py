@@ -1,7 +1,6 @@
 """GPUs as NVIDIA's management library reports them, load and temperature, and nothing where it reports nothing."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from lora_studio.models import hardware
 from lora_studio.models.hardware import (
     Device,
     SensorReading,
-    Sensors,
     all_devices,
     choose,
     device_for,
@@ -222,15 +220,3 @@ def test_a_machine_without_a_driver_has_its_cpu(monkeypatch: pytest.MonkeyPatch)
     assert gpu_reading("GPU-1") == SensorReading()
     assert [device.kind for device in devices()] == ["cpu"]
     hardware._load_driver.cache_clear()
-
-
-def test_the_thread_keeps_the_last_reading_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "cpu_reading", lambda: SensorReading(12.5))
-    watching = Sensors(seconds=0.01)
-    assert watching.last == SensorReading()
-    watching.start()
-    end = time.monotonic() + 200
-    while watching.last == SensorReading() and time.monotonic() < end:
-        time.sleep(0.01)
-    watching.close()
-    assert watching.last == SensorReading(12.5)

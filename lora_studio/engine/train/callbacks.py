@@ -5,10 +5,10 @@ training nor the model's mode.
 """
 
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -25,11 +25,11 @@ from lora_studio.engine.accelerator import Memory, RandomNumbers, device_kind, d
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
-from lora_studio.engine.runtime import EventLog, StopSignal
+from lora_studio.engine.runtime import EventLog, StopSignal, repeating
 from lora_studio.engine.train.rows import check_rows_to_measure
 from lora_studio.engine.train.settings import RISING
 from lora_studio.jobs.events import CheckpointSaved, Evaluated, QuestionsAnswered, QuestionsAsked, StepLogged
-from lora_studio.models.hardware import Sensors
+from lora_studio.models.hardware import SensorReading, device_reading
 from lora_studio.runs.rate_search import has_diverged
 from lora_studio.units import GIB
 
@@ -323,39 +323,23 @@ def put_trackers_last(trainer: Trainer) -> None:
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
-class MemoryWatch:
-    """Reads the memory twice a second in a thread of its own, until `close`: the driver may take its time to answer."""
-
-    SECONDS = 0.5
-
-    def __init__(self) -> None:
-        self._last: Memory | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-
-    def last(self) -> Memory:
-        """The last reading; one of now before the thread has made any."""
-        return self._last or read_memory()
-
-    def _watch(self) -> None:
-        while not self._closing.wait(self.SECONDS):
-            self._last = read_memory()
+MEMORY_SECONDS, SENSOR_SECONDS = 0.5, 5.0
+"""Between two readings of memory, and of load and temperature."""
 
 
 class ReportCallback(TrainerCallback):
-    """Converts the trainer's callbacks to events. `tokens_before` is the count of earlier starts of a resumed run."""
+    """Converts the trainer's callbacks to events. `tokens_before` is the count of earlier starts of a resumed run.
 
-    def __init__(self, log: EventLog, stop: StopSignal, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
+    What the device tells is read in threads of their own (`watching`): the driver may take its time to answer.
+    """
+
+    def __init__(
+        self, log: EventLog, stop: StopSignal, tokens_before: int, read_sensors: Callable[[], SensorReading]
+    ) -> None:
         self.log = log
-        self.sensors = sensors or Sensors()
-        self.memory = MemoryWatch()
         self.stop = stop
+        self._read_sensors, self._sensors = read_sensors, SensorReading()
+        self._memory: Memory | None = None
         self.tokens_before = tokens_before
         self.tokens = tokens_before
         self.evaluating = 0
@@ -366,6 +350,19 @@ class ReportCallback(TrainerCallback):
         self._mark = self._step_ended = time.monotonic()
         self._pause = 0.0
         self._paused = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, memory, load and temperature are read again and again."""
+        self._read_sensors()  # the first call begins the count of the CPU's load
+        with repeating(self._look_at_memory, MEMORY_SECONDS), repeating(self._look_at_sensors, SENSOR_SECONDS):
+            yield
+
+    def _look_at_memory(self) -> None:
+        self._memory = read_memory()
+
+    def _look_at_sensors(self) -> None:
+        self._sensors = self._read_sensors()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -418,7 +415,7 @@ class ReportCallback(TrainerCallback):
             return
         now = time.monotonic()
         tokens = self.tokens_before + int(logs["num_tokens"])
-        memory, device = self.memory.last(), self.sensors.last
+        memory, device = self._memory or read_memory(), self._sensors
         point = StepLogged(
             time=time.time(),
             step=state.global_step,
@@ -497,4 +494,5 @@ def for_trackers(point: StepLogged) -> dict[str, float]:
 def report_callback(log: EventLog, stop: StopSignal) -> ReportCallback:
     """The callback with this device's sensors; a resumed run continues its count of tokens."""
     steps = log.state().steps
-    return ReportCallback(log, stop, steps[-1].tokens if steps else 0, Sensors(device_kind(), device_uuid()))
+    sensors = partial(device_reading, device_kind(), device_uuid())
+    return ReportCallback(log, stop, steps[-1].tokens if steps else 0, sensors)

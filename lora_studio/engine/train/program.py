@@ -183,18 +183,14 @@ def plan_steps(context: Context, rows: TrainingRows, trainer: TrainerMixin) -> N
 
 def fit(context: Context, training: Training) -> None:
     """Trains. A stop in the middle of an evaluation leaves the trainer by an exception: what is there is saved."""
-    training.report.sensors.start()
-    training.report.memory.start()
     try:
-        training.trainer.train(resume_from_checkpoint=str(context.checkpoint) if context.checkpoint else None)
+        with training.report.watching():
+            training.trainer.train(resume_from_checkpoint=str(context.checkpoint) if context.checkpoint else None)
         with ranks.together(context.stop):
             context.stop.check()
     except Stopped:
         save_where_stopped(training.trainer, training.report)
         raise
-    finally:
-        training.report.sensors.close()
-        training.report.memory.close()
 
 
 def finish(context: Context, rows: TrainingRows, model: TrainedModel, training: Training) -> TrainResult:

@@ -88,14 +88,13 @@ def sweep(run: RunFolder, log: EventLog, stop: StopSignal) -> JsonObject:
     factor = growth(steps)
     trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda step: factor**step)
     trainer.add_callback(RateSearchEnding(log))
-    training.report.sensors.start()
     try:
-        trainer.train()
+        with training.report.watching():
+            trainer.train()
         stop.check()
     except DivergedError:
         pass  # the end of the search: the rates before are what it is for
     finally:
-        training.report.sensors.close()
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         shutil.rmtree(run.tensorboard, ignore_errors=True)
     curve = rate_curve(log.state().steps)
