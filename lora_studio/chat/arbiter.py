@@ -38,11 +38,11 @@ from lora_studio.jobs.protocol import (
     Scored,
     Waiting,
 )
-from lora_studio.jobs.queue import MemoryVerdict, model_bytes
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.accelerators import AUTO
 from lora_studio.models.hardware import Device, environment_of
+from lora_studio.models.memory import MemoryVerdict, model_bytes
 from lora_studio.units import duration, size
 
 LOADING = {"base": "Loading base model", "adapters": "Loading adapters"}

@@ -21,10 +21,10 @@ from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder, JobFolders, JobStarter, damaged_request
 from lora_studio.jobs.protocol import Split, SplitDocuments
-from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device
 from lora_studio.models.hub import SERVER_KEY
+from lora_studio.models.memory import MemoryVerdict, memory_verdict
 from lora_studio.workspace import Workspace, write_atomically
 
 FORMS = {"chat": "Chat (messages)", "prompt": "Prompt and completion"}

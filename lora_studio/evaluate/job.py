@@ -26,10 +26,10 @@ from lora_studio.jobs.kinds import (
     damaged_request,
 )
 from lora_studio.jobs.kinds import EvaluationFolder as EvaluationFolder
-from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.accelerators import AUTO
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device, devices
+from lora_studio.models.memory import MemoryVerdict, memory_verdict
 from lora_studio.units import figure
 from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_data
 

@@ -25,11 +25,11 @@ from lora_studio.export.targets import (
 )
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, JobStarter, damaged_request
-from lora_studio.jobs.queue import MemoryVerdict, memory_verdict
 from lora_studio.models.adapter_files import read_lora
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device, devices
 from lora_studio.models.hub import VARIABLE
+from lora_studio.models.memory import MemoryVerdict, memory_verdict
 from lora_studio.units import size as in_units
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
 

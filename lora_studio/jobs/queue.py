@@ -1,4 +1,4 @@
-"""The queue of jobs that wait for a device, its lock, and whether a model fits beside what holds memory.
+"""The queue of jobs that wait for a device, and its lock.
 
 Page and terminal may work on one workspace at once. Whoever changes the queue or starts a worker holds the lock, which
 the system takes back from a process that dies.
@@ -7,21 +7,15 @@ the system takes back from a process that dies.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, fits
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind
-from lora_studio.models.accelerators import DEVICE_KINDS
-from lora_studio.models.adapter_files import WEIGHTS_FILE
-from lora_studio.models.hardware import Device
-from lora_studio.models.memory import auto_width, weight_bytes
-from lora_studio.models.shape import shape_of
 from lora_studio.workspace import Workspace, write_atomically
 
 MAX_EXTRA_EPOCHS = 1000
@@ -190,45 +184,3 @@ def moved(entries: list[QueueEntry], job_id: str, places: int) -> list[QueueEntr
 def passed(before: list[QueueEntry], after: list[QueueEntry]) -> list[QueueEntry]:
     """The entries whose place a move changed."""
     return [entry for entry, other in zip(before, after, strict=True) if entry != other]
-
-
-SPARE = 1.1  # of weights and cache: what computing needs beside them
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryVerdict:
-    """What a job or a chat needs and what is free, in bytes.
-
-    `need` is None for a base whose numbers are not on this machine.
-    """
-
-    need: int | None
-    free: int
-    device: Device
-
-    @property
-    def fits(self) -> bool:
-        return self.need is None or self.need <= self.free
-
-
-def model_bytes(
-    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], device: str, tokens: int
-) -> int | None:
-    """Memory of a base with these adapters' folders and the keys and values of so many tokens; None where the base's
-    numbers are not on this machine."""
-    model = shape_of(base, revision)
-    if model is None:
-        return None
-    width = auto_width(device)
-    weights = weight_bytes(model, quantization if model.stored == "none" else model.stored, width)
-    learned = sum((folder / WEIGHTS_FILE).stat().st_size for folder in adapters)
-    cache = 2 * model.layers * model.kv_heads * model.head_size * width * tokens
-    return round(SPARE * (weights + cache)) + learned + DEVICE_KINDS[device].context
-
-
-def memory_verdict(
-    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, device: Device
-) -> MemoryVerdict:
-    """The same beside what is free on a device now."""
-    need = model_bytes(base, revision, quantization, adapters, device.kind, tokens)
-    return MemoryVerdict(need, device.memory_free, device)

@@ -5,15 +5,18 @@ compares them with the tensors that autograd saves.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config, Training
 from lora_studio.files import JsonObject
 from lora_studio.models.accelerators import DEVICE_KINDS, EAGER, MIB, expected_attention, is_flash
-from lora_studio.models.shape import Architecture, Linear, Stack
+from lora_studio.models.adapter_files import WEIGHTS_FILE
+from lora_studio.models.hardware import Device
+from lora_studio.models.shape import Architecture, Linear, Stack, shape_of
 from lora_studio.models.targets import Adapter, adapter, expert_rank, names
 
 GATED = ("gate_proj", "gate_up_proj")
@@ -517,3 +520,45 @@ def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
     update = sections.pop("", {})
     update |= {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     return config.model_copy(update=update)
+
+
+SPARE = 1.1  # of weights and cache: what computing needs beside them
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryVerdict:
+    """What a job or a chat needs and what is free, in bytes.
+
+    `need` is None for a base whose numbers are not on this machine.
+    """
+
+    need: int | None
+    free: int
+    device: Device
+
+    @property
+    def fits(self) -> bool:
+        return self.need is None or self.need <= self.free
+
+
+def model_bytes(
+    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], device: str, tokens: int
+) -> int | None:
+    """Memory of a base with these adapters' folders and the keys and values of so many tokens; None where the base's
+    numbers are not on this machine."""
+    model = shape_of(base, revision)
+    if model is None:
+        return None
+    width = auto_width(device)
+    weights = weight_bytes(model, quantization if model.stored == "none" else model.stored, width)
+    learned = sum((folder / WEIGHTS_FILE).stat().st_size for folder in adapters)
+    cache = 2 * model.layers * model.kv_heads * model.head_size * width * tokens
+    return round(SPARE * (weights + cache)) + learned + DEVICE_KINDS[device].context
+
+
+def memory_verdict(
+    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, device: Device
+) -> MemoryVerdict:
+    """The same beside what is free on a device now."""
+    need = model_bytes(base, revision, quantization, adapters, device.kind, tokens)
+    return MemoryVerdict(need, device.memory_free, device)

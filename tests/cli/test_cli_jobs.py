@@ -108,7 +108,7 @@ def test_an_evaluation_beside_a_run_waits_unless_it_is_told_to_begin_at_once(
     assert say("evaluate", adapter, "pirate", "--at-once")[0] == 0
     states = {job.id: job.state for job in supervisor.jobs(evaluating.EVALUATE)}
     assert sorted(states.values()) == ["queued", "running"]
-    monkeypatch.setattr("lora_studio.jobs.queue.model_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr("lora_studio.models.memory.model_bytes", lambda *_: 1 << 60)
     code, _, told = say("evaluate", adapter, "pirate", "--at-once", "--max-samples", "3")
     assert (code, "are free besides the running jobs" in told) == (2, True)
     for job in (*states, run):
