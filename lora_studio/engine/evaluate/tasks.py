@@ -207,7 +207,6 @@ def bleu_columns(pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
 MAX_LABELS, MAX_LABEL_LENGTH, MIN_ROWS_A_LABEL = 20, 40, 3
 NEARLY_ALL = 0.9
 POSITIVE = ("yes", "true", "positive", "1", "spam", "relevant")
-_WORKED = re.compile(r"####\s*(\S+)")
 _DIGIT = re.compile(r"\d")
 _BARE_NUMBER = re.compile(r"[^\w]*\d(?:[\d,. ]*\d)?[^\w]*")
 
@@ -265,7 +264,7 @@ def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from
 
 def _is_number(answer: str) -> bool:
     """Whether an answer is a number, or ends in one after ####."""
-    worked = any(map(_DIGIT.search, _WORKED.findall(answer)))
+    worked = any(map(_DIGIT.search, _FINAL_NUMBER.findall(answer)))
     return worked or _BARE_NUMBER.fullmatch(normalise(answer)) is not None
 
 
