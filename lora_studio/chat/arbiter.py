@@ -552,11 +552,11 @@ class Engine:
             self._loading = False
 
 
-def chat_bytes(selection: ModelSelection, device: str, tokens: int | None = None) -> int | None:
-    """Memory of a base with these adapters and so many tokens read or written; else a conversation in each column."""
-    tokens_held = RESERVED_TOKENS * (1 + len(selection.adapters)) if tokens is None else tokens
+def chat_bytes(selection: ModelSelection, device: str) -> int | None:
+    """Memory of a base with these adapters and a conversation in each column."""
+    tokens = RESERVED_TOKENS * (1 + len(selection.adapters))
     folders = [folder for _, folder in selection.adapters]
-    return model_bytes(selection.base, selection.revision, selection.quantization, folders, device, tokens_held)
+    return model_bytes(selection.base, selection.revision, selection.quantization, folders, device, tokens)
 
 
 def _on(device: Device, job: RunState) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from lora_studio.chat.choices import Choice
-from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format
 from lora_studio.data.messages import RowError
 from lora_studio.data.sources import read_records
 from lora_studio.errors import LINE, TEST_PROMPT, StudioError, check_length

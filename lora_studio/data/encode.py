@@ -22,14 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from lora_studio.data.chat_templates import Template, choose_template
+from lora_studio.data.chat_templates import Template
 from lora_studio.data.messages import IGNORED, BadRow, Conversation, RowError
 from lora_studio.data.render import MASKS, Rendered, rules_of, trains_all_answers
 from lora_studio.data.render_process import LimitedRenderer
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 
-__all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_template", "cut", "window"]
 _BATCH = 512
 _AHEAD = 3  # batches that are rendered and tokenised before one is masked
 _BATCH_CHARACTERS = 1 << 21

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from lora_studio.data.cache import Arrays, ArrayWriter, Facts
-from lora_studio.data.encode import IGNORED, Encoded, Example
-from lora_studio.data.messages import BadRow
+from lora_studio.data.encode import Encoded, Example
+from lora_studio.data.messages import IGNORED, BadRow
 from lora_studio.data.render import MASKS
 from lora_studio.data.truncate import Cuts, Measures
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_studio.data import mapping as names
-from lora_studio.data.convert import STATEMENT, convert, find_problem, is_mark
+from lora_studio.data.convert import STATEMENT, find_problem, is_mark
 from lora_studio.data.dialogues import MIN_SHARE, Marks, marks_of
 from lora_studio.data.format_questions import (
     answer_of,
@@ -35,7 +35,6 @@ from lora_studio.data.mapping import (
 from lora_studio.data.messages import Record
 from lora_studio.data.turns import held_turns, role_of
 
-__all__ = ["Format", "Mapping", "apply_mapping", "convert", "detect_format", "detect_formats", "mapping_of", "read_as"]
 _SPARSE = 0.5
 _OFFERED = 4
 _OPTIONAL = {

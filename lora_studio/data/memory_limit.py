@@ -72,12 +72,12 @@ class MemoryLimitError(StudioError):
 
 
 @contextlib.contextmanager
-def limited(share: float = SHARE, most: int | None = None) -> Iterator[int]:
+def limited(most: int | None = None) -> Iterator[int]:
     """Limits new memory of this process to a share of the free memory, at most `most`; yields the bytes.
 
     Raises `MemoryLimitError` where it is not enough, for whichever library found it so.
     """
-    may = max(MIN_BYTES, min(int(available() * share), most or sys.maxsize))
+    may = max(MIN_BYTES, min(int(available() * SHARE), most or sys.maxsize))
     before, highest = resource.getrlimit(resource.RLIMIT_DATA)
     target = _written() + may
     ends = [limit for limit in (before, highest, target) if limit != resource.RLIM_INFINITY]

@@ -18,23 +18,15 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lora_studio.data.cache import ArrayWriter, Cache, Facts
-from lora_studio.data.convert import describe_both_labels
+from lora_studio.data.convert import convert, describe_both_labels
 from lora_studio.data.dataset import Prepared, open_data
-from lora_studio.data.formats import (
-    apply_mapping,
-    check_goal,
-    convert,
-    detect_format,
-    detect_formats,
-    mapping_of,
-    read_as,
-)
+from lora_studio.data.formats import apply_mapping, check_goal, detect_format, detect_formats, mapping_of, read_as
 from lora_studio.data.mapping import Format, Mapping, MappingValues, ReadingError
 from lora_studio.data.memory_limit import go_first, limited
 from lora_studio.data.messages import ChatMessage, Conversation, Message, Record, RowError, plain, shorten
 from lora_studio.data.readers.tables import with_header
 from lora_studio.data.sources import open_source
-from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, write_records
+from lora_studio.data.store import BadRows, BadRowWriter, RecordStore, write_records
 from lora_studio.data.truncate import PERCENTILES, histogram, lengths
 from lora_studio.data.turns import UNKNOWN_ROLE, role_names, role_of
 from lora_studio.errors import StudioError
@@ -99,9 +91,9 @@ class TriedMapping(TypedDict):
     of: int
 
 
-def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) -> list[Record]:
+def first_records(name: str, encoding: str | None = None) -> list[Record]:
     """The first rows of a source that can be read."""
-    records = (row for row in islice(open_data(name, encoding).rows(), most) if isinstance(row, Record))
+    records = (row for row in islice(open_data(name, encoding).rows(), SAMPLE) if isinstance(row, Record))
     return list(records)
 
 
@@ -333,12 +325,10 @@ def inspect_characters(
     mapping: MappingValues | None = None,
     encoding: str | None = None,
     percentiles: Sequence[float] = PERCENTILES,
-    on_progress: Progress | None = None,
 ) -> CharacterReport:
     """Reading, faults and lengths in characters of a file, a shipped data set or a data set of the Hub."""
-    report = on_progress or (lambda phase, done, total: None)
     source = open_data(name, encoding)
-    records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
+    records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, lambda *_: None)))
     try:
         shape = read_as(records.spread(SAMPLE), mapping, "any")
     except ReadingError as error:
@@ -348,7 +338,7 @@ def inspect_characters(
     def convert_all(writer: ArrayWriter) -> Facts:
         nonlocal marked
         faults = BadRowWriter(writer)
-        for position, record in enumerate(records.records(range(len(records)))):
+        for record in records.records(range(len(records))):
             try:
                 row = convert(record, shape)
             except RowError as error:
@@ -357,8 +347,6 @@ def inspect_characters(
                 marked += row.label is False
                 size = len(row.text or "") + _characters(row.messages)
                 counts.append(size + max(_characters(row.chosen), _characters(row.rejected)))
-            if position % 2000 == 0:
-                report("convert", position, len(records))
         return {"bad_reasons": faults.finish()}
 
     bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))

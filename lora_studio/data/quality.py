@@ -5,16 +5,17 @@ import re
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from lora_studio.data.messages import Conversation, Message, shorten
+from lora_studio.data.messages import Conversation, Message
+from lora_studio.units import count, percent, shorten
 
 _WORD = re.compile(r"\w+")
 _EXAMPLES = 20
@@ -94,6 +95,14 @@ class DataQuality(Findings):
     sentences: list[str]
 
 
+class Finding(NamedTuple):
+    """A kind of fault in words, with the rows of some examples."""
+
+    title: str
+    words: str
+    examples: list[str]
+
+
 def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
     """Special tokens in the text of a row: (role of the turn or "text", token)."""
     texts = [(message.role, message.content) for message in _messages(conversation)]
@@ -155,7 +164,9 @@ def data_quality(
         "special_tokens": special_tokens(chain(train, validation), specials, step),
     }
     report(total, total)
-    return {**findings, "sentences": _sentences(findings)}
+    lines = [f"{finding.words} For example {finding.examples[0]}." for finding in in_words(findings)]
+    labels = findings["labels"]
+    return {**findings, "sentences": [*lines, *([label_words(labels)] if labels else [])]}
 
 
 @dataclass(slots=True)
@@ -385,50 +396,73 @@ def _digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def _sentences(findings: Findings) -> list[str]:
-    sentences = []
-    exact, near = findings["exact_duplicates"], findings["near_duplicates"]
-    shared, unlike, labels = findings["shared_with_validation"], findings["contradictions"], findings["labels"]
+def in_words(found: Findings) -> list[Finding]:
+    """What is doubtful in a data set, in words for a person; [] if nothing is."""
+    return [*_repeats(found), *_leaks(found), *_contradicted(found["contradictions"]), *_special(found)]
+
+
+def _repeats(found: Findings) -> Iterator[Finding]:
+    exact, near = found["exact_duplicates"], found["near_duplicates"]
     if exact["rows"]:
-        sentences.append(
-            f"{exact['rows']} rows are exact duplicates of an earlier row (for example rows {_listed(exact)})."
-        )
+        verb = "repeats" if exact["rows"] == 1 else "repeat"
+        words = f"{count(exact['rows'], 'row')} {verb} an earlier row, in {count(exact['groups'], 'group')}."
+        yield Finding("Duplicates", words, _groups(exact["examples"]))
     if near["rows"]:
-        among = f" among the {near['sampled']} rows checked" if near["sampled"] else ""
-        sentences.append(
-            f"{near['rows']} rows{among} are near-duplicates of an earlier row (for example rows {_listed(near)})."
-        )
+        verb = "is nearly the same as" if near["rows"] == 1 else "are nearly the same as"
+        among = f" Checked {near['sampled']:,} rows." if near["sampled"] else ""
+        words = f"{count(near['rows'], 'row')} {verb} an earlier row.{among}"
+        yield Finding("Near-duplicates", words, _groups(near["examples"]))
+
+
+def _leaks(found: Findings) -> Iterator[Finding]:
+    shared = found["shared_with_validation"]
     if shared["rows"]:
-        sentences.append(
-            f"{shared['rows']} validation rows are also in the training rows: the validation loss will be too low."
-        )
+        verb = "is" if shared["rows"] == 1 else "are"
+        rows = count(shared["rows"], "validation row")
+        words = f"{rows} {verb} also in training: the validation loss looks better than it is."
+        yield Finding("Leaked rows", words, _pairs(shared["examples"]))
     if shared["prompts"]:
-        sentences.append(
-            f"{shared['prompts']} validation rows share their prompt with a training row but have another answer."
-        )
+        verb = "has" if shared["prompts"] == 1 else "have"
+        rows = count(shared["prompts"], "validation row")
+        words = f"{rows} {verb} the prompt of a training row with another answer."
+        yield Finding("Leaked prompts", words, _pairs(shared["prompt_examples"]))
+
+
+def _contradicted(unlike: Contradictions) -> Iterator[Finding]:
     if unlike["prompts"]:
-        sentences.append(
-            f"{unlike['prompts']} prompts have several different answers (for example rows {_listed(unlike)})."
-        )
-    hidden = findings["special_tokens"]
+        verb = "has" if unlike["prompts"] == 1 else "have"
+        words = f"{count(unlike['prompts'], 'prompt')} {verb} different answers, in {count(unlike['rows'], 'row')}."
+        yield Finding("Contradicting answers", words, _groups(unlike["examples"]))
+
+
+def _special(found: Findings) -> Iterator[Finding]:
+    hidden = found["special_tokens"]
     if hidden["rows"]:
-        tokens = ", ".join(hidden["counts"])
-        sentences.append(
-            f"{hidden['rows']} rows contain special tokens as text ({shorten(tokens, 120)}; for example row "
-            f"{hidden['examples'][0][0]}). The model will treat them as real special tokens."
+        verb = "contains" if hidden["rows"] == 1 else "contain"
+        tokens = shorten(", ".join(hidden["counts"]), 120)
+        words = (
+            f"{count(hidden['rows'], 'row')} {verb} {tokens} as text, read as the real token. Inside a "
+            "text it teaches the model to stop or change roles there. Remove it unless it is meant, as an end mark is."
         )
-    if labels:
-        answer, times = next(iter(labels["counts"].items()))
-        share = round(100 * labels["largest_share"])
-        sentences.append(
-            f"There are {labels['distinct']} different answers. The most common is {shorten(answer, 40)!r}: {times} "
-            f"times ({share} %)."
-        )
-    return sentences
+        places = [f"row {row:,} ({role}): {token}" for row, role, token in hidden["examples"]]
+        yield Finding("Special tokens in the text", words, places)
 
 
-def _listed(finding: Duplicates | Contradictions) -> str:
-    return ", ".join(map(str, finding["examples"][0]))
+def _groups(examples: Sequence[Sequence[int]]) -> list[str]:
+    return ["rows " + ", ".join(f"{row:,}" for row in group) for group in examples]
+
+
+def _pairs(examples: Sequence[Sequence[int]]) -> list[str]:
+    return [f"row {train:,} and validation row {validation:,}" for train, validation in examples]
+
+
+def label_words(labels: LabelBalance) -> str:
+    """How the answers are spread, where there are only a few."""
+    most, times = next(iter(labels["counts"].items()))
+    return (
+        f"{count(labels['distinct'], 'distinct answer')}; most frequent: “{shorten(most, 40)}”, "
+        f"{times:,} times ({percent(times, sum(labels['counts'].values()))})."
+    )
 
 
 def group_of(conversation: Conversation) -> int:

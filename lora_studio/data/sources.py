@@ -212,7 +212,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         ) from None
 
 
-__all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
 SIDE_BY_SIDE = "{rows} roles and contents in lists side by side: these are read as turns."
 TORN = "the compressed file is damaged or truncated; everything before that is read"
 ENDINGS = {

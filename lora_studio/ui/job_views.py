@@ -16,6 +16,7 @@ from lora_studio.config.parsing import parse, presets
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.kinds import ending_words
 from lora_studio.jobs.targets import Targets
 from lora_studio.models.hardware import Device
 from lora_studio.ui import html, theme
@@ -110,6 +111,30 @@ def waits(state: RunState) -> Html:
     """What is said of a job in the queue."""
     position = "The Runs tab shows its position." if state.target == LOCAL else ""
     return render("jobs.ended", " ".join(filter(None, ("Queued.", state.waiting, position))))
+
+
+def activity(state: RunState, phases: Mapping[str, str], units: Mapping[str, str]) -> Html:
+    """How far a job is, or how it ended. `phases` are the words for each phase, `units` what is counted in some."""
+    if state.final:
+        return ended(state)
+    if state.state == "queued":
+        return waits(state)
+    label = "Stopping" if state.state == "stopping" else phases.get(state.phase, "Starting")
+    remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
+    if state.phase == "download":
+        share = 100 * state.phase_done // max(1, state.phase_total)
+        remark = ", ".join(filter(None, (run_words.amount(state), remark)))
+        return html.progress(f"{label}, percent", share, 100, remark=remark)
+    total = state.phase_total if state.phase in units else 0
+    return html.progress(f"{label}, {units[state.phase]}" if total else label, state.phase_done, total, remark=remark)
+
+
+def notes(state: RunState) -> list[tuple[str, str, str]]:
+    """Why a job ended early, and its warnings: message, hint and kind of each."""
+    warnings = [(words, "", "warning") for words in state.warnings]
+    if state.state in ("failed", "stopped"):
+        return [(*ending_words(state), "error" if state.state == "failed" else "info"), *warnings]
+    return warnings
 
 
 def target_field(tab: str) -> gr.Dropdown:

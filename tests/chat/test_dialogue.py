@@ -4,7 +4,8 @@ import json
 
 from lora_studio.chat import conversation as dialogue
 from lora_studio.chat.conversation import BASE, ChatState
-from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format
 from lora_studio.data.messages import Record
 from lora_studio.workspace import Workspace
 

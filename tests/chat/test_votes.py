@@ -7,7 +7,8 @@ from scipy.stats import binomtest
 
 from lora_studio.chat import prompts
 from lora_studio.chat.prompts import TIE, Vote
-from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format
 from lora_studio.data.sources import read_records
 from lora_studio.workspace import Workspace
 

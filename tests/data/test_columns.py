@@ -2,7 +2,8 @@
 
 import pytest
 
-from lora_studio.data.formats import convert, detect_format, detect_formats
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format, detect_formats
 from lora_studio.data.messages import Record
 from lora_studio.errors import StudioError
 

@@ -5,7 +5,8 @@ import contextlib
 import pytest
 
 from lora_studio.data import dialogues
-from lora_studio.data.formats import apply_mapping, convert, detect_format, detect_formats
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import apply_mapping, detect_format, detect_formats
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import Record, RowError
 from lora_studio.data.sources import open_source

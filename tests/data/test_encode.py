@@ -6,9 +6,10 @@ import pytest
 
 from lora_studio.data import convert, encode
 from lora_studio.data import render as rendering
+from lora_studio.data.chat_templates import choose_template
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED, Encoded, Encoder, choose_template, cut, window
-from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.encode import Encoded, Encoder, cut, window
+from lora_studio.data.messages import IGNORED, Conversation, Message
 from lora_studio.errors import StudioError
 from tests.data.conftest import MARKED, UNMARKED, build_tokenizer
 

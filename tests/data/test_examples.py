@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lora_studio.data.cache import Arrays, ArrayWriter
-from lora_studio.data.encode import IGNORED, Encoded, cut
+from lora_studio.data.encode import Encoded, cut
 from lora_studio.data.examples import Examples, RowStore, write_rows
+from lora_studio.data.messages import IGNORED
 
 
 def _rows(count=300):

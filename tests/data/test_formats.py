@@ -3,7 +3,8 @@
 import pytest
 
 from lora_studio.data import messages, turns
-from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format
 from lora_studio.data.messages import Message, Record, RowError
 from lora_studio.errors import StudioError
 

@@ -15,11 +15,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from lora_studio.data.formats import Format, apply_mapping, convert, detect_format, detect_formats, mapping_of
-from lora_studio.data.messages import RowError
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import apply_mapping, detect_format, detect_formats, mapping_of
+from lora_studio.data.mapping import Format
+from lora_studio.data.messages import BadRow, Record, RowError
 from lora_studio.data.quality import data_quality
 from lora_studio.data.report import inspect
-from lora_studio.data.sources import BadRow, Record, open_source, read_records
+from lora_studio.data.sources import open_source, read_records
 from lora_studio.errors import StudioError
 
 TALK = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]

@@ -72,7 +72,7 @@ def test_special_tokens_written_out_in_a_row_are_named():
     found = data_quality([*_different(3), chat], specials=["<|im_end|>", "</s>"])
     assert found["special_tokens"]["counts"] == {"<|im_end|>": 1, "</s>": 1}
     assert found["special_tokens"]["examples"][0] == [1, "user", "<|im_end|>"]
-    assert "1 rows contain special tokens as text" in found["sentences"][-1]
+    assert "1 row contains <|im_end|>, </s> as text" in found["sentences"][-1]
 
 
 def test_of_a_large_file_all_exact_duplicates_are_counted(write, tokenizer, monkeypatch):
@@ -84,6 +84,6 @@ def test_of_a_large_file_all_exact_duplicates_are_counted(write, tokenizer, monk
     assert (found["looked_at"], found["of_rows"]) == (10, 200)
     assert (found["exact_duplicates"]["rows"], found["exact_duplicates"]["groups"]) == (10, 10)
     assert found["exact_duplicates"]["examples"] == [[row, row + 190] for row in range(1, 11)]
-    assert "10 rows are exact duplicates of an earlier row (for example rows 1, 191)." in found["sentences"]
+    assert "10 rows repeat an earlier row, in 10 groups. For example rows 1, 191." in found["sentences"]
     assert reports[0] == ("check", 0, 0)
     assert reports[-1] == ("check", 30, 30)

@@ -12,8 +12,9 @@ from conftest import MARKED, build_tokenizer
 from jinja2 import TemplateError
 
 from lora_studio.data import render_process
+from lora_studio.data.chat_templates import choose_template
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import Encoder, choose_template
+from lora_studio.data.encode import Encoder
 from lora_studio.data.messages import Conversation, Message
 from lora_studio.data.render import REFUSED, Renderer, rules_of
 from lora_studio.data.render_process import LimitedRenderer, render_text

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from lora_studio.data import messages, turns
-from lora_studio.data.formats import Format, Mapping, apply_mapping, convert, detect_format, detect_formats, mapping_of
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import apply_mapping, detect_format, detect_formats, mapping_of
+from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import Record, RowError
 from lora_studio.errors import StudioError
 

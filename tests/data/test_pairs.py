@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lora_studio.data.dataset import NOTHING_TO_COMPARE, prepare
-from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import COLUMNS, Pairs
+from lora_studio.data.messages import IGNORED
 from lora_studio.data.report import describe, preview
 from lora_studio.errors import StudioError
 

@@ -10,8 +10,8 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED, WordEncoder
-from lora_studio.data.messages import FORMS, Conversation, Message
+from lora_studio.data.encode import WordEncoder
+from lora_studio.data.messages import FORMS, IGNORED, Conversation, Message
 from lora_studio.data.report import inspect
 from lora_studio.errors import StudioError
 

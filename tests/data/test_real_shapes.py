@@ -2,9 +2,10 @@
 
 import pytest
 
-from lora_studio.data.formats import apply_mapping, convert, detect_format, detect_formats, mapping_of
-from lora_studio.data.messages import RowError
-from lora_studio.data.sources import Record, open_source
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import apply_mapping, detect_format, detect_formats, mapping_of
+from lora_studio.data.messages import Record, RowError
+from lora_studio.data.sources import open_source
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real

@@ -10,8 +10,7 @@ from conftest import MARKED, build_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED
-from lora_studio.data.messages import EMPTY_ANSWER
+from lora_studio.data.messages import EMPTY_ANSWER, IGNORED
 
 TURNS = [
     {"role": "system", "content": "Be kind."},

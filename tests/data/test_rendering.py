@@ -12,9 +12,10 @@ from conftest import MARKED, UNMARKED, build_tokenizer
 from tokenizers import AddedToken
 
 from lora_studio.data import render as rendering
+from lora_studio.data.chat_templates import choose_template
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED, Encoder, choose_template
-from lora_studio.data.messages import BROKEN_TEXT, EMPTY_ANSWER, FORMS, Conversation, Message, RowError, check
+from lora_studio.data.encode import Encoder
+from lora_studio.data.messages import BROKEN_TEXT, EMPTY_ANSWER, FORMS, IGNORED, Conversation, Message, RowError, check
 from lora_studio.data.render import REWRITES
 from lora_studio.data.turns import parse_turns
 from lora_studio.errors import StudioError

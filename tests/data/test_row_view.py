@@ -7,7 +7,7 @@ from conftest import MARKED, build_tokenizer
 
 from lora_studio.data import report
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED
+from lora_studio.data.messages import IGNORED
 from lora_studio.data.report import describe, preview
 from lora_studio.errors import StudioError
 

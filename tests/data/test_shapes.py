@@ -5,7 +5,8 @@ import pytest
 from lora_studio.data import convert as conversion
 from lora_studio.data import convert as preferences
 from lora_studio.data import dialogues, messages
-from lora_studio.data.formats import convert, detect_format, detect_formats
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format, detect_formats
 from lora_studio.data.messages import Record, RowError
 
 ASK, TELL, WORSE = ({"role": r, "content": c} for r, c in (("user", "ask"), ("assistant", "tell"), ("assistant", "no")))

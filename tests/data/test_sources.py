@@ -15,13 +15,14 @@ import pytest
 
 from lora_studio.data import memory_limit, sources
 from lora_studio.data import sources as hub
-from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.convert import convert
+from lora_studio.data.formats import detect_format
 from lora_studio.data.memory_limit import MemoryLimitError
-from lora_studio.data.messages import RowError, Tally
+from lora_studio.data.messages import BadRow, Record, RowError, Tally
 from lora_studio.data.readers import binary
 from lora_studio.data.readers import json as json_files
 from lora_studio.data.readers import text_encoding as opening
-from lora_studio.data.sources import BadRow, Record, open_source, read_records
+from lora_studio.data.sources import open_source, read_records
 from lora_studio.errors import StudioError
 from lora_studio.models.hub import is_dataset_name
 

@@ -17,9 +17,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from lora_studio.data import render
+from lora_studio.data.chat_templates import choose_template
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED, Encoder, choose_template
-from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.encode import Encoder
+from lora_studio.data.messages import IGNORED, Conversation, Message
 from lora_studio.errors import StudioError
 from lora_studio.workspace import model_source
 

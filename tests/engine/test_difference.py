@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.encode import Example
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine.chat import logprobs as module
 from lora_studio.engine.chat.logprobs import Difference, against_base, difference, spread
 from lora_studio.engine.models.adapter import add_adapter

@@ -17,8 +17,8 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from lora_studio.config.parsing import load_config, resolve, to_yaml
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Unpaired
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.train.trainers import rewards_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.encode import Example
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.answer import Voice, read_asked_file
 from lora_studio.engine.evaluate.tasks import label_of, label_scores

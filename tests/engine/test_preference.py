@@ -12,7 +12,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from lora_studio.config.parsing import resolve, to_yaml
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog

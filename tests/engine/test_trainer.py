@@ -8,7 +8,7 @@ import torch
 
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.engine.train.report import mean_loss

@@ -32,7 +32,7 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
-        chat = Chat(Studio(workspace, supervisor, session, session), tab.draw())
+        chat = Chat(Studio(workspace, supervisor, session, session), tab.draw()[0])
     chat.keep(WHO, ChatState(adapters=[run.id]))
     return chat
 

@@ -96,7 +96,7 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
-        chat = Chat(Studio(workspace, supervisor, session, session), tab.draw())
+        chat = Chat(Studio(workspace, supervisor, session, session), tab.draw()[0])
     chat.keep(WHO, ChatState(adapters=[run.id]))
     return chat
 
@@ -379,7 +379,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
         runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
     with gr.Blocks():
-        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw())
+        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw()[0])
     answered = act.engine.answer(
         f"page bert {WHO}", ModelSelection("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {}
     )
@@ -731,7 +731,7 @@ def test_who_gives_another_visitors_name_sees_and_changes_nothing_of_their_chat(
         runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
     with gr.Blocks():
-        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw())
+        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw()[0])
     act.arrive(WHO)
     asking = act.send(WHO, "My secret?", "", *DEFAULTS)
     for update in asking:

@@ -290,7 +290,7 @@ def test_the_cut_line_moves_without_asking_the_inspector(act: AnalysisHandlers) 
     updates = act.move_cut(RESULT, 10)
     assert "At 8 tokens 1 row" in updates[act.view.sentence]
     assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "max length 1,024 →"}
-    assert act.use_cut(RESULT, 10) == 8
+    assert act.settle_cut(RESULT, 10) == 8
     assert act.studio.inspector.asked == []
     assert act.move_cut(None, 10) == {act.view.status: gr.skip()}
 

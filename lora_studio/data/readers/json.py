@@ -152,6 +152,7 @@ _ERROR_NAMES = {"error", "errors", "detail"}
 _BESIDE_ERRORS = {"message", "status", "statusCode", "status_code", "code", "type", "cause", "path", "timestamp"}
 _MAX_OBJECT_CHARACTERS = 1 << 28
 _MAX_TURNS = 10_000
+_FIRST = 20  # elements by which an array is recognized
 _FIRST_LINES = 50
 Open = Callable[[], TextIO]
 Rows = Iterator[Record | BadRow]
@@ -315,10 +316,10 @@ def _below_header(open_text: Open, decoder: Decoder) -> Rows:
         yield from _numbered(rows)
 
 
-def _first_elements(elements: Iterator[Any], most: int = 20) -> list[Any]:
+def _first_elements(elements: Iterator[Any]) -> list[Any]:
     head = []
     try:
-        for element in islice(elements, most):
+        for element in islice(elements, _FIRST):
             head.append(element)
     except BrokenJsonError:
         return head

@@ -13,7 +13,8 @@ from typing import Any, TypedDict
 import torch
 
 from lora_studio.data.chat_templates import in_channels, is_harmony
-from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.encode import Example
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine.chat.generate import Column, end_ids, prompt_ids
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog

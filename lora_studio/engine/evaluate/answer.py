@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Generation
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.examples import IGNORED, Example, Examples, Pairs, Unpaired
+from lora_studio.data.encode import Example
+from lora_studio.data.examples import Examples, Pairs, Unpaired
 from lora_studio.data.mapping import MappingValues
-from lora_studio.data.messages import Conversation
+from lora_studio.data.messages import IGNORED, Conversation
 from lora_studio.data.preview import Question, missing_columns, question_of
 from lora_studio.engine.chat.generate import Answer, Column, Generating, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods

@@ -19,7 +19,7 @@ from peft.tuners.lora import Linear
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_studio.data.encode import choose_template
+from lora_studio.data.chat_templates import choose_template
 from lora_studio.engine.models.load import load_model, make_full, rounding_of
 from lora_studio.engine.models.source import Phases, adapter_tokenizer, first_line, load_tokenizer, read_config
 from lora_studio.engine.models.weights import AdapterWeights, own_embeddings, put_on, read_weights

@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
+from lora_studio.data.messages import IGNORED
 from lora_studio.data.preview import Question, questions
 from lora_studio.data.report import reading
 from lora_studio.engine import ranks

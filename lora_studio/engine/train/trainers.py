@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from lora_studio.config.sections import Config
-from lora_studio.data.encode import IGNORED
+from lora_studio.data.messages import IGNORED
 from lora_studio.engine import ranks
 from lora_studio.engine.accelerator import on_cpu
 from lora_studio.engine.models.adapter import save_adapter

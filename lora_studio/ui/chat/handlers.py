@@ -1,7 +1,7 @@
 """What the chat tab's events do: choose columns, load, ask, edit, undo, stop, and carry pieces of text to the page.
 
-State is in `chat.conversation`, who can answer in `chat.choices`, markup in `ui.chat.columns` and `ui.chat.controls`,
-the way to the engine in `chat.arbiter`. Each browser has its own chat, kept in the workspace: a reload loses nothing.
+State is in `chat.conversation`, who can answer in `chat.choices`, markup in `ui.chat.markup`, the way to the
+engine in `chat.arbiter`. Each browser has its own chat, kept in the workspace: a reload loses nothing.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ FIRST_SECONDS = 3
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     who = gr.State("")
-    parts, drawer, train_demo = _draw(OWN_SAMPLING)
+    parts, drawer, train_demo = draw()
     job_views.wire_train_demo(train_demo, shared)
     place = job_views.place(studio.workspace)
     act = Chat(studio, parts)
@@ -45,12 +45,7 @@ def build(studio: Studio, shared: Shared) -> None:
         build_external(act, who)
 
 
-def draw(like: str = OWN_SAMPLING) -> Parts:
-    """The tab's components, unwired."""
-    return _draw(like)[0]
-
-
-def _draw(like: str) -> tuple[Parts, gr.Column, gr.Button]:
+def draw() -> tuple[Parts, gr.Column, gr.Button]:
     """The components, the drawer, which others add to, and the button in the place of a chat without adapters."""
     nothing, train_demo = job_views.draw_no_adapter("chat")
     with gr.Column(visible=False, elem_id="chat") as body:
@@ -77,14 +72,14 @@ def _draw(like: str) -> tuple[Parts, gr.Column, gr.Button]:
                     send = gr.Button("Send", variant="primary", scale=0, elem_id="chat-send")
                     stop = gr.Button("Stop", scale=0, visible=False, elem_id="chat-stop")
             with gr.Column(elem_id="chat-drawer") as drawer:
-                cards, system, like_box, sampling = _draw_settings(like)
+                cards, system, like_box, sampling = _draw_settings()
                 device = job_views.device_field("chat")
         copied = gr.HTML(js_on_load=theme.on_load("chatCopied"), elem_id="chat-copied")
     own = (question, send, stop, cards, system, like_box, sampling, copied, device)
     return Parts(nothing, body, status, tools, notes, heads, board, extra, message, *own), drawer, train_demo
 
 
-def _draw_settings(like: str) -> tuple[gr.HTML, gr.Textbox, gr.Dropdown, list[Any]]:
+def _draw_settings() -> tuple[gr.HTML, gr.Textbox, gr.Dropdown, list[Any]]:
     """The settings of the drawer."""
     gr.HTML(html.render("chat.drawer_head"), js_on_load=theme.on_load("chatTools"), elem_id="chat-drawer-head")
     system = gr.Textbox(
@@ -96,7 +91,11 @@ def _draw_settings(like: str) -> tuple[gr.HTML, gr.Textbox, gr.Dropdown, list[An
     )
     with gr.Accordion("Sampling", open=True, elem_id="chat-sampling"):
         like_box = gr.Dropdown(
-            [like], value=like, label="Sample as a preset does", info="Fills in the settings below.", filterable=False
+            [OWN_SAMPLING],
+            value=OWN_SAMPLING,
+            label="Sample as a preset does",
+            info="Fills in the settings below.",
+            filterable=False,
         )
         with gr.Column(elem_classes="grid"):
             sampling = [

@@ -492,10 +492,6 @@ class AnalysisHandlers:
         """The slider stops where numbers are counted, so that it shows what the sentence says."""
         return report.cut_place(result, length) if result else gr.skip()
 
-    def use_cut(self, result: "Description | None", length: float) -> Any:
-        """The slider's value becomes the max length."""
-        return self.settle_cut(result, length)
-
     def take_suggestion(self, result: "Description | None") -> Any:
         """The suggested length becomes the max length."""
         return result["suggested"]["max_length"] if result else gr.skip()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_studio.data.quality import LabelBalance, in_words, label_words
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.protocol import Progress
@@ -299,9 +300,11 @@ def hygiene(result: Result) -> str:
     quality = result["hygiene"]
     if quality is None:
         return html.notice("Duplicates and contradictions are checked once the whole file is read.")
-    lines = [line for line in (*_repeats(quality), *_leaks(quality), *_unlike(quality), *_specials(quality)) if line]
+    lines = [(title, words, " · ".join(examples[:GROUPS])) for title, words, examples in in_words(quality)]
     body = html.render("data.findings", lines) if lines else html.notice(CLEAN, kind="good")
-    return body + _labels(quality["labels"]) + _looked_at(quality)
+    looked_at, total = quality["looked_at"], quality["of_rows"]
+    part = html.hint(f"Checked {looked_at:,} of {total:,} rows, sampled evenly.") if looked_at < total else ""
+    return body + _labels(quality["labels"]) + part
 
 
 def repeated_rows(result: Result) -> tuple[int, int]:
@@ -311,97 +314,15 @@ def repeated_rows(result: Result) -> tuple[int, int]:
 
 
 CLEAN = "No duplicates, no leaks into validation, no contradicting answers, no special tokens in the text."
-Finding = tuple[str, str, str]
-"""Title, words and examples."""
 
 
-def _finding(title: str, words: str, examples: Sequence[str]) -> Finding:
-    return title, words, " · ".join(examples[:GROUPS])
-
-
-def _groups(examples: Sequence[Sequence[int]]) -> list[str]:
-    return ["rows " + ", ".join(f"{row:,}" for row in group) for group in examples]
-
-
-def _pairs(examples: Sequence[Sequence[int]]) -> list[str]:
-    return [f"row {train:,} and validation row {validation:,}" for train, validation in examples]
-
-
-def _repeats(quality: Result) -> list[Finding]:
-    exact, near = quality["exact_duplicates"], quality["near_duplicates"]
-    lines = []
-    if exact["rows"]:
-        verb = "repeats" if exact["rows"] == 1 else "repeat"
-        words = f"{html.count(exact['rows'], 'row')} {verb} an earlier row, in {html.count(exact['groups'], 'group')}."
-        lines.append(_finding("Duplicates", words, _groups(exact["examples"])))
-    if near["rows"]:
-        verb = "is nearly the same as" if near["rows"] == 1 else "are nearly the same as"
-        among = f" Checked {near['sampled']:,} rows." if near["sampled"] else ""
-        words = f"{html.count(near['rows'], 'row')} {verb} an earlier row.{among}"
-        lines.append(_finding("Near-duplicates", words, _groups(near["examples"])))
-    return lines
-
-
-def _leaks(quality: Result) -> list[Finding]:
-    shared = quality["shared_with_validation"]
-    lines = []
-    if shared["rows"]:
-        verb = "is" if shared["rows"] == 1 else "are"
-        rows = html.count(shared["rows"], "validation row")
-        words = f"{rows} {verb} also in training: the validation loss looks better than it is."
-        lines.append(_finding("Leaked rows", words, _pairs(shared["examples"])))
-    if shared["prompts"]:
-        verb = "has" if shared["prompts"] == 1 else "have"
-        rows = html.count(shared["prompts"], "validation row")
-        words = f"{rows} {verb} the prompt of a training row with another answer."
-        lines.append(_finding("Leaked prompts", words, _pairs(shared["prompt_examples"])))
-    return lines
-
-
-def _unlike(quality: Result) -> list[Finding]:
-    unlike = quality["contradictions"]
-    if not unlike["prompts"]:
-        return []
-    verb = "has" if unlike["prompts"] == 1 else "have"
-    words = (
-        f"{html.count(unlike['prompts'], 'prompt')} {verb} different answers, in {html.count(unlike['rows'], 'row')}."
-    )
-    return [_finding("Contradicting answers", words, _groups(unlike["examples"]))]
-
-
-def _specials(quality: Result) -> list[Finding]:
-    hidden = quality["special_tokens"]
-    if not hidden["rows"]:
-        return []
-    verb = "contains" if hidden["rows"] == 1 else "contain"
-    tokens = html.shorten(", ".join(hidden["counts"]), 120)
-    words = (
-        f"{html.count(hidden['rows'], 'row')} {verb} {tokens} as text, read as the real token. Inside a "
-        "text it teaches the model to stop or change roles there. Remove it unless it is meant, as an end mark is."
-    )
-    places = [f"row {row:,} ({role}): {token}" for row, role, token in hidden["examples"]]
-    return [_finding("Special tokens in the text", words, places)]
-
-
-def _labels(labels: Result | None) -> str:
-    """How the answers are spread, where there are only a few."""
+def _labels(labels: LabelBalance | None) -> str:
     if not labels:
         return ""
-    total, (most, times) = sum(labels["counts"].values()), next(iter(labels["counts"].items()))
-    words = (
-        f"{html.count(labels['distinct'], 'distinct answer')}; most frequent: “{html.shorten(most, 40)}”, "
-        f"{times:,} times ({html.percent(times, total)})."
-    )
+    total = sum(labels["counts"].values())
     rows = [(answer, f"{count:,}", html.percent(count, total)) for answer, count in labels["counts"].items()]
     table = html.table(("Answer", "Rows", "Share"), rows, "Answers")
-    return html.render("data.labels", words, table)
-
-
-def _looked_at(quality: Result) -> str:
-    if quality["looked_at"] >= quality["of_rows"]:
-        return ""
-    words = f"Checked {quality['looked_at']:,} of {quality['of_rows']:,} rows, sampled evenly."
-    return html.hint(words)
+    return html.render("data.labels", label_words(labels), table)
 
 
 def percentiles(result: Result) -> str:

@@ -21,13 +21,13 @@ from lora_studio.data.readers.documents import Chunk, read_chunks
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder, ending_words
+from lora_studio.jobs.kinds import DOCUMENTS, DocumentsFolder
 from lora_studio.jobs.protocol import SplitDocuments
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 from lora_studio.ui.components import stat_of
-from lora_studio.ui.html import count, empty, notice, pager, progress, render, tiles
+from lora_studio.ui.html import count, empty, notice, pager, render, tiles
 from lora_studio.units import dollars, percent
 from lora_studio.workspace import Workspace
 
@@ -151,27 +151,19 @@ def head(state: RunState, request: DocumentsRequest, sums: Totals, of: int) -> s
         *([(dollars(cost), "cost", "at the prices you entered")] if request.writing.is_paid else []),
         *([(f"{sums.unreadable:,}", "unreadable answers", "without rows")] if sums.unreadable else []),
     ]
-    notes = [(words, "", "warning") for words in state.warnings]
-    if state.state in ("failed", "stopped"):
-        notes.insert(0, (*ending_words(state), "error" if state.state == "failed" else "info"))
+    notes = job_views.notes(state)
     if sums.cut:
         words = f"{count(sums.cut, 'answer')} ended at max new tokens; whole rows before that are kept."
         notes.append((words, "Raise max new tokens, or ask for fewer questions per chunk.", "info"))
-    return render("rows.head", state, _progress(state), request.server or "this machine", act, notes, tiles(facts))
-
-
-def _progress(state: RunState) -> str:
-    if state.final:
-        return job_views.ended(state)
-    if state.state == "queued":
-        return job_views.waits(state)
-    label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
-    remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
-    if state.phase == "download":
-        share = 100 * state.phase_done // max(1, state.phase_total)
-        return progress(f"{label}, percent", share, 100, remark=remark)
-    total = state.phase_total if state.phase == "answer" else 0
-    return progress(f"{label}, chunks" if total else label, state.phase_done, total, remark=remark)
+    return render(
+        "rows.head",
+        state,
+        job_views.activity(state, PHASES, {"answer": "chunks"}),
+        request.server or "this machine",
+        act,
+        notes,
+        tiles(facts),
+    )
 
 
 def chosen_rows(reviewed: Reviewed, view: GenerationView) -> list[Row]:

@@ -273,7 +273,7 @@ def _wire_limit(act: AnalysisHandlers, outputs: list[Any], inspect: EventOptions
     v.cut.input(act.move_cut, [v.result, v.cut], moved, trigger_mode="always_last", **QUIET)
     v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **QUIET)
     v.histogram.click(act.drag_cut, v.result, [v.cut, *moved], trigger_mode="always_last", **QUIET)
-    used = v.use.click(act.use_cut, [v.result, v.cut], c.max_length, **QUIET)
+    used = v.use.click(act.settle_cut, [v.result, v.cut], c.max_length, **QUIET)
     used.then(act.look, settings, outputs, **inspect)
     accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **QUIET)
     accepted.then(act.look, settings, outputs, **inspect)

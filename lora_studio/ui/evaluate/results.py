@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,12 +24,13 @@ from lora_studio.evaluate.job import (
 )
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder, ending_words
+from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 from lora_studio.ui.components import stat_of
-from lora_studio.ui.html import bubbles, count, empty, notice, pager, progress, render, shorten
+from lora_studio.ui.data.choice import is_there
+from lora_studio.ui.html import bubbles, count, empty, notice, pager, render, shorten
 from lora_studio.ui.words import figure
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
@@ -42,8 +42,7 @@ PHASES = {
     "answer": "Answering",
     "measure": "Scoring answers",
 }
-
-
+UNITS = dict.fromkeys(("answer", "data"), "rows")
 NOTHING = ("No evaluation yet", "Press Evaluate to compare the adapter with its base on the test data.")
 
 
@@ -80,28 +79,17 @@ def head(
         act = ("resume", "", "Resume") if state.final else ("stop", "", job_views.stop_label(state))
     sentences = verdict(summary) if summary else []
     also = elsewhere(summary) if summary else ""
-    return render("evaluate.head", state, _progress(state), file, where, act, _notes(state), sentences, also)
-
-
-def _progress(state: RunState) -> str:
-    if state.final:
-        return job_views.ended(state)
-    if state.state == "queued":
-        return job_views.waits(state)
-    label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
-    remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
-    if state.phase == "download":
-        share = 100 * state.phase_done // max(1, state.phase_total)
-        return progress(f"{label}, percent", share, 100, remark=f"{run_words.amount(state)}, {remark}".rstrip(", "))
-    total = state.phase_total if state.phase in ("answer", "data") else 0
-    return progress(f"{label}, rows" if total else label, state.phase_done, total, remark=remark)
-
-
-def _notes(state: RunState) -> list[tuple[str, str, str]]:
-    notes = [(words, "", "warning") for words in state.warnings]
-    if state.state in ("failed", "stopped"):
-        notes.insert(0, (*ending_words(state), "error" if state.state == "failed" else "info"))
-    return notes
+    return render(
+        "evaluate.head",
+        state,
+        job_views.activity(state, PHASES, UNITS),
+        file,
+        where,
+        act,
+        job_views.notes(state),
+        sentences,
+        also,
+    )
 
 
 def results(summary: Mapping[str, Any]) -> str:
@@ -175,7 +163,6 @@ def _confusion(title: str, matrix: Mapping[str, Any]) -> tuple[str, list[str], l
 
 
 ROWS = 20
-BASE = "base"
 Row = JsonObject
 """An answered row: `row`, `prompt`, `reference`, and each column's answer by the column's name."""
 FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
@@ -441,19 +428,10 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], reques
     selected = [value for value in wished if value in available] or available[:1]
     data = str(saved.get("data") or "")
     names = [value for _, value in data_choices(workspace, selected)]
-    if selected[:1] != before[:1] or not (data in names or _there(workspace, data)):
+    if selected[:1] != before[:1] or not (data in names or is_there(data, workspace)):
         own = default_data(workspace, selected[0]) if selected else ""
-        data = own or (data if data in names or _there(workspace, data) else "pirate")
+        data = own or (data if data in names or is_there(data, workspace) else "pirate")
     return {**saved, "adapters": selected, "data": data}
-
-
-def _there(workspace: Workspace, name: str) -> bool:
-    """Whether a path is one that may be read, and is there."""
-    try:
-        workspace.policy.check_path(name)
-    except StudioError:
-        return False
-    return os.path.exists(name)
 
 
 def file_of(workspace: Workspace, name: str, which: str) -> Path:

@@ -125,16 +125,11 @@ def _shown(words: str) -> str:
 
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
 MAPPING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
-FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
-
-
-FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {
-    "beside": False,
-    "compute_target": LOCAL,
-    "compute_device": AUTO,
+FIRST = {
+    **{"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default},
+    **dict.fromkeys(("labels", "mapping", "encoding"), ""),
+    **{"beside": False, "compute_target": LOCAL, "compute_device": AUTO},
 }
-
-
 """The default settings of an evaluation."""
 FIELDS = ("adapters", "data", *FIRST)
 CLICKS = theme.on_load("evaluation", questions={"delete": "Delete this evaluation and its answers?"})
