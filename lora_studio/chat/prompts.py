@@ -17,8 +17,8 @@ from typing import TypedDict
 from lora_studio.chat.choices import Choice
 from lora_studio.data.convert import convert
 from lora_studio.data.formats import detect_format
-from lora_studio.data.messages import RowError
-from lora_studio.data.sources import read_records
+from lora_studio.data.messages import Record, RowError
+from lora_studio.data.sources import open_source
 from lora_studio.errors import LINE, TEST_PROMPT, StudioError, check_length
 from lora_studio.jobs.events import read_state
 from lora_studio.runs.summary import cell
@@ -287,7 +287,7 @@ def _of_run(run: RunFolder) -> list[StarterQuestion]:
 
 @lru_cache(64)  # the file comes with the studio and does not change
 def _heldout(path: Path, system_prompt: str | None) -> tuple[StarterQuestion, ...]:
-    records = read_records(path).records
+    records = [row for row in open_source(path).rows() if isinstance(row, Record)]
     shape = detect_format(records)
     by_question: dict[str, StarterQuestion] = {}
     for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -65,6 +65,14 @@ class Example:
     full_length: int
     lost_trained_tokens: int
     trained_tokens: int
+
+    def first(self, longest: int | None) -> "Example":
+        """The example truncated to a model's context length; None is no limit."""
+        if longest is None:
+            return self
+        labels = self.labels[:longest]
+        trained = sum(label != IGNORED for label in labels)
+        return replace(self, input_ids=self.input_ids[:longest], labels=labels, trained_tokens=trained)
 
 
 @dataclass(slots=True)
@@ -425,10 +433,10 @@ class WordEncoder:
                 if number % 2:
                     ids.append(self._added[part])
                     continue
-                found = cut(part)
-                if sum(map(len, found)) != len(part):
+                pieces = cut(part)
+                if sum(map(len, pieces)) != len(part):
                     return None
-                ids += chain.from_iterable(map(words.__getitem__, found))
+                ids += chain.from_iterable(map(words.__getitem__, pieces))
         return WordEncoding(self, ids, starts, first_tokens)
 
 

@@ -396,13 +396,13 @@ def _digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def in_words(found: Findings) -> list[Finding]:
+def in_words(findings: Findings) -> list[Finding]:
     """What is doubtful in a data set, in words for a person; [] if nothing is."""
-    return [*_repeats(found), *_leaks(found), *_contradicted(found["contradictions"]), *_special(found)]
+    return [*_repeats(findings), *_leaks(findings), *_contradicted(findings["contradictions"]), *_special(findings)]
 
 
-def _repeats(found: Findings) -> Iterator[Finding]:
-    exact, near = found["exact_duplicates"], found["near_duplicates"]
+def _repeats(findings: Findings) -> Iterator[Finding]:
+    exact, near = findings["exact_duplicates"], findings["near_duplicates"]
     if exact["rows"]:
         verb = "repeats" if exact["rows"] == 1 else "repeat"
         words = f"{count(exact['rows'], 'row')} {verb} an earlier row, in {count(exact['groups'], 'group')}."
@@ -414,8 +414,8 @@ def _repeats(found: Findings) -> Iterator[Finding]:
         yield Finding("Near-duplicates", words, _groups(near["examples"]))
 
 
-def _leaks(found: Findings) -> Iterator[Finding]:
-    shared = found["shared_with_validation"]
+def _leaks(findings: Findings) -> Iterator[Finding]:
+    shared = findings["shared_with_validation"]
     if shared["rows"]:
         verb = "is" if shared["rows"] == 1 else "are"
         rows = count(shared["rows"], "validation row")
@@ -435,8 +435,8 @@ def _contradicted(unlike: Contradictions) -> Iterator[Finding]:
         yield Finding("Contradicting answers", words, _groups(unlike["examples"]))
 
 
-def _special(found: Findings) -> Iterator[Finding]:
-    hidden = found["special_tokens"]
+def _special(findings: Findings) -> Iterator[Finding]:
+    hidden = findings["special_tokens"]
     if hidden["rows"]:
         verb = "contains" if hidden["rows"] == 1 else "contain"
         tokens = shorten(", ".join(hidden["counts"]), 120)

@@ -238,17 +238,6 @@ _ARROW_STREAM = b"\xff\xff\xff\xff"
 
 
 @dataclass
-class RecordFile:
-    """A file read into memory: records, bad rows and assumptions."""
-
-    path: Path
-    kind: str
-    records: list[Record]
-    bad_rows: list[BadRow]
-    assumptions: list[str]
-
-
-@dataclass
 class Source:
     """A stream of rows. `choices` are notes on the choice of files, `encoding` is the configured one;
     `starts` has the number of rows before each file, in reading order."""
@@ -312,26 +301,6 @@ def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = 
     return Source(
         joined, files, kinds.pop() if len(kinds) == 1 else "mixed", [item for _, item in opened], assumptions, encoding
     )
-
-
-def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
-    """Reads a source's rows into memory, at most `max_rows` of them.
-
-    Raises StudioError for a file that is missing, empty or unreadable, and for one without any usable row.
-    """
-    source = open_source(path)
-    records: list[Record] = []
-    bad_rows: list[BadRow] = []
-    for position, row in enumerate(source.rows()):
-        if max_rows is not None and position >= max_rows:
-            break
-        if isinstance(row, Record):
-            records.append(row)
-        else:
-            bad_rows.append(row)
-    if not records:
-        raise nothing_usable(path.name, source.kind, next(iter(bad_rows), None), len(bad_rows))
-    return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
 
 
 def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:

@@ -9,8 +9,8 @@ from lora_studio.chat import prompts
 from lora_studio.chat.prompts import TIE, Vote
 from lora_studio.data.convert import convert
 from lora_studio.data.formats import detect_format
-from lora_studio.data.sources import read_records
 from lora_studio.workspace import Workspace
+from tests.data.reading import read_records
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 

@@ -11,8 +11,9 @@ from lora_studio.data import sources as hub
 from lora_studio.data.messages import BROKEN_TEXT, Tally
 from lora_studio.data.readers.binary import AS_TEXT
 from lora_studio.data.report import Look, inspect
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.data.turns import NOT_TEXT, parse_tools
+from tests.data.reading import read_records
 
 
 def tool(name: str, parameter: str) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from lora_studio.data.cache import Arrays, Cache
 from lora_studio.data.memory_limit import MemoryLimitError, available, limited
 from lora_studio.data.preview import quick_look
 from lora_studio.data.readers import text_encoding as opening
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.data.store import MAX_ROW_BYTES, TOO_LONG, RecordStore, write_records
 from lora_studio.errors import StudioError
+from tests.data.reading import read_records
 
 HUGE = "x" * 20_000_000
 

@@ -8,10 +8,11 @@ import pytest
 
 from lora_studio.data.preview import inspect_characters
 from lora_studio.data.report import Look, inspect
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.data.turns import read_value
 from lora_studio.errors import StudioError
 from tests.cpu_time import CpuTime
+from tests.data.reading import read_records
 
 ROWS = [{"instruction": f"Where is {place}?", "output": f"At {place}, gate 3."} for place in "abc"]
 CELLS = [list(row.values()) for row in ROWS]

@@ -6,8 +6,9 @@ import pytest
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.readers.text_encoding import guess_encoding
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.errors import StudioError
+from tests.data.reading import read_records
 
 SPOKEN = {
     "zh": [

@@ -21,8 +21,9 @@ from lora_studio.data.mapping import Format
 from lora_studio.data.messages import BadRow, Record, RowError
 from lora_studio.data.quality import data_quality
 from lora_studio.data.report import inspect
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.errors import StudioError
+from tests.data.reading import read_records
 
 TALK = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]
 NAMES = st.sampled_from(

@@ -5,11 +5,10 @@ import json
 
 import pytest
 
-from lora_studio.data import sources
 from lora_studio.data.readers import json as json_files
 from lora_studio.data.readers import tables
-from lora_studio.data.sources import read_records
 from lora_studio.errors import StudioError
+from tests.data.reading import read_records
 
 PAIR = {"question": "one", "answer": "two"}
 
@@ -239,4 +238,4 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 
 def test_no_more_rows_are_read_than_asked_for(write):
-    assert len(sources.read_records(write("a.jsonl", [PAIR] * 10), max_rows=3).records) == 3
+    assert len(read_records(write("a.jsonl", [PAIR] * 10), max_rows=3).records) == 3

@@ -22,9 +22,10 @@ from lora_studio.data.messages import BadRow, Record, RowError, Tally
 from lora_studio.data.readers import binary
 from lora_studio.data.readers import json as json_files
 from lora_studio.data.readers import text_encoding as opening
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.errors import StudioError
 from lora_studio.models.hub import is_dataset_name
+from tests.data.reading import read_records
 
 ROWS = [{"prompt": f"ask {number}", "completion": "tell"} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

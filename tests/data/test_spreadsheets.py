@@ -11,8 +11,9 @@ import pytest
 from openpyxl.styles import Alignment
 
 from lora_studio.data.readers import binary
-from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.sources import open_source
 from lora_studio.errors import StudioError
+from tests.data.reading import read_records
 
 Fill = Callable[[Any], None]
 

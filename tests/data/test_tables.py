@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lora_studio.data.readers import tables
 from lora_studio.data.readers import tables as cells
-from lora_studio.data.sources import RecordFile, read_records
 from lora_studio.errors import StudioError
 from tests.cpu_time import CpuTime
+from tests.data.reading import RecordFile, read_records
 
 NAMES = ["prompt", "completion"]
 PIECES = st.sampled_from(

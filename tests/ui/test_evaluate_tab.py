@@ -101,6 +101,11 @@ def test_adapters_that_another_tab_asks_for_replace_those_of_the_form(workspace:
     assert remembered(workspace, adapters, ["gone"])["adapters"] == ["b"]
 
 
+def test_a_dataset_of_the_hub_is_remembered_as_test_data(workspace: Workspace) -> None:
+    workspace.write_draft("evaluate", {"adapters": ["b"], "data": "hub:owner/rows"})
+    assert remembered(workspace, [("New", "b")])["data"] == "hub:owner/rows"
+
+
 def test_test_data_follow_the_adapter_and_a_manual_choice_stays_until_it_changes(
     workspace: Workspace, tmp_path: Path
 ) -> None:

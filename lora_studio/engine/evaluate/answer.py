@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Generation
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.encode import Example
-from lora_studio.data.examples import Examples, Pairs, Unpaired
+from lora_studio.data.examples import Example, Examples, Pairs, Unpaired
 from lora_studio.data.mapping import MappingValues
-from lora_studio.data.messages import IGNORED, Conversation
+from lora_studio.data.messages import Conversation
 from lora_studio.data.preview import Question, missing_columns, question_of
 from lora_studio.engine.chat.generate import Answer, Column, Generating, generate, generation_config
 from lora_studio.engine.chat.logprobs import loglikelihoods
@@ -150,7 +149,7 @@ def read_asked_file(
         its.chat_template = own
         worse[voice] = _rejected(prepared)
         if prepared.format.name in READ:
-            read[voice] = prepared, _readings(_rows(prepared), its), _cut(_examples(prepared), longest)
+            read[voice] = prepared, _readings(_rows(prepared), its), _examples(prepared, longest)
         else:
             read[voice] = prepared, _questions(_rows(prepared)), _examples(prepared)
     prepared, questions, _ = read[next(iter(voices.values()))]
@@ -214,10 +213,11 @@ def _readings(rows: Iterable[Conversation], tokenizer: PreTrainedTokenizerBase) 
     }
 
 
-def _examples(prepared: Prepared) -> dict[int, Example]:
-    """Each row's tokens with its last answer as the trained part; duplicate rows share an example."""
-    answers = _part(prepared).answers
-    return {answers[at].row: answers[at] for at in range(len(answers))}
+def _examples(prepared: Prepared, longest: int | None = None) -> dict[int, Example]:
+    """Each row's tokens with its last answer as the trained part, truncated to the model's context length; duplicate
+    rows share an example."""
+    answers = (example.first(longest) for example in _part(prepared).answers)
+    return {example.row: example for example in answers}
 
 
 def _part(prepared: Prepared) -> Examples | Pairs:
@@ -238,19 +238,6 @@ def _rejected(prepared: Prepared) -> Callable[[int], Sequence[Example]]:
         places = places[np.linspace(0, len(places) - 1, MAX_BAD).astype(int)]
     bad = tuple(part[int(at)] for at in places)
     return lambda row: bad
-
-
-def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example]:
-    """The examples truncated to the model's context length."""
-    return {
-        row: replace(
-            example,
-            input_ids=example.input_ids[:longest],
-            labels=example.labels[:longest],
-            trained_tokens=sum(label != IGNORED for label in example.labels[:longest]),
-        )
-        for row, example in examples.items()
-    }
 
 
 def prompt_tokens(row: AskedRow) -> int:

@@ -297,8 +297,8 @@ def _beside_words(studio: Studio, name: str) -> str:
     """The notice about an evaluation that began on a device on which a run trains."""
     if not studio.supervisor.is_alive(name):
         return ""
-    there = set(studio.supervisor.state(name).devices)
-    shares = any(there & set(run.devices) for run in studio.supervisor.working(TRAIN))
+    devices = set(studio.supervisor.state(name).devices)
+    shares = any(devices & set(run.devices) for run in studio.supervisor.working(TRAIN))
     return BESIDE_A_RUN if shares else ""
 
 

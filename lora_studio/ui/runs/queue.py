@@ -275,10 +275,10 @@ class WebhookForm:
         if not self.workspace.policy.is_admin:
             return [gr.Column(visible=False), "", gr.skip(), gr.Button(visible=False), gr.Button(visible=False), ""]
         webhook = read_webhook(self.workspace)
-        there = webhook is not None
+        is_set = webhook is not None
         shape = webhook.format if webhook else "auto"
         words = message + webhook_words(webhook, quiet=bool(message))
-        return [gr.Column(visible=True), "", shape, gr.Button(visible=there), gr.Button(visible=there), words]
+        return [gr.Column(visible=True), "", shape, gr.Button(visible=is_set), gr.Button(visible=is_set), words]
 
     def save(self, url: str, shape: str) -> list[Any]:
         try:

@@ -12,7 +12,7 @@ import gradio as gr
 from markdown_it import MarkdownIt
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.job import EvaluationFolder, of_run, request_of, value
+from lora_studio.evaluate.job import EvaluationFolder, difference_name, of_run, request_of, value
 from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
 from lora_studio.runs import checkpoints
 from lora_studio.runs.checkpoints import Checkpoint
@@ -350,7 +350,7 @@ def _part(folder: EvaluationFolder) -> list[str]:
     """An evaluation as a section of a report: every metric of every column, and how sure the differences are."""
     request, summary = request_of(folder), folder.read_result()
     names = [column["name"] for column in summary["columns"]]
-    differences = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
+    differences = [difference_name(number) for number in range(1, len(names))]
     heads = ["metric", *(column["title"] for column in summary["columns"]), *("difference" for _ in differences)]
     lines = [
         *(f"## Evaluation: {_unmarked(request.title)}", ""),

@@ -156,15 +156,15 @@ def in_plan(view: TrainView, studio: Studio, state: FormState, config: Config | 
 
 def planned_of(studio: Studio, config: Config | ConfigError) -> Plan | None:
     """What the form comes to, with what the Data tab found."""
-    seen = studio.looks.last(studio.workspace)
+    last = studio.looks.last(studio.workspace)
     busy = studio.supervisor.busy(config) if isinstance(config, Config) else None
-    return form_plan(config, studio.workspace, seen, busy=bool(busy))
+    return form_plan(config, studio.workspace, last, busy=bool(busy))
 
 
 def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> picker.Situation:
     """What recipes are chosen by; the format of the rows is known where the data tab looked at this data."""
-    seen = studio.looks.last(studio.workspace)
-    shape = seen.shape if seen and seen.settings.get("data.train_file") == forms.values(raws)["data.train_file"] else ""
+    last = studio.looks.last(studio.workspace)
+    shape = last.shape if last and last.settings.get("data.train_file") == forms.values(raws)["data.train_file"] else ""
     return picker.situation(raws, planned, shape)
 
 
