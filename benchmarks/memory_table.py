@@ -226,9 +226,10 @@ def as_on_cuda() -> Iterator[None]:
         "torch.nn.Module._apply": moved,
         "torch.nn.functional.scaled_dot_product_attention": attention_on_cuda,
         "torch.nn.functional.dropout": dropout_on_cuda,
+        "lora_studio.engine.train.trainers.on_cpu": lambda: False,
         "lora_studio.engine.train.trainers.measured_later": lambda accelerator: (
             nullcontext()
-        ),  # no subclass holds a fake tensor
+        ),  # none holds a fake tensor
         "trl.trainer.utils._use_triton": lambda device: True,
         "trl.kernels.chunked_logprob._forward_tile": in_place,
         "trl.kernels.chunked_logprob._backward_tile": in_place,

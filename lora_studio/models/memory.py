@@ -214,6 +214,8 @@ PARTS = {
 }
 """The parts by their keys: title, and what they are in a sentence."""
 TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+MAX_SCORES = 2**25
+"""Tokens times words whose scores a step on the CPU holds until its backward pass, see `engine.train.fused`."""
 PAGE = 4096  # bytes that Linux gives at once: of each row of the buffer, up to one more than its words need
 COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
 
@@ -458,6 +460,7 @@ def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int
 
     trl 1.16 scores at most 4,096 tokens against 32,768 words at a time, on a GPU in one buffer, elsewhere in about six
     32-bit copies of it. The buffer is as wide for a small vocabulary; on the CPU its untouched pages cost nothing.
+    Few scores are held there whole, in three copies (`engine.train.fused`).
     Label smoothing takes the scores of all words: as they come, in 32 bits, and their gradient.
     """
     hidden = (4 + 2 * how.width) * model.hidden * tokens
@@ -466,8 +469,11 @@ def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int
     rows, words = min(tokens, TILE_TOKENS), min(model.vocabulary, TILE_WORDS)
     if how.mask_bytes == 1:
         return hidden + rows * TILE_WORDS * how.width
+    scores = tokens * model.vocabulary
+    if scores <= MAX_SCORES:
+        return hidden + 3 * 4 * scores
     touched = min(words * how.width + PAGE, TILE_WORDS * how.width)
-    return hidden + rows * (touched + words * 5 * 4)
+    return hidden + max(rows * (touched + words * 5 * 4), 3 * 4 * MAX_SCORES)
 
 
 def checkpoint_bytes(config: Config, model: Architecture) -> int:

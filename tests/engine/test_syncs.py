@@ -65,7 +65,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
     def without_looks(self: Any, **kwargs: Any) -> None:
         start(self, **kwargs)
-        self.looks_at_each_loss = False
+        self.on_cpu = False
 
     def fit_counted(context: program.Context, training: program.Training) -> None:
         training.trainer.add_callback(Follow(counted))

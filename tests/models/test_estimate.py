@@ -82,13 +82,23 @@ def test_a_published_table_of_qwen3_8b_is_met_where_it_is_right_and_left_where_i
     assert gib(found.total) < 9.2
 
 
-def test_a_small_vocabulary_has_the_loss_s_whole_buffer_on_a_gpu_and_its_touched_pages_on_the_cpu() -> None:
-    small = dataclasses.replace(model(), vocabulary=750)
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens", "on_a_gpu", "on_the_cpu"),
+    [
+        (750, 4096, 4096 * 32_768 * 2, 4096 * 750 * 3 * 4),
+        (750, 2**17, 4096 * 32_768 * 2, 2**25 * 3 * 4),  # a row of tiles is smaller than the scores that may be held
+        (150_000, 1024, 1024 * 32_768 * 2, 1024 * 32_768 * 6 * 4),
+    ],
+)
+def test_the_loss_has_one_buffer_on_a_gpu_and_the_scores_or_its_touched_pages_on_the_cpu(
+    vocabulary: int, tokens: int, on_a_gpu: int, on_the_cpu: int
+) -> None:
+    shape = dataclasses.replace(model(), vocabulary=vocabulary)
     scores = {
-        device: loss_bytes(config(), small, arithmetic(config(), device), 4096) - 4096 * hidden * small.hidden
+        device: loss_bytes(config(), shape, arithmetic(config(), device), tokens) - tokens * hidden * shape.hidden
         for device, hidden in (("cuda", 4 + 2 * 2), ("cpu", 4 + 2 * 4))
     }
-    assert scores == {"cuda": 4096 * 32_768 * 2, "cpu": 4096 * (6 * 750 * 4 + 4096)}
+    assert scores == {"cuda": on_a_gpu, "cpu": on_the_cpu}
 
 
 def test_label_smoothing_takes_the_scores_that_the_fused_loss_saves() -> None:

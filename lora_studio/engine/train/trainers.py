@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -26,6 +27,7 @@ from lora_studio.engine import ranks
 from lora_studio.engine.accelerator import on_cpu
 from lora_studio.engine.models.adapter import save_adapter
 from lora_studio.engine.runtime import StopSignal
+from lora_studio.engine.train import fused
 from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
 from lora_studio.engine.train.rows import Batch, LabelMeter, RankBatches, RankLoader, is_blank, tokens_of
 from lora_studio.engine.train_script import (
@@ -142,9 +144,11 @@ class TrainerMixin(WithoutRouterLoss):
         self.world = ranks.world()
         self.initial_state = initial_state
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self.looks_at_each_loss = on_cpu()
+        self.on_cpu = on_cpu()
         self._parameters: int | None = None
         super().__init__(**kwargs)
+        if self.on_cpu and isinstance(self.model, PeftModel):
+            fused.fuse(self.model)
 
     def row_lengths(self, dataset: Dataset) -> list[int]:
         """The length of each row: that of its longest sequence."""
@@ -192,7 +196,7 @@ class TrainerMixin(WithoutRouterLoss):
         shared = self.world.is_shared
         blank_tokens = self.counted_tokens(inputs) if shared and is_blank(inputs) else 0
         loss = super().training_step(model, inputs, *args, **kwargs).as_subclass(torch.Tensor)
-        infinite: float = self.looks_at_each_loss and not bool(torch.isfinite(loss))
+        infinite: float = self.on_cpu and not bool(torch.isfinite(loss))
         if shared:
             stop = self.stop
             asked, overdue, infinite, tokens = ranks.total([stop.heard, stop.is_overdue, infinite, blank_tokens])

@@ -1,0 +1,130 @@
+"""A training step on the CPU in fewer passes over memory: the same numbers but for rounding.
+
+On a CPU most of a small step's time goes into reading and writing tensors. trl scores every position there, in tiles
+that the backward pass computes anew, where a GPU scores the trained positions alone; peft scales an adapter's output
+and adds it to the base's in passes of their own. For the CPU only: nothing of this has been measured on a GPU.
+"""
+
+import functools
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear
+from torch.nn import functional
+from trl.kernels import ChunkedLogProbFunction
+
+from lora_studio.models.memory import MAX_SCORES
+
+Scores = tuple[torch.Tensor | None, ...]
+
+
+def fuse(model: PeftModel) -> None:
+    """Lets a model that has trl's output layer (`add_fused_lm_head`) train in fewer passes."""
+    base: Any = model.get_base_model()
+    theirs = base.forward.__func__
+    # A copy of trl's forward that looks these two names up here, as it stands for this model alone.
+    names = {**theirs.__globals__, "_use_triton": lambda device: True, "_ChunkedLogProbFunction": LogProbs}
+    ours = FunctionType(theirs.__code__, names, theirs.__name__, theirs.__defaults__, theirs.__closure__)
+    ours.__kwdefaults__ = theirs.__kwdefaults__
+    base.forward = MethodType(functools.update_wrapper(ours, theirs), base)
+    for module in model.modules():
+        if type(module) is Linear:  # not those of quantized bases, which have a way of their own
+            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+
+
+class LogProbs:
+    """trl's `ChunkedLogProbFunction` for so few scores that all can stay until the backward pass, else trl's own."""
+
+    @staticmethod
+    def apply(
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        chunk_size: int,
+        softcap: float | None,
+        scale: float,
+        outputs: tuple[str, ...],
+    ) -> Scores:
+        """`hidden` (tokens, width) against `weight` (words, width): log-probabilities of `targets`, entropy, the log of
+        the sum of squared probabilities, the mean logit and whether the target is the likeliest word, each (tokens,)
+        or None if it is not among `outputs`."""
+        if len(hidden) * len(weight) > MAX_SCORES:
+            arguments = (hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
+            return ChunkedLogProbFunction.apply(*arguments)
+        logits = functional.linear(hidden, weight, bias).float()
+        if scale != 1.0:
+            logits = logits * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        if temperature != 1.0:
+            logits = logits / temperature
+        scores = logits.log_softmax(-1)
+        with torch.no_grad():
+            likely = scores.exp() if {"entropy", "log_sum_sq_probs"} & set(outputs) else scores
+            entropy = -torch.linalg.vecdot(likely, scores) if "entropy" in outputs else None
+            squares = torch.linalg.vecdot(likely, likely).log() if "log_sum_sq_probs" in outputs else None
+            means = logits.mean(-1) if "mean_logits" in outputs else None
+            top = scores.argmax(-1) == targets if "is_top1" in outputs else None
+        return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy, squares, means, top
+
+
+class LoraProduct(torch.autograd.Function):
+    """`x W' + b + s (x A') B'` with a frozen W (outputs, inputs) and b; A is (r, inputs), B (outputs, r).
+
+    The adapter's part is added to the product in place, and the scale s is applied where there are r columns.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        lora_a: torch.Tensor,
+        lora_b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = (rows @ lora_a.t()).mul_(scaling)
+        result = functional.linear(rows, weight, bias).addmm_(low, lora_b.t())
+        ctx.save_for_backward(rows, low, weight, lora_a, lora_b)
+        ctx.shape, ctx.scaling = x.shape, scaling
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, low, weight, lora_a, lora_b = ctx.saved_tensors
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        of_low = (gradient @ lora_b).mul_(ctx.scaling)
+        of_x = (gradient @ weight).addmm_(of_low, lora_a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.t() @ rows, gradient.t() @ low, None
+
+
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """peft's `Linear.forward`, which it leaves to peft unless the layer is plain LoRA on a frozen linear module."""
+    active = layer.active_adapters
+    as_usual = args or kwargs or layer.disable_adapters or layer.merged or len(active) != 1
+    if as_usual or not _is_plain(layer, active[0], x):
+        return Linear.forward(layer, x, *args, **kwargs)
+    base, name = layer.base_layer, active[0]
+    weights = layer.lora_A[name].weight, layer.lora_B[name].weight
+    product: torch.Tensor = LoraProduct.apply(x, base.weight, base.bias, *weights, layer.scaling[name])
+    return product
+
+
+def _is_plain(layer: Any, name: str, x: torch.Tensor) -> bool:
+    """Whether the adapter of that name is two matrices in the precision of base and input, with nothing in between."""
+    base = layer.base_layer
+    if type(base) is not torch.nn.Linear or name not in layer.lora_A or name in layer.lora_variant:
+        return False
+    lora_a, lora_b = layer.lora_A[name], layer.lora_B[name]
+    frozen = not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
+    kinds = {x.dtype, base.weight.dtype, lora_a.weight.dtype, lora_b.weight.dtype}
+    dropped = layer.training and type(layer.lora_dropout[name]) is not torch.nn.Identity
+    watched = base._forward_hooks or base._forward_pre_hooks
+    mixed = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+    return frozen and len(kinds) == 1 and lora_b.bias is None and not (dropped or watched or mixed)
