@@ -3,8 +3,10 @@
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from lora_studio.cli.config import agree, check_first
+from lora_studio.cli.following import interrupts
 from lora_studio.cli.output import confirm_deletion, print_json, say, table
 from lora_studio.cli.settings import resolved
 from lora_studio.cli.train import train as train_one
@@ -51,25 +53,26 @@ def train_group(workspace: Workspace, args: argparse.Namespace) -> int:
     return follow(supervisor, group_id, args.json)
 
 
-def follow(supervisor: Supervisor, group_id: str, as_json: bool) -> int:
-    """Tells of each run that ends; Ctrl-C stops all, a second one ends them at once."""
-    interrupted, told = 0, set[str]()
+def follow(supervisor: Supervisor, group_id: str, as_json: bool, *, leaves: bool = False) -> int:
+    """Tells of each run that ends. Ctrl-C stops all, a second one ends them at once; with `leaves` it only ends
+    this."""
+    heeded, ended = 0, set[str]()
     supervisor.start()
     try:
-        while True:
-            try:
+        with nullcontext(list[int]()) if leaves else interrupts() as heard:
+            while True:
                 result = look(supervisor, group_id)
                 for row in result.rows:
-                    if row.state.final and row.run.id not in told:
-                        told.add(row.run.id)
+                    if row.state.final and row.run.id not in ended:
+                        ended.add(row.run.id)
                         say(f"  {row.run.title}: {outcome(result, row)}")
                 if not result.open and not any(supervisor.is_alive(row.run.id) for row in result.rows):
                     break
+                if len(heard) > heeded:
+                    heeded += 1
+                    say("Stopping all runs of the group. Press Ctrl-C again to end them at once.")
+                    end_all(supervisor, result, at_once=heeded > 1)
                 time.sleep(LOOK_SECONDS)
-            except KeyboardInterrupt:
-                interrupted += 1
-                say("Stopping all runs of the group. Press Ctrl-C again to end them at once.")
-                end_all(supervisor, look(supervisor, group_id), at_once=interrupted > 1)
     finally:
         supervisor.close()
     result = look(supervisor, group_id)
@@ -130,7 +133,7 @@ def groups(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.action == "delete":
         return _delete(supervisor, result, sure=args.yes)
     if args.action == "follow":
-        return follow(supervisor, result.id, args.json)
+        return follow(supervisor, result.id, args.json, leaves=True)
     print_result(result, args.json)
     return 0
 

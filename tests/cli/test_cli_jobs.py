@@ -1,16 +1,22 @@
 """`jobs` in the terminal: every kind of job is listed, shown, stopped, resumed and deleted by its id."""
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lora_studio.cli import groups
 from lora_studio.config.sections import Config
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate import job as evaluations
 from lora_studio.export import job as exports
 from lora_studio.jobs.events import Finished, PhaseStarted, Reason, RunStarted, to_line
+from lora_studio.jobs.groups import read_tries, start_group, variants
 from lora_studio.jobs.launchers import local
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import JobFolder, Workspace
@@ -144,3 +150,26 @@ def test_a_gpu_that_is_not_there_is_one_sentence_before_anything_starts(say: Say
     assert (code, err.splitlines()[0]) == (2, "There is no GPU 0, GPU 3 here: the studio can use no GPU.")
     assert say("train", "demo", "--compute.device", "gpu0")[0] == 2
     assert workspace.runs() == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_group_that_is_followed_and_stops_one_that_was_started_here(
+    say: Say, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(workspace)
+    group, runs = start_group(supervisor, variants(Config(), read_tries(["lora.r=4,8"])), name="Ranks")
+    wait_until(lambda: supervisor.state(runs[0]).step > 0)
+
+    def interrupted(seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(seconds / 5)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(groups, "time", SimpleNamespace(sleep=interrupted))
+    try:
+        assert say("groups", "follow", "Ranks")[0] == 130
+        assert [supervisor.state(run).state for run in runs] == ["running", "queued"]
+        assert groups.follow(supervisor, group, as_json=False) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [supervisor.state(run).state for run in runs] == ["stopped", "stopped"]
