@@ -13,6 +13,7 @@ from lora_studio.ui.chat import tab
 from lora_studio.ui.chat import tab as blind
 from lora_studio.ui.chat import tab as prompt_sets
 from lora_studio.ui.chat.handlers import Chat, Click
+from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 from tests.chat.test_chat_choices import make_run
@@ -31,7 +32,7 @@ def run(workspace: Workspace) -> RunFolder:
 def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         chat = Chat(Studio(workspace, supervisor, session, session), tab.draw()[0])
     chat.keep(WHO, ChatState(adapters=[run.id]))
     return chat

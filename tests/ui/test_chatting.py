@@ -27,6 +27,7 @@ from lora_studio.ui.chat import mixing, tab
 from lora_studio.ui.chat import tab as external
 from lora_studio.ui.chat.handlers import Chat, Click, Updates
 from lora_studio.ui.form import SAMPLING, to_widget
+from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write, zipped
@@ -95,7 +96,7 @@ def run(workspace: Workspace) -> RunFolder:
 def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         chat = Chat(Studio(workspace, supervisor, session, session), tab.draw()[0])
     chat.keep(WHO, ChatState(adapters=[run.id]))
     return chat
@@ -378,7 +379,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     for now[0] in ("carl", "anna"):
         runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw()[0])
     answered = act.engine.answer(
         f"page bert {WHO}", ModelSelection("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {}
@@ -730,7 +731,7 @@ def test_who_gives_another_visitors_name_sees_and_changes_nothing_of_their_chat(
     for now[0] in ("carl", "bert"):
         runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw()[0])
     act.arrive(WHO)
     asking = act.send(WHO, "My secret?", "", *DEFAULTS)
@@ -772,7 +773,7 @@ class Mixer:
         self.act, self.session = act, act.studio.inspector
         vars(self.session)["script"] = mix_script
         self.parents = [run.id, f"{run.id}/checkpoint-8"]
-        with gr.Blocks():
+        with without_app(), gr.Blocks():
             self.fold, _, _ = mixing.draw()
 
     def choose(self, count: int = 2) -> mixing.Draft:

@@ -24,6 +24,7 @@ from lora_studio.models.hub import SERVER_KEY
 from lora_studio.ui.data.choice import sources
 from lora_studio.ui.data.documents import FIELDS, SERVER, Documents
 from lora_studio.ui.data.row_review import GenerationView
+from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
@@ -68,7 +69,7 @@ class Page:
         self.session: Any = FakeSession(splitting)
         self.jobs = Started(workspace)
         studio = Studio(workspace, self.jobs, self.session, self.session)
-        with gr.Blocks(), gr.Tabs(), gr.Tab("Data"):
+        with without_app(), gr.Blocks(), gr.Tabs(), gr.Tab("Data"):
             self.fold = Documents(studio, gr.State())
             self.fold.wire()
         self.form = dict(zip(FIELDS, self.fold.opening()[1:-2], strict=True))

@@ -16,6 +16,7 @@ from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
 from lora_studio.ui.data.choice import PATHS
 from lora_studio.ui.data.handlers import AnalysisHandlers
+from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
@@ -135,7 +136,7 @@ def act(workspace: Workspace) -> AnalysisHandlers:
 def acting(workspace: Workspace) -> AnalysisHandlers:
     session: Any = FakeSession(script)
     studio = Studio(workspace, Supervisor(workspace), session, session)
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         controls = tab.draw_controls(studio)
         return AnalysisHandlers(studio, controls, tab.draw_view(studio, controls))
 

@@ -19,6 +19,7 @@ from lora_studio.ui import form
 from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.data.handlers import AnalysisHandlers
+from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import form_state, picker
 from lora_studio.ui.train import tab as train_tab
@@ -54,7 +55,7 @@ def files(workspace: Workspace) -> Iterator[tuple[Path, list[str]]]:
 
 def handlers(studio: Studio) -> dict[str, Any]:
     """The train tab's events by name."""
-    with gr.Blocks() as page:
+    with without_app(), gr.Blocks() as page:
         start = gr.Button("Start training", render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
             states = {"data": gr.State(), "form": gr.State(), "run": gr.State(""), "wish": gr.State(Wish())}
@@ -92,7 +93,7 @@ def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file
     bomb, opened = files
     session: Any = FakeSession(script)
     studio = Studio(workspace, Supervisor(workspace), session, session)
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         controls = data_tab.draw_controls(studio)
         act = AnalysisHandlers(studio, controls, data_tab.draw_view(studio, controls))
     choice = chosen(**{"data.train_file": str(bomb), "data.validation_file": str(bomb)})

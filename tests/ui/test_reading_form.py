@@ -11,11 +11,12 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import TriedReading
 from lora_studio.ui.data import mapping_form
 from lora_studio.ui.data.mapping_form import ReadingForm
+from lora_studio.ui.gradio_patches import without_app
 
 
 @pytest.fixture
 def form() -> ReadingForm:
-    with gr.Blocks():
+    with without_app(), gr.Blocks():
         return mapping_form.draw(lambda: None)
 
 

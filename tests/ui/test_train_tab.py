@@ -77,7 +77,7 @@ def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
 def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
     """The train tab alone, and its handlers by name."""
     idle: Any = SimpleNamespace(busy=lambda choice: None)
-    with gr.Blocks() as page:
+    with without_app(), gr.Blocks() as page:
         start = gr.Button("Start training", interactive=False, render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
             states = {"data": gr.State(), "form": gr.State(), "run": gr.State(""), "wish": gr.State(Wish())}
