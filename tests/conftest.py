@@ -1,5 +1,6 @@
 """What all tests share: no network, no telemetry, a workspace of their own, and which optional tests run."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ Say = Callable[..., tuple[int, str, str]]
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false")
 leave_stubs_alone()  # before a file of tests imports Gradio
+gc.disable()  # while the files of tests import everything there is, of which nothing becomes garbage
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,6 +33,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     real = [item for item in items if item.get_closest_marker("real")]
     config.hook.pytest_deselected(items=real)
     items[:] = [item for item in items if not item.get_closest_marker("real")]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -122,6 +122,7 @@ def test_every_expression_of_the_package_is_looked_at():
     assert len(WRITTEN) == sum(name in {f"re.{one}" for one in MATCHERS} for name, _ in named_calls())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", [r"(a+)+!", r"\s*x\s*:", r"(?:^|\s*)###"])
 def test_an_expression_that_takes_longer_and_longer_is_found(slow):
     assert _slow_text(re.compile(slow, re.DOTALL), {"finditer"})

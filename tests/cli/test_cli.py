@@ -354,6 +354,7 @@ def until_training(workspace: Workspace) -> None:
     wait_until(lambda: '"StepLogged"' in workspace.runs()[0].events.read_text())
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_run_and_waits_until_it_is_saved(workspace: Workspace) -> None:
     watching = follower(workspace, "steps=30000")
     until_training(workspace)

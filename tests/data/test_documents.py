@@ -174,6 +174,7 @@ def test_a_hostile_document_is_refused_in_a_sentence_with_a_way_out(tmp_path: Pa
     assert error.value.hint
 
 
+@pytest.mark.slow
 def test_a_document_that_unpacks_to_too_much_is_refused_before_it_is_read_or_by_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def _encoder(template):
     return Encoder(tokenizer, chosen, max_length=1 << 20, truncation="drop", train_on="assistant")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
 def test_a_template_that_never_ends_ends_as_a_sentence(template, hurried):
     with pytest.raises(StudioError, match="does not finish"):
@@ -92,6 +93,7 @@ def test_a_template_that_python_can_not_compile_is_refused(template):
         _encoder(template + MARKED)
 
 
+@pytest.mark.slow
 def test_a_file_is_not_prepared_with_a_template_that_never_ends(write, hurried):
     rows = [{"messages": CHAT.to_dicts()}] * 4
     with pytest.raises(StudioError, match="does not finish"):

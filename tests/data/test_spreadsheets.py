@@ -166,6 +166,7 @@ def test_the_size_that_a_sheet_declares_is_not_believed(tmp_path: Path) -> None:
     assert read_records(wrong).records[0].fields == {"question": "a", "answer": "b"}
 
 
+@pytest.mark.slow
 def test_a_workbook_that_is_a_bomb_or_damaged_is_refused_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,7 @@ def test_auto_precision_is_what_a_device_learns_in(
     assert load.choose_dtype("float16") is torch.float16  # to answer in; training in it is another matter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cuda", "rocm", "xpu"])
 def test_memory_of_a_gpu_is_what_torch_and_its_driver_count(use: Use, kind: str) -> None:
     module = use(kind)

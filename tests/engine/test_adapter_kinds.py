@@ -52,6 +52,7 @@ def test_every_kind_after_every_other_computes_what_it_computes_alone(world: tup
             assert torch.equal(computed(loaded, column), expected[column]), (column, "after", gone, "left")
 
 
+@pytest.mark.slow
 def test_kinds_that_share_no_batch_answer_one_after_the_other(world: tuple[Path, dict[str, Path]]) -> None:
     base, folders = world
     names = ("plain", "tokens", "rslora", "bias", "patterns", "parameters")

@@ -102,6 +102,7 @@ def test_weights_that_are_no_numbers_are_not_saved() -> None:
         check_weights(model, 3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_measured_no_number_is_never_the_best(trained: RunFolder) -> None:
     state = fold([*events(trained), Evaluated(0.0, 4, 1.0, math.nan)])
     assert state.best is not None

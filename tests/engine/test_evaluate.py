@@ -148,6 +148,7 @@ def test_the_batch_size_comes_from_free_memory_and_a_persons_number_wins() -> No
     assert choose_rows(None, model, replace(cpu, free=100 * GIB), is_gpu=False, **sizes) == BatchSize(16)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_answered_again(
     base: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def test_what_can_not_be_answered_is_a_plain_error(loaded: LoadedModel) -> None:
         generate(loaded, [Column(None, ask("Paint " * 300))], greedy(loaded, 4))
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_costs_one_answer_and_not_what_is_loaded(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.launchers import Exit, Launcher, local
 from lora_studio.workspace import Workspace
@@ -70,6 +72,7 @@ def test_a_worker_is_found_from_its_folder_by_a_launcher_that_did_not_start_it(w
     assert other.how_it_ended(run) == Exit(None)
 
 
+@pytest.mark.slow
 def test_the_program_of_every_kind_can_report_before_it_has_the_slow_libraries() -> None:
     modules = [kind.module for kind in KINDS.values()]
     program = f"import sys, {', '.join(modules)}; print(*[name for name in {HEAVY} if name in sys.modules])"

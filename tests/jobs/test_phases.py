@@ -14,6 +14,7 @@ from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, server, wait_until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_server_killed_in_any_phase_finds_its_run_going_on(
     phase: str, supervise: Supervise, workspace: Workspace
@@ -36,6 +37,7 @@ def test_a_server_killed_in_any_phase_finds_its_run_going_on(
     assert again.state(run_id).state == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_killed_in_any_phase_is_a_failure_in_words_and_can_go_on(
     phase: str, supervise: Supervise, workspace: Workspace

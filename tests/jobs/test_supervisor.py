@@ -271,6 +271,7 @@ def test_waiting_runs_change_places_and_keep_them_over_a_restart(supervise: Supe
     assert supervisor.queue() == [c, b]
 
 
+@pytest.mark.slow
 def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: Supervise, workspace: Workspace) -> None:
     supervisor = supervise("deaf", save_seconds=0.3)
     run_id = supervisor.launch(Config())
@@ -358,6 +359,7 @@ def test_a_snapshot_does_not_change_while_the_run_goes_on(supervise: Supervise) 
     assert len(snapshot.steps) == count
 
 
+@pytest.mark.slow
 def test_another_supervisor_sees_the_run_and_can_stop_it(supervise: Supervise) -> None:
     page, terminal = supervise("steps=30000"), supervise("steps=30000")
     run_id = terminal.launch(Config())
@@ -379,6 +381,7 @@ def test_the_queue_survives_a_supervisor_and_is_taken_up_by_the_next(
     wait_until(lambda: after.state(second).state == "done")
 
 
+@pytest.mark.slow
 def test_killing_the_parent_leaves_the_worker_alive_and_the_next_parent_finds_it(
     workspace: Workspace, supervise: Supervise
 ) -> None:

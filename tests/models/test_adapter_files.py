@@ -83,6 +83,7 @@ def test_what_peft_would_not_write_is_refused_in_words_and_leaves_nothing(
     assert list(workspace.adapters_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_header_of_many_names_costs_no_memory_and_no_time(tmp_path: Path) -> None:
     names = json.dumps({f"tensor{number}": EMPTY for number in range(300_000)}).encode()
     (tmp_path / WEIGHTS).write_bytes(struct.pack("<Q", len(names)) + names)
