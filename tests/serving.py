@@ -16,7 +16,7 @@ import psutil
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--force-prefers-reduced-motion"]
 APP = (sys.executable, "app.py")
 START_SECONDS = 180.0  # generous: test machines are busy
 PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
