@@ -20,6 +20,7 @@ from lora_studio.models.hardware import Device
 from lora_studio.ui import form, job_views
 from lora_studio.ui import form as form_draft
 from lora_studio.ui.components import Shared, Wish
+from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import FOUND, DataLooks, Studio
 from lora_studio.ui.train import card, form_state, picker, tab
 from lora_studio.ui.train import picker as recipes
