@@ -1,7 +1,8 @@
-"""Charts beside the curves of runs: a measured value against a setting, and the lengths of a data set's rows.
+"""Charts beside the curves of runs: values against a setting or a step, and the lengths of a data set's rows.
 
-A value against a setting (the runs of a group, the sweep of a rate finder) is a picture in inline SVG, without a script
-and light or dark as the page is. Of lengths the browser keeps one chart and gets new numbers, so what is zoomed stays.
+Values (the runs of a group, the sweep of a rate finder, the losses of a report) are a picture in inline SVG, without a
+script and light or dark as the page is. Of lengths the browser keeps one chart and gets new numbers, so what is zoomed
+stays.
 """
 
 import json
@@ -12,9 +13,11 @@ from typing import Any, TypedDict
 
 import gradio as gr
 
+from lora_studio.jobs.events import RunState
 from lora_studio.ui import theme
-from lora_studio.ui.curves import decades, spans_decades, ticks
+from lora_studio.ui.curves import downsample, spans_decades
 from lora_studio.ui.html import Html, number, render
+from lora_studio.ui.words import unit_of_loss
 from lora_studio.units import count, figure, float_text
 
 WIDTH, NARROW, HEIGHT = 720, 360, 260
@@ -139,6 +142,38 @@ def _labels(low: float, high: float, logarithmic: bool) -> list[tuple[float, str
 
 def _path(points: Sequence[tuple[float, float]], across: Axis, up: Axis, place_x: Place, place_y: Place) -> str:
     return " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points if _fits((x, y), across, up))
+
+
+def loss_picture(run: RunState) -> Html:
+    """Training and validation loss of a run by step; a sentence if nothing was logged."""
+    training, validation = ([(item.step, item.loss) for item in items] for items in (run.steps, run.evaluations))
+    losses = [loss for _, loss in training + validation if math.isfinite(loss)]
+    if not losses:
+        return render("report.no_curve")
+    thinned = zip(*downsample([step for step, _ in training], [loss for _, loss in training]), strict=True)
+    lines = [
+        Series("training", [(step, loss) for step, loss in thinned if loss is not None]),
+        Series("validation", validation, 2),
+    ]
+    dots = [Dot(step, loss, f"step {step:,}: {figure(loss)}", 2) for step, loss in validation]
+    up = losses_axis(f"Loss, {unit_of_loss(run.steps[-1] if run.steps else None)}", losses)
+    return picture(Axis("step"), up, dots=dots, lines=lines)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers between two: steps of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step)
+    return [round(number * step, 10) for number in range(first, math.floor(high / step) + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """The powers of ten between two positive numbers."""
+    return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
 
 
 PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))

@@ -23,7 +23,7 @@ from lora_studio.jobs.events import (
 )
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import curves
+from lora_studio.ui import plots
 from lora_studio.ui.runs import results
 from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
@@ -89,7 +89,7 @@ def test_a_run_without_samples_shows_the_answers_of_its_evaluation(workspace: Wo
 
 @pytest.mark.parametrize(("low", "high"), [(0, 40), (0.0, 0.37), (1.0, 1.0), (0, 1)])
 def test_ticks_are_round_and_within(low: float, high: float) -> None:
-    marks = curves.ticks(low, high)
+    marks = plots.ticks(low, high)
     assert marks
     assert all(low <= mark <= high + 1e-9 for mark in marks)
     assert len(marks) <= 7
@@ -99,8 +99,8 @@ def test_a_curve_stays_within_its_picture_whatever_the_losses_are(workspace: Wor
     for losses in ([5.0, 0.01], [math.nan, 1.0], [1.0, 1.0], [-0.5, 2.0], [0.0, 0.0]):
         steps = [StepLogged(float(at), at, 2, 0.5, loss, 1e-3) for at, loss in enumerate(losses, 1)]
         view = view_of(workspace, *steps)
-        (line,) = re.findall(r'class="training" points="([^"]*)"', curves.loss_svg(view.run))
+        line, *_ = re.findall(r'class="line"[^>]* points="([^"]*)"', plots.loss_picture(view.run))
         for x, y in (map(float, point.split(",")) for point in line.split()):
-            assert 0 <= x <= curves.WIDTH
-            assert 0 <= y <= curves.HEIGHT
-    assert "No step was logged" in curves.loss_svg(view_of(workspace).run)
+            assert 0 <= x <= plots.WIDTH
+            assert 0 <= y <= plots.HEIGHT
+    assert "No step was logged" in plots.loss_picture(view_of(workspace).run)

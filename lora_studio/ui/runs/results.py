@@ -19,9 +19,9 @@ from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.runs.summary import to_csv
 from lora_studio.ui import html, job_views, theme, words
 from lora_studio.ui.components import QUIET, Components, Shared, Updates, opening, stat_of
-from lora_studio.ui.curves import loss_svg
 from lora_studio.ui.evaluate.results import headline
 from lora_studio.ui.form import in_words
+from lora_studio.ui.plots import loss_picture
 from lora_studio.ui.studio import RunView, Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace, safe_name
 
@@ -305,7 +305,7 @@ def page_of(view: RunView) -> str:
         view.run.id,
         (view.verdict.tone, view.verdict.title, view.verdict.sentence),
         facts,
-        loss_svg(view.run),
+        loss_picture(view.run),
         (of_what, rows),
         html.Html(rendered(text)) if text else "",
     )
