@@ -83,6 +83,22 @@ def questions(page: Page) -> list[str]:
     return page.locator("#chat-board .ls-user .ls-said").all_inner_texts()
 
 
+def waits_for_its_opening(page: Page) -> bool:
+    """Whether the settings take no input while the tab opens again, and take it afterwards."""
+    drawer = page.locator("#chat-drawer")
+    drawer.evaluate(
+        """(drawer) => {
+            window.inert = [];
+            const note = () => window.inert.push(drawer.inert);
+            new MutationObserver(note).observe(drawer, { attributes: true, attributeFilter: ['inert'] });
+        }"""
+    )
+    page.get_by_role("tab", name="Runs").click()
+    page.get_by_role("tab", name="Chat").click()
+    page.wait_for_function("window.inert.length === 2")
+    return page.evaluate("window.inert") == [True, False]
+
+
 def answered(page: Page) -> None:
     expect(page.locator("#chat-send")).to_be_visible(timeout=PATIENCE)
     expect(page.locator("#chat-board .ls-note").first).to_be_visible(timeout=PATIENCE)
@@ -184,6 +200,7 @@ def test_a_prompt_set_and_a_blind_vote_leave_as_files(browser: Browser, server: 
 def test_two_people_chat_at_once_without_mixing(browser: Browser, server: Server) -> None:
     with visit(browser, server) as one, visit(browser, server) as other:
         add_column(other)
+        assert waits_for_its_opening(other)
         for page, question in ((one, "What colour is snow?"), (other, "How many legs has a dog?")):
             sample(page, max_new_tokens="40")
             ask(page, question)

@@ -152,7 +152,7 @@ studio.showRun = () => document.querySelector('.run-looked-at')?.classList.remov
 // A tab that was left without an adapter may have one now. Its form waits for the answer, which fills it.
 const opening = (tab, open) => {
   document.querySelector(`#tab-${tab} .no-adapter`)?.classList.toggle('stale', open);
-  document.querySelector(`#tab-${tab} .job-form`)?.toggleAttribute('inert', open);
+  document.querySelector(`#tab-${tab} .job-form, #tab-${tab} #chat-drawer`)?.toggleAttribute('inert', open);
 };
 studio.reopen = (tab) => opening(tab, true);
 studio.reopened = (tab) => opening(tab, false);
