@@ -13,13 +13,14 @@ from lora_studio.cli import rows as document_rows
 from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line, step_line
 from lora_studio.cli.output import age, confirm_deletion, print_json, say, table
 from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
-from lora_studio.cli.train import follow_to_end, result_of
+from lora_studio.cli.train import follow_to_end, result_of, tell_search
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import (
     DOCUMENTS,
     KINDS,
+    SEARCH,
     STATES,
     TRAIN,
     DocumentsFolder,
@@ -36,8 +37,10 @@ from lora_studio.workspace import JobFolder, RunFolder, Workspace
 _BENCHMARKING = Telling({"answer": "asking"}, progress_line, "answers are lost")
 
 
-def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int:
+def tell_to_end(supervisor: Supervisor, kind: Kind, folder: JobFolder, as_json: bool) -> int:
     """Follows any job to its end; the exit code. Ctrl-C ends only the telling."""
+    if kind is SEARCH:
+        return tell_search(supervisor, folder.id, as_json, leaves=True)
     match folder:
         case RunFolder():
             return follow_to_end(supervisor, folder, as_json, leaves=True)
@@ -49,7 +52,7 @@ def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int
             return document_rows.tell_to_end(supervisor, folder, as_json, leaves=True)
     state = follow(supervisor, folder.id, _BENCHMARKING, leaves=True)
     if as_json:
-        print_json({KINDS[state.kind].noun: folder.id, **facts(state), **folder.read_result()})
+        print_json({kind.noun: folder.id, **facts(state), **folder.read_result()})
     else:
         print("\n".join([*_describe_job(state), supervisor.log(folder.id, 40)]))
     return exit_code(state, supervisor.exit_code(folder.id))
@@ -145,7 +148,7 @@ def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: a
         supervisor.start_now(folder.id)
         return list_queue(supervisor, args.json)
     if args.action == "follow":
-        return tell_to_end(supervisor, folder, args.json)
+        return tell_to_end(supervisor, kind, folder, args.json)
     if args.action == "delete":
         if not args.yes and (subject := _what_goes(workspace, supervisor, kind, folder)):
             confirm_deletion(subject)

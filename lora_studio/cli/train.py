@@ -155,11 +155,16 @@ def find_lr(workspace: Workspace, args: argparse.Namespace) -> int:
     config = as_searched(resolved(args.config, args, workspace))
     job_id = supervisor.launch(config, kind=SEARCH)
     say(f"Search {job_id}")
+    return tell_search(supervisor, job_id, args.json)
+
+
+def tell_search(supervisor: Supervisor, job_id: str, as_json: bool, *, leaves: bool = False) -> int:
+    """Follows a search and says what it suggests; the exit code. With `leaves` Ctrl-C ends only the telling."""
     telling = Telling(PHASE_WORDS, progress_line, "its results are not kept", notes=True)
-    state = follow(supervisor, job_id, telling)
+    state = follow(supervisor, job_id, telling, leaves=leaves)
     curve = rate_curve(state.steps)
     message, hint = ending_words(state)
-    if args.json:
+    if as_json:
         points = [{"learning_rate": rate, "loss": loss} for rate, loss in zip(curve.rates, curve.losses, strict=True)]
         suggestion = curve.suggestion if state.state == "done" else None
         ending = {"state": state.state, "message": message, "hint": hint}

@@ -15,7 +15,7 @@ from lora_studio.config.sections import Config
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate import job as evaluations
 from lora_studio.export import job as exports
-from lora_studio.jobs.events import Finished, PhaseStarted, Reason, RunStarted, to_line
+from lora_studio.jobs.events import Finished, PhaseStarted, Reason, RunStarted, StepLogged, to_line
 from lora_studio.jobs.groups import read_tries, start_group, variants
 from lora_studio.jobs.launchers import local
 from lora_studio.jobs.supervisor import Supervisor
@@ -173,3 +173,15 @@ def test_ctrl_c_leaves_a_group_that_is_followed_and_stops_one_that_was_started_h
     finally:
         signal.signal(signal.SIGINT, before)
     assert [supervisor.state(run).state for run in runs] == ["stopped", "stopped"]
+
+
+def test_a_search_that_is_followed_by_its_id_tells_what_it_suggests(say: Say, workspace: Workspace) -> None:
+    search = workspace.create_run("search", "{}", {}, workspace.searches_folder)
+    losses = [2.0, 1.5, 1.0, 1.2, 4.0]
+    steps = [
+        StepLogged(2.0, at, 5, 0.0, loss, 10.0 ** (at - 6), None, None, 0, 0.0, 0) for at, loss in enumerate(losses)
+    ]
+    ended(search, "done", Reason.COMPLETED)
+    search.events.write_text("".join(map(to_line, [*steps, Finished(3.0, "done", reason=Reason.COMPLETED)])))
+    code, out, err = say("jobs", "follow", search.id)
+    assert (code, "Use it: --training.learning_rate" in out, "chat" in err) == (0, True, False)
