@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from lora_studio.evaluate.job import evaluations
-from lora_studio.export.job import exports, request_of
+from lora_studio.export.job import folders, request_of
 from lora_studio.jobs.launchers.local import kill
 from lora_studio.workspace import Workspace
 from tests.adapters import noise_run
@@ -24,7 +24,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     made = Workspace(tmp_path_factory.mktemp("studio") / "workspace")
     noise_run(made)
     yield made
-    for folder in (*evaluations(made), *exports(made)):
+    for folder in (*evaluations(made), *folders(made).all()):
         kill(folder)
 
 
@@ -98,7 +98,7 @@ def test_a_run_is_taken_away_as_a_merged_model(browser: Browser, server: Server,
         expect(head).to_contain_text("Noise: Merged model", timeout=PATIENCE)
         expect(head).to_contain_text("Finished after", timeout=PATIENCE)
         expect(head).to_contain_text("the answer equals that of base and adapter", timeout=PATIENCE)
-        (folder,) = exports(workspace)
+        (folder,) = folders(workspace).all()
         assert request_of(folder).settings["dtype"] == "float32"
 
         page.reload()
@@ -111,4 +111,4 @@ def test_a_run_is_taken_away_as_a_merged_model(browser: Browser, server: Server,
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_label("Delete Noise: Merged model").click()
         expect(page.get_by_text("No export yet")).to_be_visible(timeout=PATIENCE)
-        assert exports(workspace) == []
+        assert folders(workspace).all() == []

@@ -319,11 +319,6 @@ def needs_device(request: ExportRequest) -> bool:
     return here and target_of(request.target).whole_model and devices()[0].kind == "cpu"
 
 
-def exports(workspace: Workspace) -> list[ExportFolder]:
-    """Every export, newest first."""
-    return folders(workspace).all()
-
-
 def start(
     supervisor: JobStarter, request: ExportRequest, secrets: Mapping[str, str] | None = None, *, at_once: bool = False
 ) -> str:

@@ -24,7 +24,7 @@ FINAL_STATES = ("done", "stopped", "failed")
 
 
 class Reason(StrEnum):
-    """Why a job ended. `jobs.ending_words` puts it into words for page and terminal."""
+    """Why a job ended. `jobs.kinds.ending_words` puts it into words for page and terminal."""
 
     # written by the worker itself
     COMPLETED = "completed"

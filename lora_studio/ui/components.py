@@ -1,6 +1,7 @@
 """What the tabs share: components through which one hands something to another, and the types of the page's values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,29 @@ class Handover(NamedTuple):
     settings: SettingValues
     origin: str
     preset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataLook:
+    """What the inspector found of data under these `settings` by path, as far as other tabs need it.
+
+    `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
+    `trained_tokens` are those of the training rows that count in the loss, `labels` the answers of a classification,
+    `desirable` and `undesirable` the training rows that KTO takes as good and as bad.
+    """
+
+    settings: Mapping[str, Any]
+    usable_rows: int
+    train_rows: int
+    longest: int
+    mean: float
+    packs: int
+    shape: str
+    reading: str
+    trained_tokens: float = 0.0
+    labels: Mapping[str, int] = field(default_factory=dict)
+    desirable: int = 0
+    undesirable: int = 0
 
 
 def stat_of(path: Path) -> tuple[int, int]:

@@ -31,35 +31,12 @@ from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
 from lora_studio.models.advice import desirable_counts, label_counts, trained_tokens
 from lora_studio.runs.health import Diagnosis, Verdict, diagnose, verdict
 from lora_studio.ui import words
-from lora_studio.ui.components import Components, Shared, Update
+from lora_studio.ui.components import Components, DataLook, Shared, Update
 from lora_studio.ui.curves import Curves, Drawing
 from lora_studio.workspace import RunFolder, Workspace
 
 FOUND = "data-found"  # the draft of what the inspector said of the choice
 MAX_VISITORS = 1000  # whose last look is in memory; that of others is read from its draft again
-
-
-@dataclass(frozen=True, slots=True)
-class DataLook:
-    """What the inspector found of data under these `settings` by path, as far as other tabs need it.
-
-    `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
-    `trained_tokens` are those of the training rows that count in the loss, `labels` the answers of a classification,
-    `desirable` and `undesirable` the training rows that KTO takes as good and as bad.
-    """
-
-    settings: Mapping[str, Any]
-    usable_rows: int
-    train_rows: int
-    longest: int
-    mean: float
-    packs: int
-    shape: str
-    reading: str
-    trained_tokens: float = 0.0
-    labels: Mapping[str, int] = field(default_factory=dict)
-    desirable: int = 0
-    undesirable: int = 0
 
 
 def look_from(draft: Any) -> DataLook | None:

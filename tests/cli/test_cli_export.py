@@ -8,7 +8,7 @@ import pytest
 
 from lora_studio.cli.following import progress_line
 from lora_studio.export import job
-from lora_studio.export.job import exports, make_request, request_of
+from lora_studio.export.job import folders, make_request, request_of
 from lora_studio.export.targets import TARGETS
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.launchers import local
@@ -34,7 +34,7 @@ def adapter(workspace: Workspace) -> str:
 @pytest.mark.slow
 def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter: str, workspace: Workspace) -> None:
     code, out, told = say("export", adapter, "--to", "merged", "--dtype", "float16", "--no-trial")
-    (folder,) = exports(workspace)
+    (folder,) = folders(workspace).all()
     assert code == 0
     assert out.splitlines() == [str(folder.result)]
     assert "adapter: Merged model, about" in told

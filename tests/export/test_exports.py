@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.export.job import checked, create, exports, make_request, needed_bytes, request_of
+from lora_studio.export.job import checked, create, folders, make_request, needed_bytes, request_of
 from lora_studio.export.targets import TARGETS, Sizes, sizes_of
 from lora_studio.jobs.kinds import remove
 from lora_studio.models.adapter_files import carried
@@ -66,9 +66,9 @@ def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tm
     folder = create(workspace, request)
     assert request_of(folder) == request
     assert (folder.result, folder.unfinished.parent) == (tmp_path / "out", tmp_path)
-    assert [found.id for found in exports(workspace)] == [folder.id]
+    assert [found.id for found in folders(workspace).all()] == [folder.id]
     remove(folder)
-    assert exports(workspace) == []
+    assert folders(workspace).all() == []
 
 
 def test_what_cannot_be_made_is_refused_with_all_that_is_wrong(
@@ -95,7 +95,7 @@ def test_too_little_room_on_the_disk_is_said_before_anything_starts(
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 15_000_000}))
     with pytest.raises(StudioError, match=r"needs about \d+ MB plus 20 MB .* has 15 MB free"):
         create(workspace, request)
-    assert exports(workspace) == []
+    assert folders(workspace).all() == []
 
 
 def test_every_form_says_what_it_is_for(adapter: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.export import job
-from lora_studio.export.job import ExportRequest, exports
+from lora_studio.export.job import ExportRequest, folders
 from lora_studio.jobs.kinds import EXPORT, ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
@@ -34,7 +34,7 @@ def jobs(workspace: Workspace) -> Iterator[Jobs]:
     """Exports whose children are fakes of a mode, and of which none is left behind."""
     program = str(Path(__file__).with_name("fake_exporter.py"))
     yield lambda mode: Supervisor(workspace, LocalLauncher([sys.executable, program, mode]))
-    for folder in exports(workspace):
+    for folder in folders(workspace).all():
         kill(folder)
 
 
@@ -44,7 +44,7 @@ def test_one_that_is_done_has_a_result_and_goes_with_it(
     mine = jobs("quick")
     name = job.start(mine, request_)
     wait_until(lambda: mine.state(name).state == "done")
-    (folder,) = exports(workspace)
+    (folder,) = folders(workspace).all()
     assert [path.name for path in folder.result.iterdir()] == ["half"]
     mine.delete(name)
     assert mine.jobs(EXPORT) == []
@@ -68,7 +68,7 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     name = job.start(jobs("slow"), request_)
     other = jobs("quick")
     wait_until(lambda: other.state(name).phase == "write")
-    (folder,) = exports(workspace)
+    (folder,) = folders(workspace).all()
     wait_until(folder.unfinished.exists)
     kill(folder)
     wait_until(lambda: other.state(name).final)
@@ -82,7 +82,7 @@ def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace
     mine = jobs("secret")
     name = job.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
     wait_until(lambda: mine.state(name).state == "done")
-    (folder,) = exports(workspace)
+    (folder,) = folders(workspace).all()
     assert folder.read_result()["bytes"] == len("hf_sesame")
     files = [path for path in workspace.root.rglob("*") if path.is_file()]
     assert files
@@ -101,5 +101,5 @@ def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
             job.start(mine, published, none)
     name = job.start(mine, published, hub_secrets(" hf_mine "))
     wait_until(lambda: mine.state(name).final)
-    (folder,) = exports(visited)
+    (folder,) = folders(visited).all()
     assert folder.read_result()["bytes"] == len("hf_mine")

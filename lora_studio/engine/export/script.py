@@ -263,7 +263,7 @@ def lora_settings(config: Config, adapter: Path) -> Mapping[str, Any]:
     return {
         **{name: value for name, value in own.items() if value not in (None, {}) and name not in NOT_BUILT},
         "lora_dropout": config.lora.lora_dropout,
-        "init_lora_weights": True if first == "default" else first,  # saved as done, see lora_init.initial_lora_state
+        "init_lora_weights": True if first == "default" else first,  # saved as done, see adapter.initial_lora_state
     }
 
 

@@ -69,7 +69,7 @@ class CardValues(TypedDict):
 class TrainedModel:
     """A base with the adapter that is trained. Inside `bare()` it is the base alone.
 
-    `initial_state` are initial weights taken out of the base, see `lora_init.initial_lora_state`;
+    `initial_state` are initial weights taken out of the base, see `adapter.initial_lora_state`;
     `loaded` is the same model with tokenizer and template, to generate with. `sharded`: the base's weights are shared
     out among the processes, which have to compute together. `padding_free`: batches are made without padding.
     """

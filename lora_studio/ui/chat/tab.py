@@ -248,7 +248,7 @@ def asked(
     _, adapters, _ = act.followed(who)
     selected = adapters.chosen
     names = [BASE, *(choice.value for choice in selected)]
-    titles = [f"Base: {selected[0].card().base}", *(choice.name for choice in selected)]
+    titles = [adapters.titles[name] for name in names]
     settings = plain(form.sampling(sampling))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     rows: list[Answered] = []
@@ -325,8 +325,8 @@ def _answered(
     p = act.parts
     check_length("The question", question, QUESTION)
     check_length("The system prompt", system, SYSTEM_PROMPT)
-    selected = act.columns(talk).chosen
-    titles = {BASE: f"Base: {selected[0].card().base}"} | {choice.value: choice.name for choice in selected}
+    present = act.columns(talk)
+    selected, titles = present.chosen, present.titles
     order = random.SystemRandom().sample(list(titles), len(titles))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     messages = [*opening, {"role": "user", "content": question}]

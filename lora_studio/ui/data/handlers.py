@@ -25,7 +25,7 @@ from lora_studio.jobs.protocol import (
 )
 from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
 from lora_studio.ui import form, html, job_views, plots
-from lora_studio.ui.components import Handover, Updates, Wish
+from lora_studio.ui.components import DataLook, Handover, Updates, Wish
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
     BAD_ROWS,
@@ -44,7 +44,7 @@ from lora_studio.ui.data.choice import (
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
-from lora_studio.ui.studio import DataLook, Studio, analysis_of
+from lora_studio.ui.studio import Studio, analysis_of
 
 if TYPE_CHECKING:
     from lora_studio.data.report import Description, RowView

@@ -21,7 +21,7 @@ from lora_studio.models.hardware import Device, device_for, recent_devices
 from lora_studio.models.memory import UNLIMITED, Estimate, estimate, quantization_of, settled, verdict, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
 from lora_studio.runs.summary import Speed, speed, start_seconds
-from lora_studio.ui.studio import DataLook
+from lora_studio.ui.components import DataLook
 from lora_studio.workspace import Workspace, shipped_data
 
 GUESSED = "a guess"
