@@ -33,7 +33,7 @@ def test_a_model_becomes_a_file_and_progress_is_told(
     assert tools is not None
     log, out, between = EventLog(tmp_path / "events.jsonl"), tmp_path / "out.gguf", tmp_path / "between.gguf"
     for command in commands("q4_k_m", str(model), str(out), str(between), tools):
-        run_program(command, log, phase="convert", noun="The conversion")
+        run_program(command, log, "The conversion")
     assert out.read_bytes().endswith(b"bf16Q4_K_M")
     state = log.state()
     assert (state.phase, state.phase_done, state.phase_total, state.phase_unit) == ("convert", 7, 7, "tensors")
@@ -49,9 +49,9 @@ def test_a_program_that_fails_is_quoted(model: Path, tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     command = [sys.executable, str(folder / "convert_hf_to_gguf.py"), str(model), "--outfile", "x", "--outtype", "f16"]
     with pytest.raises(StudioError, match=r"The conversion failed \(exit code 3\): no config.json"):
-        run_program(command, log, phase="convert", noun="The conversion")
+        run_program(command, log, "The conversion")
     with pytest.raises(StudioError, match="cannot be started"):
-        run_program([str(tmp_path / "gone")], log, phase="convert", noun="The conversion")
+        run_program([str(tmp_path / "gone")], log, "The conversion")
 
 
 def test_a_stop_ends_the_program_at_once(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_stop_ends_the_program_at_once(tmp_path: Path) -> None:
         threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGTERM)).start()
         began = time.monotonic()
         with pytest.raises(Stopped):
-            run_program([sys.executable, "-c", "import time; time.sleep(600)"], log, phase="convert", noun="It")
+            run_program([sys.executable, "-c", "import time; time.sleep(600)"], log, "It")
         assert time.monotonic() - began < 300
     finally:
         signal.signal(signal.SIGTERM, before)

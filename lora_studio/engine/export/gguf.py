@@ -63,13 +63,13 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|_KEY$")
 _LAST_LINES = 8
 
 
-def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str) -> None:
-    """Runs a program to its end. Raises `StudioError` with its last output if it fails.
+def run_program(command: Sequence[str], log: EventLog, noun: str) -> None:
+    """Runs a program that converts, called `noun`, to its end. Raises `StudioError` with its last output if it fails.
 
     Environment variables that look like secrets are not passed on. A stop, raised as an exception, ends the program
     first.
     """
-    log.phase(phase)
+    log.phase("convert")
     environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name.upper())}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # all they need lies before them
     words: deque[str] = deque(maxlen=_LAST_LINES)
@@ -90,7 +90,7 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str)
                 continue
             if not began:
                 began = True
-                log.phase(phase, progress[1], "percent" if progress[1] == 100 else "tensors")
+                log.phase("convert", progress[1], "percent" if progress[1] == 100 else "tensors")
             log.progress(*progress)
         code = child.wait()
     finally:
@@ -205,7 +205,7 @@ def make_gguf(work: ExportContext, quantization: str) -> Made:
         return Made(file, False, text, merged.tried, merged.same, merged.notes)
     between = work.out / "between.gguf"
     for number, command in enumerate(commands(quantization, str(model), str(work.out / file), str(between), tools)):
-        run_program(command, work.log, phase="convert", noun="The quantization" if number else "The conversion")
+        run_program(command, work.log, "The quantization" if number else "The conversion")
     between.unlink(missing_ok=True)
     tensors = check_gguf(work.out / file)
     shutil.rmtree(model)
