@@ -19,9 +19,11 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import EngineError, StudioError
+from lora_studio.evaluate.job import check_engine
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import TRAIN, Kind
 from lora_studio.jobs.protocol import (
+    TRANSFORMERS,
     BatchColumn,
     ColumnPrompt,
     Ended,
@@ -38,6 +40,7 @@ from lora_studio.jobs.protocol import (
     Scored,
     Waiting,
 )
+from lora_studio.jobs.queue import shortage
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.accelerators import AUTO
@@ -45,7 +48,7 @@ from lora_studio.models.hardware import Device, environment_of
 from lora_studio.models.memory import MemoryVerdict, model_bytes
 from lora_studio.units import duration, size
 
-LOADING = {"base": "Loading base model", "adapters": "Loading adapters"}
+LOADING = {"base": "Loading base model", "adapters": "Loading adapters", "vllm": "Starting vLLM"}
 WAIT_SECONDS = 0.4
 KEPT_SECONDS = 600.0
 """How long a base that was used on the page is not put out of memory for a program's request."""
@@ -166,7 +169,7 @@ def asker(kind: str, visitor: str, which: str) -> str:
 
 class Engine:
     """Shared by all. `loaded` is what the session holds in memory, `choice` the `compute.device` that answers the next
-    question: auto, or a device that the owner chose.
+    question: auto, or a device that the owner chose. `batch_engine` generates the answers to programs and prompt sets.
 
     At most `max_waiting` questions of one person wait; None for any number. `person_of` gives what user names have in
     common that may belong to one person.
@@ -190,12 +193,17 @@ class Engine:
         self._loaded_for: ModelSelection | None = None
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
         self._device_id = ""
-        self.choice = AUTO
+        self.choice, self.batch_engine = AUTO, TRANSFORMERS
         self._questions: list[_Question] = []  # of programs, those that wait, the oldest first
         self._batch_now: list[_Question] = []
         self._batch_name, self._answering_programs = "", False
         self._joinable = False  # whether the batch has begun, and takes further questions
         supervisor.chat_device = self._occupied
+
+    def choose_engine(self, name: str) -> None:
+        """Lets that engine answer programs and prompt sets. Raises `StudioError` where it is not at hand."""
+        check_engine(name, gpu=self.device.is_gpu)
+        self.batch_engine = name
 
     @property
     def loaded(self) -> Loaded | None:
@@ -254,6 +262,12 @@ class Engine:
         request = Generate(columns=list(columns), settings=settings)
         yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))
 
+    def answer_all(self, who: str, selection: ModelSelection, prompts: Sequence[BatchColumn]) -> Answers:
+        """`Ended` for each of many prompts that know nothing of each other, by the engine for such."""
+        selection = replace(selection, engine=self.batch_engine)
+        request = GenerateBatch(batch=secrets.token_hex(8), columns=list(prompts))
+        yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))
+
     def answer_program(
         self,
         who: str,
@@ -268,7 +282,7 @@ class Engine:
         beside those of the settings.
         """
         prompt = BatchColumn(adapter=column.adapter, messages=column.messages, settings=settings, stop=list(stop))
-        question = _Question(who, selection, prompt, contextvars.copy_context())
+        question = _Question(who, replace(selection, engine=self.batch_engine), prompt, contextvars.copy_context())
         with self._naming:
             self._check_waiting(who)
             self._waiting.add(who)
@@ -497,7 +511,8 @@ class Engine:
             and loaded_models.of_base != selection.of_base
         ):
             raise HeldError(
-                f"The chat on the page holds {loaded_models.base}; {selection.base} would replace it.",
+                f"The chat on the page holds {loaded_models.base}; "
+                f"{selection.base if selection.base != loaded_models.base else selection.engine} would replace it.",
                 f"Use a model on {loaded_models.base}, or unload it on the Chat tab. It is replaced after "
                 f"{KEPT_SECONDS / 60:.0f} minutes without a question.",
             )
@@ -567,24 +582,6 @@ def _on(device: Device, job: RunState) -> bool:
 def chat_verdict(selection: ModelSelection, device: Device, loaded_models: int = 0) -> MemoryVerdict:
     """`loaded_models` is what a chat holds there now that goes when this one is loaded."""
     return MemoryVerdict(chat_bytes(selection, device.kind), device.memory_free + loaded_models, device)
-
-
-def shortage(verdict: MemoryVerdict, run: str | None) -> str:
-    """What is needed that the memory will hardly do for, and what there is."""
-    suffix = f" while {run} trains on the same device" if run else ""
-    return f"Loading needs about {size(verdict.need or 0)}; {size(verdict.free)} are free{suffix}."
-
-
-def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
-    """Who holds the device, in a sentence."""
-    other_holders = ["an evaluation"] * evaluating + ["an export"] * exporting
-    who = [f"the run {run}" if run else "", chat or "", *other_holders]
-    names = [name for name in who if name]
-    if not names:
-        return "No job uses the device."
-    return f"The device is used by {' and '.join(names)}" + (
-        ": they share its memory and speed." if len(names) > 1 else "."
-    )
 
 
 def _loading(progress: Progress) -> Status:

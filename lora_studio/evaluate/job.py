@@ -26,6 +26,7 @@ from lora_studio.jobs.kinds import (
     damaged_request,
 )
 from lora_studio.jobs.kinds import EvaluationFolder as EvaluationFolder
+from lora_studio.jobs.protocol import TRANSFORMERS, VLLM
 from lora_studio.models.accelerators import AUTO
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device, devices
@@ -38,9 +39,6 @@ BASE, ADAPTER = "base", "adapter"
 VALIDATION = "validation"
 """The name of the data that a run was validated with: its validation file, or the rows that were split off."""
 NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
-
-
-TRANSFORMERS, VLLM = "transformers", "vllm"
 
 
 class Measuring(Section):

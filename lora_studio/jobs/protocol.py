@@ -14,6 +14,8 @@ from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 
+TRANSFORMERS, VLLM = "transformers", "vllm"  # what generates answers
+
 Report = JsonObject
 """A description of prepared data (`data.report.describe`) or of one of its rows (`data.report.preview`)."""
 
@@ -436,7 +438,7 @@ class Mix(Request[Mixed]):
 
 class Load(Request[Loaded]):
     """Base and adapters into memory. What is not set is taken from the first adapter's card. `adapters` are folders by
-    the names that columns call them."""
+    the names that columns call them; `engine` is what answers for them."""
 
     method: ClassVar[str] = "load"
 
@@ -445,21 +447,24 @@ class Load(Request[Loaded]):
     quantization: str | None = None
     dtype: str | None = None
     adapters: dict[str, str] = {}
+    engine: str = TRANSFORMERS
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSelection:
-    """What a session is to hold: a base, and on it the folders of adapters by the names that columns call them."""
+    """What a session is to hold: a base, and on it the folders of adapters by the names that columns call them; and
+    the engine that answers."""
 
     base: str
     revision: str | None = None
     quantization: str = "none"
     adapters: tuple[tuple[str, Path], ...] = ()
+    engine: str = TRANSFORMERS
 
     @property
-    def of_base(self) -> tuple[str, str | None, str]:
-        """What two of them share that need no other base."""
-        return self.base, self.revision, self.quantization
+    def of_base(self) -> tuple[str, str | None, str, str]:
+        """What two of them share that need no other base in memory."""
+        return self.base, self.revision, self.quantization, self.engine
 
     def request(self) -> Load:
         """The request that brings it into memory."""
@@ -468,6 +473,7 @@ class ModelSelection:
             revision=self.revision,
             quantization=self.quantization,
             adapters={name: str(folder) for name, folder in self.adapters},
+            engine=self.engine,
         )
 
 

@@ -16,6 +16,8 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, fits
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind
+from lora_studio.models.memory import MemoryVerdict
+from lora_studio.units import size
 from lora_studio.workspace import Workspace, write_atomically
 
 MAX_EXTRA_EPOCHS = 1000
@@ -184,3 +186,21 @@ def moved(entries: list[QueueEntry], job_id: str, places: int) -> list[QueueEntr
 def passed(before: list[QueueEntry], after: list[QueueEntry]) -> list[QueueEntry]:
     """The entries whose place a move changed."""
     return [entry for entry, other in zip(before, after, strict=True) if entry != other]
+
+
+def shortage(verdict: MemoryVerdict, run: str | None) -> str:
+    """What is needed that the memory will hardly do for, and what there is."""
+    suffix = f" while {run} trains on the same device" if run else ""
+    return f"Loading needs about {size(verdict.need or 0)}; {size(verdict.free)} are free{suffix}."
+
+
+def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
+    """Who holds the device, in a sentence."""
+    other_holders = ["an evaluation"] * evaluating + ["an export"] * exporting
+    who = [f"the run {run}" if run else "", chat or "", *other_holders]
+    names = [name for name in who if name]
+    if not names:
+        return "No job uses the device."
+    return f"The device is used by {' and '.join(names)}" + (
+        ": they share its memory and speed." if len(names) > 1 else "."
+    )

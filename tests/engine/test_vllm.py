@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +11,30 @@ import httpx
 import pytest
 
 from lora_studio.config.parsing import parse
+from lora_studio.engine.chat import vllm
+from lora_studio.engine.chat.analysis import Call
+from lora_studio.engine.chat.batch import batch_prompt
 from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.chat.vllm import check_columns
 from lora_studio.engine.evaluate import batches
 from lora_studio.engine.evaluate.answer import AskedFile, Voice, read_asked_file
 from lora_studio.engine.evaluate.tasks import Task
-from lora_studio.engine.evaluate.vllm import check_columns
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.engine.runtime import StopSignal
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import BatchColumn, GenerateBatch
 from lora_studio.workspace import RunFolder
 
 SETTINGS = parse({"generation": {"max_new_tokens": 12}}).generation
 COLUMNS = {"base": None, "adapter": "adapter"}
-STAND_IN = """#!{python}
-import http.server, json, os, sys
-folder = {folder!r}
-json.dump(sys.argv[1:], open(folder + "/words.json", "w"))
-if os.path.exists(folder + "/broken"):
-    sys.exit(3)
-answers = json.load(open(folder + "/answers.json"))
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.reply({{}})
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["Authorization"] != "Bearer " + os.environ["VLLM_API_KEY"] or body["temperature"] != 0:
-            return self.send_error(401)
-        text, tokens, finish = answers[body["model"] + str(body["prompt"])]
-        choice = {{"text": text, "finish_reason": "length" if finish == "length" else "stop"}}
-        self.reply({{"choices": [choice], "usage": {{"completion_tokens": tokens}}}})
-    def reply(self, value):
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-    def log_message(self, *words):
-        pass
-port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
+STAND_IN = Path(__file__).parents[1] / "vllm_stand_in.py"
+
+
+def column(text: str, adapter: str | None = None, stop: Sequence[str] = (), **settings: Any) -> BatchColumn:
+    settings = {"max_new_tokens": vllm.PROVED_TOKENS, **settings}
+    return BatchColumn(
+        adapter=adapter, messages=[{"role": "user", "content": text}], settings=settings, stop=list(stop)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +61,7 @@ def server(
         for column, answer in zip(asked, generate(loaded, asked, greedy(loaded, 12)), strict=True)
     }
     program = tmp_path / "vllm"
-    program.write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path)), encoding="utf-8")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} {tmp_path} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(batches, "device_kind", lambda: "cuda")
@@ -109,7 +93,7 @@ def test_rows_are_answered_by_vllm_where_its_answers_are_ours(
     words = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
     assert words[:4] == ["serve", loaded.name, "--served-model-name", "base"]
     assert words[words.index("--host") + 1] == "127.0.0.1"
-    assert words[words.index("--lora-modules") + 1] == f"adapter={trained.adapter}"
+    assert json.loads(words[words.index("--lora-modules") + 1]) == {"name": "adapter", "path": str(trained.adapter)}
     with pytest.raises(httpx.ConnectError):  # it ended with the evaluation
         httpx.get(f"http://127.0.0.1:{words[words.index('--port') + 1]}/health", trust_env=False)
 
@@ -143,3 +127,80 @@ def test_vllm_is_refused_without_a_gpu_and_for_a_quantized_base(
     monkeypatch.setattr(loaded.base.config, "quantization_config", {"load_in_4bit": True}, raising=False)
     with pytest.raises(StudioError, match="unquantized"):
         check_columns(loaded, {"base": ""})
+
+
+SERVED = [
+    column("One?"),
+    column("Two?", temperature=0.0),
+    column("Three?", "adapter"),
+    column("Four?", stop=[*"aeinrst"]),
+]
+
+
+def test_vllm_takes_the_place_of_the_model_and_follows_its_adapters(
+    loaded: LoadedModel, trained: RunFolder, server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "device_kind", lambda: "cuda")
+    monkeypatch.setattr(vllm, "QUESTIONS", vllm.QUESTIONS[:3])
+    names, prompts = (None, "adapter"), (*vllm.QUESTIONS, "One?", "Two?", "Three?", "Four?")
+    asked = [Column(name, [{"role": "user", "content": text}]) for name in names for text in prompts]
+    served = {None: "base", "adapter": str(trained.adapter)}
+    for each, answer in zip(asked, generate(loaded, asked, greedy(loaded, vllm.PROVED_TOKENS)), strict=True):
+        server[served[each.adapter] + str(prompt_ids(loaded, each, None))] = [answer.text, answer.tokens, answer.finish]
+    (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
+    lines: list[dict[str, Any]] = []
+    engine, call = vllm.Served(), Call(1, GenerateBatch(batch="b", columns=SERVED[:2]), lines.append)
+    try:
+        engine.follow(loaded, {}, None, lambda: None)
+        started = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
+        assert started[started.index("--max-loras") + 1] == "8"
+        engine.follow(loaded, {"adapter": str(trained.adapter)}, None, lambda: None)
+        assert json.loads((tmp_path / "words.json").read_text(encoding="utf-8")) == started, "no new server for it"
+        for late in SERVED[2:]:
+            call.joining.put(late)
+        engine.answer_call(loaded, call)
+        ended = {line["position"]: line["answer"] for line in lines if line["kind"] == "ended"}
+        for at, each in enumerate(SERVED):
+            settings = greedy(loaded, vllm.PROVED_TOKENS)
+            (ours,) = generate(loaded, [Column(each.adapter, each.messages)], settings, stop_strings=each.stop)
+            assert (ended[at]["text"], ended[at]["finish"]) == (ours.text, ours.finish), at
+            assert each.stop or ended[at]["tokens"] == ours.tokens
+            pieces = [line["texts"][0] for line in lines if line["kind"] == "piece" and line["positions"] == [at]]
+            assert "".join(pieces) == ours.text
+        assert ended[3]["finish"] == "stop_string"
+        # A changed adapter is loaded anew under another name, and one that vLLM answers otherwise with ends it all.
+        engine.follow(loaded, {}, None, lambda: None)
+        told = json.loads((tmp_path / "loras.json").read_text(encoding="utf-8"))
+        assert told == [["load", "adapter1"], ["unload", "adapter1"]]
+        server[str(trained.adapter) + str(prompt_ids(loaded, asked[len(prompts)], None))][0] = "Something else."
+        (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
+        with pytest.raises(StudioError, match=r"adapter says 'Something else\.' instead of"):
+            engine.follow(loaded, {"adapter": str(trained.adapter)}, None, lambda: None)
+        port = started[started.index("--port") + 1]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+    finally:
+        engine.close()
+
+
+def test_a_client_that_leaves_ends_its_answer_at_vllm(
+    loaded: LoadedModel, server: dict[str, Any], tmp_path: Path
+) -> None:
+    port = vllm.free_port()
+    server["base" + str(prompt_ids(loaded, Column(None, SERVED[0].messages), None))] = ["endless", 1, "endless"]
+    (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
+    words = ["vllm", "serve", "x", "--host", "127.0.0.1", "--port", str(port)]
+    with vllm.serving(words, port, lambda: None) as running:
+        pieces: list[str] = []
+        answer = running.answer(
+            loaded,
+            batch_prompt(SERVED[0]),
+            on_piece=lambda text, tokens: pieces.append(text),
+            stop=lambda: len(pieces) > 2,
+        )
+        assert (answer.finish, answer.tokens) == ("stopped", 3)
+        with pytest.raises(StudioError, match=r"vLLM refuses: The model .adapter. does not exist"):
+            running.answer(loaded, batch_prompt(SERVED[0].model_copy(update={"adapter": "adapter"})))
+    for wrong in (["--lora-modules", "a=b=c"], ["--max-lora-rank", "7"], ["--max-lora", "8"], ["--no-such"]):
+        with pytest.raises(StudioError, match=r"vLLM ended"), vllm.serving([*words, *wrong], port, lambda: None):
+            pass

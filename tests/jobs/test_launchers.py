@@ -25,7 +25,7 @@ HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "gradio")
 OWN = ("psutil.Process()",)  # what this process itself takes
 ELSEWHERE = {  # no job's worker: programs that end before their starter does, as the renderer of rows and vLLM do
     "data/render_process.py",
-    "engine/evaluate/vllm.py",
+    "engine/chat/vllm.py",
     "engine/export/gguf.py",
     "demo/__main__.py",
 }

@@ -91,5 +91,5 @@ def test_a_set_of_prompts_is_read_as_a_table_and_stays_over_a_reload(act: Chat) 
         assert cell in table
     assert "Download CSV" in table
     assert prompt_sets.drawn(*prompt_sets.kept_rows(act, WHO)) == table
-    questions = [params["columns"][0]["messages"] for method, params in act.studio.chat.asked if method == "generate"]
-    assert [[message["content"] for message in asked] for asked in questions] == [["One?"], ["<b>"]]
+    (columns,) = [params["columns"] for method, params in act.studio.chat.asked if method == "generate_batch"]
+    assert [column["messages"][-1]["content"] for column in columns] == ["One?", "One?", "<b>", "<b>"]

@@ -7,6 +7,7 @@ import pytest
 
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import Choice, select_models
+from lora_studio.jobs import queue
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
 from lora_studio.models.hardware import cpu
 from lora_studio.ui.chat import markup
@@ -22,22 +23,22 @@ def choice(tmp_path: Path) -> Choice:
 
 
 def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice) -> None:
-    holders = arbiter.holders("Long one", "the chat (demo)")
+    holders = queue.holders("Long one", "the chat (demo)")
     shown = markup.memory(LOADED, [choice], holders, "demo")
     assert "<span>demo + A · 11 MB</span>" in shown
     assert "cpu, float32" in shown
     assert "used by the run Long one and the chat (demo): they share its memory and speed." in shown
     assert 'data-act="unload"' in shown
     assert 'data-act="load"' not in shown
-    unloaded = markup.memory(None, [choice], arbiter.holders(None, None), "")
+    unloaded = markup.memory(None, [choice], queue.holders(None, None), "")
     assert "Not loaded" in unloaded
     assert 'data-act="load"' in unloaded
     assert 'data-act="unload"' not in unloaded
     others = markup.memory(None, [choice], "", "qwen")
     assert "qwen in memory for other columns" in others
     assert 'data-act="unload"' in others
-    assert arbiter.holders(None, None) == "No job uses the device."
-    assert arbiter.holders(None, None, exporting=True) == "The device is used by an export."
+    assert queue.holders(None, None) == "No job uses the device."
+    assert queue.holders(None, None, exporting=True) == "The device is used by an export."
     apart = markup.memory_notes(LOADED.model_copy(update={"mixes": False}), holders)
     assert "those columns answer one after the other" in apart
     assert "Long one" in apart

@@ -78,6 +78,10 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     asked = params["columns"]
     question = asked[0]["messages"][-1]["content"]
     said = ["Rome" if column["adapter"] is None else "Arr" for column in asked]
+    if method == "generate_batch":
+        texts = [f"{word}, {column['messages'][-1]['content']}" for word, column in zip(said, asked, strict=True)]
+        ended = [{"kind": "ended", "position": at, "answer": {"text": text, **ANSWER}} for at, text in enumerate(texts)]
+        return [*ended, {"kind": "result"}]
     piece = {"kind": "piece", "texts": said, "tokens": [1] * len(asked)}
     if question == "fail at once":
         return [StudioError("No memory is left.", "Take a smaller model.")]

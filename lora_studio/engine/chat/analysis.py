@@ -91,6 +91,11 @@ class Call(Generic[M]):
     def answer(self, message: protocol.Message) -> None:
         self._write({**message.to_fields(), "id": self.number, "kind": protocol.kind_of(message)})
 
+    def check(self) -> None:
+        """Raises `StudioError` once the request is to be stopped."""
+        if self.stopped.is_set():
+            raise StudioError("Stopped before it started.", "Ask again at any time.")
+
     def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
         """Sends at most five messages a second, and always the first and last of a phase, with speed and time left."""
         now = time.monotonic()

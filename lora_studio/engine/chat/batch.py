@@ -52,6 +52,8 @@ from lora_studio.jobs.protocol import BatchColumn, ColumnAnswer, Ended, Generate
 
 RowPieces = Callable[[list[int], list[str], list[int]], None]
 """Receives positions of requests with their new text and their number of tokens so far."""
+AT_ONCE = 16
+"""Rows of one batch; others wait until a row leaves its place."""
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """Layers of a cache that hold keys and values by token, and nothing else."""
 
@@ -193,31 +195,35 @@ def answer_columns(loaded: LoadedModel, call: Call[Generate]) -> Generated:
     return Generated(columns=[ColumnAnswer(**answer.to_dict()) for answer in answers])
 
 
+def batch_prompt(column: BatchColumn) -> BatchPrompt:
+    """A request of the protocol with its settings checked."""
+    settings = parse({"generation": column.settings}).generation
+    values = settings.model_dump(exclude={"stop_strings"})
+    return BatchPrompt(Column(column.adapter, column.messages), values, (*settings.stop_texts, *column.stop))
+
+
+def hand_end(call: Call[GenerateBatch], position: int, answer: Answer | StudioError) -> None:
+    """Sends how a request of a batch ended."""
+    if isinstance(answer, StudioError):
+        call.answer(Ended(position=position, message=answer.message, hint=answer.hint))
+    else:
+        call.answer(Ended(position=position, answer=ColumnAnswer(**answer.to_dict())))
+
+
 def answer_call(loaded: LoadedModel, call: Call[GenerateBatch]) -> None:
     """Answers the requests of a call and those that join it."""
-
-    def prompt(column: BatchColumn) -> BatchPrompt:
-        settings = parse({"generation": column.settings}).generation
-        values = settings.model_dump(exclude={"stop_strings"})
-        return BatchPrompt(Column(column.adapter, column.messages), values, (*settings.stop_texts, *column.stop))
 
     def hand_on(positions: list[int], texts: list[str], tokens: list[int]) -> None:
         call.answer(Piece(positions=positions, texts=texts, tokens=tokens))
 
-    def end(position: int, answer: Answer | StudioError) -> None:
-        if isinstance(answer, StudioError):
-            call.answer(Ended(position=position, message=answer.message, hint=answer.hint))
-        else:
-            call.answer(Ended(position=position, answer=ColumnAnswer(**answer.to_dict())))
-
     generate_batch(
         loaded,
-        [prompt(column) for column in call.message.columns],
+        [batch_prompt(column) for column in call.message.columns],
         on_pieces=hand_on,
-        on_end=end,
+        on_end=partial(hand_end, call),
         stop=call.stopped.is_set,
         stopped_columns=call.stopped_columns,
-        more=lambda: [prompt(call.joining.get()) for _ in range(call.joining.qsize())],
+        more=lambda: [batch_prompt(call.joining.get()) for _ in range(call.joining.qsize())],
     )
 
 
@@ -267,7 +273,7 @@ class _Batch:
         waiting = list(self._waiting)
         groups = self._loaded.groups([row.adapter for row in waiting])
         rows = [waiting[at] for at in next(group for group in groups if 0 in group)]
-        rows = [row for row in rows if row.static == rows[0].static]
+        rows = [row for row in rows if row.static == rows[0].static][:AT_ONCE]
         self._waiting = deque(row for row in waiting if row not in rows)
         settings = greedy(self._loaded, max(row.limit for row in rows), "static" if rows[0].static else "dynamic")
         self._run(rows, padded(self._loaded, [row.prompt for row in rows]), settings, self._stop, Streamer)
@@ -276,7 +282,7 @@ class _Batch:
         """Answers all that wait and come meanwhile, up to one that can't join: it is next."""
         work = _Part()
         while not self._stop():
-            fresh = self._next()
+            fresh = self._next(AT_ONCE - sum(not row.text.ended for row in work.rows))
             if fresh.rows and work.rows:
                 self._step(fresh, lambda: True)
             work = _merged([work, fresh], self._loaded.tokenizer.pad_token_id) if work.rows else fresh
@@ -285,10 +291,10 @@ class _Batch:
             self._step(work, partial(self._changes, work))
         self._end([row for row in work.rows if not row.text.ended])
 
-    def _next(self) -> _Part:
+    def _next(self, places: int) -> _Part:
         """Those that can join, in the order in which they came."""
-        rows = []
-        while self._waiting and self._joins(self._waiting[0]):
+        rows = list[_Row]()
+        while self._waiting and len(rows) < places and self._joins(self._waiting[0]):
             rows.append(self._waiting.popleft())
         rows.sort(key=lambda row: row.adapter or "")  # rows of one adapter together need no copies
         return _Part(rows, padded(self._loaded, [row.prompt for row in rows]) if rows else None)
@@ -296,8 +302,10 @@ class _Batch:
     def _changes(self, work: _Part) -> bool:
         """Whether the rows at work are to be put together anew: somebody waits to join, or half of them have ended."""
         self.take(self._more())
-        joining = bool(self._waiting) and self._joins(self._waiting[0])
-        return self._stop() or joining or 2 * sum(row.text.ended for row in work.rows) >= len(work.rows)
+        ended = sum(row.text.ended for row in work.rows)
+        place = len(work.rows) - ended < AT_ONCE
+        joining = place and bool(self._waiting) and self._joins(self._waiting[0])
+        return self._stop() or joining or 2 * ended >= len(work.rows)
 
     def _step(self, part: _Part, until: Callable[[], bool]) -> None:
         """Adds tokens to all rows of a part, at least one, until `until` returns true or all have ended."""
@@ -367,7 +375,7 @@ def joins(loaded: LoadedModel) -> bool:
     kinds = {rope.get("rope_type"), *(each.get("rope_type") for each in rope.values() if isinstance(each, dict))}
     own_positions = type(base)._prepare_position_ids_for_generation
     return (
-        "position_ids" in inspect.signature(base.forward).parameters
+        {"position_ids", "past_key_values"} <= inspect.signature(base.forward).parameters.keys()
         and all(type(layer) in JOINABLE for layer in DynamicCache(config=config).layers)
         and "chunked_attention" not in (getattr(config, "layer_types", None) or ())
         and not kinds & {"dynamic", "longrope"}

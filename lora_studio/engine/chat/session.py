@@ -25,6 +25,7 @@ from lora_studio.models.adapters import changed, fingerprint, read_card, togethe
 from lora_studio.models.hub import without_implicit_token
 
 if TYPE_CHECKING:
+    from lora_studio.engine.chat.vllm import Served
     from lora_studio.engine.models.multi_adapter import LoadedModel
 
 MAX_ADAPTERS = 8
@@ -54,6 +55,8 @@ class SessionWorker:
         self._loaded: LoadedModel | None = None
         self._loaded_for: tuple[Any, ...] = ()
         self._adapters: dict[str, tuple[str, int]] = {}
+        self._served: Served | None = None
+        self._refusals: dict[Any, StudioError] = {}
         data = DataAnalysis()
         self.methods: dict[type[protocol.Request[Any]], Callable[[Call[Any]], protocol.Result]] = {
             protocol.Inspect: data.inspect,
@@ -127,7 +130,7 @@ class SessionWorker:
         quantization = message.quantization or card.get("quantization") or "none"
         dtype = message.dtype or "auto"
         four_bit = card.get("four_bit") or {}
-        key = (base, revision, quantization, dtype, *four_bit.items())
+        key = (base, revision, quantization, dtype, message.engine, *four_bit.items())
         if self._loaded is None or (*key, fingerprint(base, revision)) != self._loaded_for:
             self._forget_model()
             call.progress("base", 0, 1)
@@ -145,6 +148,8 @@ class SessionWorker:
                 fingerprint(base, revision),
             )  # the load may have downloaded it
         self._load_adapters(call, folders)
+        if message.engine == protocol.VLLM:
+            self._serve(call, key, revision)
         notes += [note for adapter in cards if (note := changed(adapter, base, revision))]
         notes += [note for name in folders for note in self._loaded.notes[name]]
         return protocol.Loaded(
@@ -189,10 +194,32 @@ class SessionWorker:
 
     def generate_batch(self, call: Call[protocol.GenerateBatch]) -> protocol.Done:
         """Answers requests with settings of their own together, and those that join them; each ends by itself."""
-        from lora_studio.engine.chat import batch
+        if self._served is not None:
+            self._served.answer_call(self._model(), call)
+        else:
+            from lora_studio.engine.chat import batch
 
-        batch.answer_call(self._model(), call)
+            batch.answer_call(self._model(), call)
         return protocol.Done()
+
+    def _serve(self, call: Call[protocol.Load], key: tuple[Any, ...], revision: str | None) -> None:
+        """Lets vLLM answer for what is loaded. It is not tried again with what it was refused for: that takes
+        minutes."""
+        from lora_studio.engine.chat import vllm
+
+        what = (key, *sorted(self._adapters.items()))
+        if what in self._refusals:
+            raise self._refusals[what]
+        self._served = self._served or vllm.Served()
+        folders = {name: folder for name, (folder, _) in self._adapters.items()}
+        try:
+            with call.beating("vllm"):
+                self._served.follow(self._model(), folders, revision, call.check)
+        except StudioError as error:
+            if not call.stopped.is_set():
+                self._refusals[what] = error
+            self._forget_model()
+            raise
 
     def score(self, call: Call[protocol.Score]) -> protocol.Scored:
         """Scores a given answer token by token under base and adapters."""
@@ -226,7 +253,14 @@ class SessionWorker:
         self._forget_model()
         return protocol.Done()
 
+    def leave(self) -> None:
+        """Ends what would outlive this process."""
+        if self._served is not None:
+            self._served.close()
+
     def _forget_model(self) -> None:
+        self.leave()
+        self._served = None
         if self._loaded is not None:
             from lora_studio.engine.models.load import give_back_memory
 
@@ -237,8 +271,11 @@ class SessionWorker:
 class Inbox(threading.Thread):
     """Reads requests. Those that concern the running one are handled immediately; all others are queued in `calls`."""
 
-    def __init__(self, lines: TextIO, write: Callable[[JsonObject], None]) -> None:
+    def __init__(
+        self, lines: TextIO, write: Callable[[JsonObject], None], leave: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(name="requests", daemon=True)
+        self._leave = leave
         self.calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
         self._lines = lines
         self._write = write
@@ -260,6 +297,7 @@ class Inbox(threading.Thread):
             else:
                 self._latest = call
                 self.calls.put(call)
+        self._leave()
         os._exit(0)  # the parent is gone: free the memory at once
 
     def _tell_latest(self, message: protocol.Stop | protocol.StopColumn | protocol.JoinBatch) -> None:
@@ -322,11 +360,12 @@ def main() -> None:
                 answers.write(line)
                 answers.flush()
         except BrokenPipeError:
+            session.leave()
             os._exit(0)  # nobody reads any more
 
-    inbox = Inbox(os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8"), write)
-    inbox.start()
     session = SessionWorker()
+    inbox = Inbox(os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8"), write, session.leave)
+    inbox.start()
     go_first()
     fit = True
     while fit:
@@ -336,6 +375,7 @@ def main() -> None:
             session.warm_up_rest()
         else:
             fit = serve(session, call)
+    session.leave()
     os._exit(0)
 
 

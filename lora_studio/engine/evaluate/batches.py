@@ -12,15 +12,16 @@ import numpy as np
 
 from lora_studio.config.sections import Generation
 from lora_studio.engine.accelerator import Memory, device_kind, read_memory
+from lora_studio.engine.chat import vllm
 from lora_studio.engine.chat.generate import Column, Generating
-from lora_studio.engine.evaluate import vllm
 from lora_studio.engine.evaluate.answer import AskedRow, answer_batch, prompt_tokens
 from lora_studio.engine.evaluate.tasks import Task
 from lora_studio.engine.models.load import give_back_memory
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import StopSignal, is_out_of_memory
-from lora_studio.evaluate.job import TRANSFORMERS, VLLM, check_engine
+from lora_studio.evaluate.job import check_engine
 from lora_studio.files import JsonObject
+from lora_studio.jobs.protocol import TRANSFORMERS, VLLM
 from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.shape import Architecture, architecture
 from lora_studio.units import size

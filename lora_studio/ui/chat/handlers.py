@@ -15,12 +15,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from lora_studio.chat import arbiter, conversation, prompts
 from lora_studio.chat import choices as chat_choices
+from lora_studio.chat import conversation, prompts
 from lora_studio.chat.arbiter import Answer, Ready, Status, asker
 from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, select_models
 from lora_studio.chat.conversation import BASE, ChatState, plain
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
+from lora_studio.jobs import queue
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.models.accelerators import AUTO
@@ -209,7 +210,7 @@ class Chat:
         here = loaded if self.engine.holds(select_models(selected)) else None
         holder = f"the chat ({loaded.base})" if loaded else None
         run, evaluating, exporting = self.engine.run, *map(self.engine.works_beside, (EVALUATE, EXPORT))
-        holders = arbiter.holders(run, holder, evaluating, exporting)
+        holders = queue.holders(run, holder, evaluating, exporting)
         sharing = holders if loaded and (run or evaluating or exporting) else ""
         pill = markup.memory(here, selected, holders, loaded.base if loaded else "")
         return {p.status: pill, p.notes: markup.memory_notes(here, sharing)}

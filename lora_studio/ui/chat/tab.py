@@ -18,7 +18,7 @@ from lora_studio.chat.choices import FOLDER, MAX_ADAPTERS, select_models
 from lora_studio.chat.conversation import BASE, BlindTrial, ChatState, draft_key, plain
 from lora_studio.chat.prompts import Answered, examples_for
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
-from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
+from lora_studio.jobs.protocol import TRANSFORMERS, VLLM, BatchColumn, ColumnPrompt, Ended, Generated, Piece
 from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import markup, mixing
 from lora_studio.ui.chat.handlers import Chat, Click, Parts
@@ -26,6 +26,12 @@ from lora_studio.ui.components import QUIET, EventOptions, Shared, Updates, Wish
 from lora_studio.ui.studio import Studio
 
 OWN_SAMPLING = "as set below"
+ENGINE = "chat-engine"
+"""The draft that holds the engine of prompt sets and programs."""
+ENGINE_WORDS = (
+    "vLLM starts with the next prompt set or request, which takes minutes. It takes the place of the chat's model on "
+    "the GPU; the next question in the chat loads that again."
+)
 FIRST_SECONDS = 3
 """Between two looks of a chat without adapters for a first one."""
 
@@ -174,6 +180,7 @@ def build_prompt_sets(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
     with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
         lines_box, message = _saved_sets(act, who)
+        _build_engine(act, message)
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Run prompt set", scale=0, size="sm")
             stop = gr.Button("Stop", scale=0, size="sm", visible=False)
@@ -203,6 +210,26 @@ def build_prompt_sets(act: Chat, who: gr.State) -> None:
     stop.click(act.stop, who, [act.parts.send, act.parts.stop], queue=False, **QUIET)
     table.click(download, who, place, **QUIET)
     who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
+
+
+def _build_engine(act: Chat, message: gr.HTML) -> None:
+    """Draws and wires the choice of what answers prompt sets and programs; one for all, since it holds the device."""
+    workspace = act.studio.workspace
+    if (remembered := workspace.read_draft(ENGINE)) in (TRANSFORMERS, VLLM):
+        act.engine.batch_engine = str(remembered)
+    info = "Answers prompt sets and /v1. vllm is faster with many requests. It needs a GPU and vLLM."
+    box = gr.Dropdown([TRANSFORMERS, VLLM], value=act.engine.batch_engine, label="Engine", info=info)
+
+    def choose(engine: str) -> tuple[Any, str]:
+        try:
+            workspace.policy.check_may("choose the engine of prompt sets and /v1")
+            act.engine.choose_engine(engine)
+        except StudioError as error:
+            return gr.Dropdown(value=act.engine.batch_engine), html.problem(error)
+        workspace.write_draft(ENGINE, engine)
+        return gr.skip(), html.notice(ENGINE_WORDS, kind="info") if engine == VLLM else ""
+
+    box.input(choose, box, [box, message], **QUIET)
 
 
 def _saved_sets(act: Chat, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
@@ -244,38 +271,48 @@ def _saved_sets(act: Chat, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
 def asked(
     act: Chat, who: str, prompts: Sequence[str], system: str, sampling: Sequence[Any]
 ) -> Iterator[tuple[str, str]]:
-    """Asks one prompt after the other; yields words on how far it is, and the table so far."""
+    """Asks all prompts at once; yields words on how far it is, and the table of those that all columns answered."""
     _, adapters, _ = act.followed(who)
     selected = adapters.chosen
     names = [BASE, *(choice.value for choice in selected)]
     titles = [adapters.titles[name] for name in names]
     settings = plain(form.sampling(sampling))
     opening = [{"role": "system", "content": system}] if system.strip() else []
+    conversations = [[*opening, {"role": "user", "content": prompt}] for prompt in prompts]
+    columns = [
+        BatchColumn(adapter=None if name == BASE else name, messages=messages, settings=settings)
+        for messages in conversations
+        for name in names
+    ]
+    answers: dict[int, str] = {}
     rows: list[Answered] = []
     stopped = False
-    for prompt in prompts:
-        yield html.progress("Prompts", len(rows), len(prompts)), drawn(titles, rows)
-        messages = [*opening, {"role": "user", "content": prompt}]
-        columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in names]
-        with contextlib.closing(
-            act.engine.answer(act.asker(who), select_models(selected), columns, settings)
-        ) as answers:
-            for answer in answers:
-                if isinstance(answer, Status):
-                    yield markup.status(answer), drawn(titles, rows)
-                elif isinstance(answer, Generated):
-                    rows.append(Answered(prompt, tuple(column.text for column in answer.columns)))
-                    stopped = any(column.finish == "stopped" for column in answer.columns)
-        act.studio.workspace.write_draft(
-            f"chat-prompts-{draft_key(who)}", {"columns": titles, "rows": [[row.prompt, *row.answers] for row in rows]}
-        )
-        if stopped:
-            break
+    yield html.progress("Prompts", 0, len(prompts)), ""
+    with contextlib.closing(act.engine.answer_all(act.asker(who), select_models(selected), columns)) as ended:
+        for answer in ended:
+            if isinstance(answer, Status):
+                yield markup.status(answer), drawn(titles, rows)
+            elif isinstance(answer, Ended):
+                if answer.answer is None:
+                    raise StudioError(answer.message, answer.hint)
+                stopped = stopped or answer.answer.finish == "stopped"
+                answers |= {} if answer.answer.finish == "stopped" else {answer.position: answer.answer.text}
+                places = [range(at * len(names), (at + 1) * len(names)) for at in range(len(prompts))]
+                whole = [(at, row) for at, row in enumerate(places) if all(place in answers for place in row)]
+                if len(whole) > len(rows):
+                    rows = [Answered(prompts[at], tuple(answers[place] for place in row)) for at, row in whole]
+                    _keep_rows(act, who, titles, rows)
+                    yield html.progress("Prompts", len(rows), len(prompts)), drawn(titles, rows)
     words = f"{html.count(len(rows), 'prompt')} answered by {html.count(len(names), 'column')}."
     yield (
         html.notice("Stopped. " + words if stopped else words, kind="info" if stopped else "good"),
         drawn(titles, rows),
     )
+
+
+def _keep_rows(act: Chat, who: str, titles: Sequence[str], rows: Sequence[Answered]) -> None:
+    table = {"columns": list(titles), "rows": [[row.prompt, *row.answers] for row in rows]}
+    act.studio.workspace.write_draft(f"chat-prompts-{draft_key(who)}", table)
 
 
 def kept_rows(act: Chat, who: str) -> tuple[list[str], list[Answered]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
 from lora_studio.config.compute import AUTO, LOCAL
 from lora_studio.errors import LINE, StudioError, check_length
@@ -26,6 +25,7 @@ from lora_studio.evaluate.job import (
 )
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import BENCHMARK, TRAIN, ending_words
+from lora_studio.jobs.queue import shortage
 from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.components import QUIET, Shared, Wish
@@ -310,7 +310,7 @@ def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
         return ""
     smaller = "lower the batch size, " if button == "Evaluate" else ""
     return html.notice(
-        arbiter.shortage(verdict, studio.engine.run),
+        shortage(verdict, studio.engine.run),
         f"It may fail or slow down other jobs. Wait, {smaller}or press {button} again to start anyway.",
         "warning",
     )
