@@ -150,6 +150,7 @@ class SessionWorker:
         self._load_adapters(call, folders)
         if message.engine == protocol.VLLM:
             self._serve(call, key, revision)
+            notes.append("vLLM answers. Its greedy answers to 20 prompts are those of transformers.")
         notes += [note for adapter in cards if (note := changed(adapter, base, revision))]
         notes += [note for name in folders for note in self._loaded.notes[name]]
         return protocol.Loaded(
