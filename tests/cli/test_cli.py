@@ -515,7 +515,8 @@ def test_times_and_tables_read_well() -> None:
 @pytest.mark.slow
 def test_train_inspect_and_chat_work_end_to_end_and_print_json(workspace: Workspace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
-    trained = last_json(terminal("train", "demo", "--json", "--training.max_steps", "4", check=True).stdout)
+    small = ("--training.max_steps", "4", "--data.max_samples", "40", "--evaluation.gen_eval_samples", "1")
+    trained = last_json(terminal("train", "demo", "--json", *small, check=True).stdout)
     assert (trained["state"], trained["steps"]) == ("done", 4)
     assert set(trained) >= {"run", "state", "steps", "train_loss", "eval_loss", "adapter"}
     assert Path(trained["adapter"], "adapter_model.safetensors").is_file()
