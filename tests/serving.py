@@ -56,7 +56,7 @@ class Server:
         while time.monotonic() < end:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                urllib.request.urlopen(self.url, timeout=2).close()
+                urllib.request.urlopen(self.url, timeout=START_SECONDS).close()  # a busy server answers every try
                 return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.1)
