@@ -250,7 +250,7 @@ def test_the_main_job_from_upload_to_two_different_answers(
     expect(page.locator("#set-training-learning_rate .field-error")).to_contain_text("number", timeout=PATIENCE)
     assert not workspace.runs()
     rate.fill("1e-3")
-    set_epochs(page, 2)
+    set_epochs(page, 4)
     expect(page.locator("#set-training-learning_rate .field-error")).to_have_count(0, timeout=PATIENCE)
     page.locator("#start").dblclick()
 
