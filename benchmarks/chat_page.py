@@ -105,7 +105,7 @@ def chat_of(workspace: Workspace, tokens: int) -> Chat:
     player: Any = Player(tokens)
     supervisor = Supervisor(workspace)
     with gr.Blocks():
-        chat = Chat(Studio(workspace, supervisor, player, player), tab.draw())
+        chat = Chat(Studio(workspace, supervisor, player, player), tab.draw()[0])
     chat.keep(WHO, ChatState(adapters=[supervisor.runs()[0].id]))
     return chat
 

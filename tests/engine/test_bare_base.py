@@ -15,7 +15,7 @@ from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, l
 from lora_studio.jobs.events import QuestionsAsked, StepLogged, fold
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, build_tokenizer, events, run_worker
-from tests.engine.test_generate import LONGEST, QUESTIONS, alone, ask
+from tests.engine.test_generate import LONGEST, QUESTIONS, alone_with, ask
 
 pytestmark = pytest.mark.slow
 QUICK: dict[str, Any] = {
@@ -81,10 +81,10 @@ def test_each_column_of_the_chat_says_what_its_model_says_alone(
     loaded: LoadedModel, runs: dict[str, RunFolder], biased: Path
 ) -> None:
     question, tokenizer = QUESTIONS[0], AutoTokenizer.from_pretrained(runs["plain"].adapter)
-    expected = [alone(AutoModelForCausalLM.from_pretrained(biased), tokenizer, question)]
+    expected = [alone_with(AutoModelForCausalLM.from_pretrained(biased), tokenizer, question)]
     for run in runs.values():
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(biased), run.adapter)
-        expected.append(alone(model, tokenizer, question))
+        expected.append(alone_with(model, tokenizer, question))
     columns = [Column(name, ask(question)) for name in (None, *runs)]
     for order in (columns, columns[::-1]):
         answers = generate(loaded, order, greedy(loaded, LONGEST))
