@@ -129,7 +129,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "chat",
-        ("--rounds", "5"),
+        ("--rounds", "3"),
         ("--rounds", "1", "--tokens", "4", "--prompt", "8", "--model", "demo"),
         330,
         (

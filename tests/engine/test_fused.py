@@ -135,6 +135,13 @@ def test_scores_and_their_gradients_are_those_of_trl(
     torch.testing.assert_close(scored(fused.LogProbs.apply), scored(ChunkedLogProbFunction.apply), rtol=1e-4, atol=1e-5)
 
 
+def test_of_words_that_are_equally_likely_the_first_counts_as_the_likeliest() -> None:
+    hidden, weight = torch.eye(3), torch.tensor([[1.0, 0.0, 2.0], [1.0, 5.0, 2.0], [0.0, 0.0, 2.0]])
+    for targets in ([0, 1, 0], [1, 1, 1], [2, 0, 2]):
+        arguments = (hidden, weight, None, torch.tensor(targets), 1.0, 16, None, 1.0, ("log_probs", "is_top1"))
+        assert fused.LogProbs.apply(*arguments)[4].tolist() == ChunkedLogProbFunction.apply(*arguments)[4].tolist()
+
+
 def test_more_scores_than_are_held_at_once_are_computed_by_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     loss, gradients = _step(_fused(_model()), fused_lm_head=True)
     monkeypatch.setattr(fused, "MAX_SCORES", 6 * 40 - 1)  # six trained tokens, forty words

@@ -62,14 +62,33 @@ class LogProbs:
             logits = softcap * torch.tanh(logits / softcap)
         if temperature != 1.0:
             logits = logits / temperature
-        scores = logits.log_softmax(-1)
+        picked, scores, likely = TargetScores.apply(logits, targets)
         with torch.no_grad():
-            likely = scores.exp() if {"entropy", "log_sum_sq_probs"} & set(outputs) else scores
             entropy = -torch.linalg.vecdot(likely, scores) if "entropy" in outputs else None
             squares = torch.linalg.vecdot(likely, likely).log() if "log_sum_sq_probs" in outputs else None
             means = logits.mean(-1) if "mean_logits" in outputs else None
             top = scores.argmax(-1) == targets if "is_top1" in outputs else None
-        return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy, squares, means, top
+        return picked, entropy, squares, means, top
+
+
+class TargetScores(torch.autograd.Function):
+    """The log-probabilities of `targets` (tokens,) under `logits` (tokens, words), and of all words, which have no
+    gradient, with their exponentials: the backward pass needs these, and so does the entropy."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scores = logits.log_softmax(-1)
+        likely = scores.exp()
+        ctx.save_for_backward(likely, targets)
+        ctx.mark_non_differentiable(scores, likely)
+        ctx.set_materialize_grads(False)
+        return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1), scores, likely
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        likely, targets = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        return (likely * -gradient).scatter_add_(-1, targets.unsqueeze(-1), gradient), None
 
 
 class LoraProduct(torch.autograd.Function):
