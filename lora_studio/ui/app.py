@@ -62,6 +62,7 @@ WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 def page(studio: Studio) -> gr.Blocks:
     """The whole page, wired and ready to be served."""
     cleared = (CLEAR_EVERY, int(CLEARED_SECONDS) - CLEAR_EVERY)  # Gradio's copies of uploads: we made our own
+    gradio_patches.read_signatures_once()
     with (
         gradio_patches.without_app(),
         gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True, delete_cache=cleared) as demo,

@@ -4,14 +4,16 @@ Imported before Gradio is, so it imports nothing of it.
 """
 
 import hashlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import Request
@@ -116,6 +118,19 @@ def without_app() -> Iterator[None]:
         yield
     finally:
         app.create_app, blocks.get_config_file = create, describe
+
+
+def read_signatures_once() -> None:
+    """Lets Gradio remember the parameters of its components, which it inspects anew for every change of one.
+
+    An event that changes a form makes each of its components again and describes it twice: a third of the CPU time of
+    an upload, which changes the whole form for the data.
+    """
+    remembered = SimpleNamespace(**vars(inspect))
+    remembered.signature = lru_cache(maxsize=1024)(inspect.signature)
+    remembered.getfullargspec = lru_cache(maxsize=1024)(inspect.getfullargspec)
+    for name in ("gradio.blocks", "gradio.component_meta"):
+        sys.modules[name].inspect = remembered  # type: ignore[attr-defined]
 
 
 def look_less_often(demo: "Blocks") -> None:

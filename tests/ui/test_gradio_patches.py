@@ -1,5 +1,6 @@
 """What the page changes in Gradio: true for one version, and still where it is looked for."""
 
+import inspect
 import os
 from collections import deque
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from gradio import blocks, component_meta
 from gradio.routes import App
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -113,3 +115,19 @@ def test_a_space_is_hidden_from_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYSTEM", "spaces")
     gradio_patches.wait_for_no_code()
     assert "SYSTEM" not in os.environ
+
+
+def test_the_parameters_of_a_component_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (blocks, component_meta):
+        monkeypatch.setattr(module, "inspect", inspect)  # and what is patched is put back
+    gradio_patches.read_signatures_once()
+    read = blocks.inspect.signature
+    assert read(gr.Dropdown.__init__) == inspect.signature(gr.Dropdown.__init__)
+    before = read.cache_info()
+    assert gr.Dropdown(["a"], label="Which").get_config()["label"] == "Which"
+    after = read.cache_info()
+    assert (after.misses, after.hits > before.hits) == (before.misses, True)
+    described = component_meta.inspect.getfullargspec.cache_info()
+    gr.Dropdown(["a"])
+    assert component_meta.inspect.getfullargspec.cache_info().misses == described.misses
+    assert component_meta.inspect.getfullargspec.cache_info().hits > described.hits

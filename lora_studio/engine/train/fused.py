@@ -29,9 +29,9 @@ def fuse(model: PeftModel) -> None:
     ours = FunctionType(theirs.__code__, names, theirs.__name__, theirs.__defaults__, theirs.__closure__)
     ours.__kwdefaults__ = theirs.__kwdefaults__
     base.forward = MethodType(functools.update_wrapper(ours, theirs), base)
-    for module in model.modules():
-        if type(module) is Linear:  # not those of quantized bases, which have a way of their own
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    layers: list[Any] = [module for module in model.modules() if type(module) is Linear]  # quantized ones are others
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)
 
 
 class LogProbs:
