@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ ON_A_SPACE = "SYSTEM"
 STUB_MODULE, STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
 ASSETS = "templates/frontend/assets"
 VALUE = "d.oninput?.(m())"
+SKIPPED = {"__type__": "update"}
+"""What `gr.skip()` gives, and what Gradio puts where a handler says nothing of an output."""
 KEYPRESS = "w(`keypress`,t,Z)"
 
 
@@ -131,6 +134,40 @@ def read_signatures_once() -> None:
     remembered.getfullargspec = lru_cache(maxsize=1024)(inspect.getfullargspec)
     for name in ("gradio.blocks", "gradio.component_meta"):
         sys.modules[name].inspect = remembered  # type: ignore[attr-defined]
+
+
+def leave_alone_what_is_skipped() -> None:
+    """Lets an event cost what it changes.
+
+    Gradio makes a component anew and describes it twice for every output of an event, those that the handler skips or
+    leaves out of its answer among them: of the ninety that an upload may change it changes twelve.
+    """
+    blocks = sys.modules["gradio.blocks"]
+    process = blocks.Blocks.postprocess_data
+    if process.__module__ == __name__:
+        return
+
+    async def postprocess_data(page: "Blocks", event: Any, answer: Any, state: Any) -> list[Any]:
+        if len(event.outputs) < 2 or event.is_validator_function:
+            return await process(page, event, answer, state)
+        if isinstance(answer, dict) and answer == SKIPPED:
+            answer = [SKIPPED] * len(event.outputs)
+        elif isinstance(answer, dict) and answer:
+            answer = blocks.convert_component_dict_to_list(list(event.outputs), answer)
+        if not isinstance(answer, list | tuple) or len(answer) != len(event.outputs):
+            return await process(page, event, answer, state)  # which says what is wrong with it
+        changed = [at for at, value in enumerate(answer) if not (isinstance(value, dict) and value == SKIPPED)]
+        output = [None if block.stateful else dict(SKIPPED) for block in event.outputs]
+        if changed:
+            part = copy(event)
+            part.outputs = [event.outputs[at] for at in changed]
+            values = [answer[at] for at in changed]
+            processed = await process(page, part, values if len(values) > 1 else values[0], state)
+            for at, value in zip(changed, processed, strict=True):
+                output[at] = value
+        return output
+
+    blocks.Blocks.postprocess_data = postprocess_data
 
 
 def look_less_often(demo: "Blocks") -> None:

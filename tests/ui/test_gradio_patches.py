@@ -1,5 +1,6 @@
 """What the page changes in Gradio: true for one version, and still where it is looked for."""
 
+import asyncio
 import inspect
 import os
 from collections import deque
@@ -131,3 +132,47 @@ def test_the_parameters_of_a_component_are_read_once(monkeypatch: pytest.MonkeyP
     gr.Dropdown(["a"])
     assert component_meta.inspect.getfullargspec.cache_info().misses == described.misses
     assert component_meta.inspect.getfullargspec.cache_info().hits > described.hits
+
+
+@pytest.mark.parametrize("answer", ["all", "some by component", "some in a list", "one", "skipped", "none"])
+def test_an_event_answers_as_before_and_makes_no_component_that_it_skips(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = blocks.Blocks.postprocess_data
+    monkeypatch.setattr(blocks.Blocks, "postprocess_data", process)  # and what is patched is put back
+    with gr.Blocks() as demo:
+        name, rows, choice, held = gr.Textbox(), gr.Number(), gr.Dropdown(["a"]), gr.State()
+        parts = [name, rows, choice, held]
+        answers: dict[str, Any] = {
+            "all": ["Ada", 3, gr.Dropdown(["b"], value="b"), {"kept": 1}],
+            "some by component": {rows: 4, choice: gr.Dropdown(visible=False)},
+            "some in a list": ("Ada", gr.skip(), gr.skip(), gr.skip()),
+            "one": {held: {"kept": 2}},
+            "skipped": gr.skip(),
+            "none": [gr.skip()] * 4,
+        }
+        demo.load(lambda: answers[answer], None, parts)
+    event = demo.fns[0]
+
+    def processed(process: Any) -> tuple[Any, set[int], Any]:
+        state = blocks.SessionState(demo)
+        output = asyncio.run(process(demo, event, answers[answer], state))
+        return output, set(state.blocks_config.blocks) - set(demo.default_config.blocks), state.state_data
+
+    monkeypatch.setattr(process, "__module__", "gradio.blocks")
+    gradio_patches.leave_alone_what_is_skipped()
+    ours = blocks.Blocks.postprocess_data
+    assert processed(ours) == processed(process)
+    made = []
+    monkeypatch.setattr(blocks.SessionState, "_update_config", lambda _state, key: made.append(key))
+    asyncio.run(ours(demo, event, answers[answer], blocks.SessionState(demo)))
+    assert made == ([choice._id] if answer in ("all", "some by component") else [])
+
+
+def test_the_only_output_of_an_event_is_skipped_as_gradio_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks.Blocks, "postprocess_data", blocks.Blocks.postprocess_data)
+    gradio_patches.leave_alone_what_is_skipped()
+    with gr.Blocks() as demo:
+        demo.load(gr.skip, None, gr.Textbox())
+    output = blocks.Blocks.postprocess_data(demo, demo.fns[0], gr.skip(), None)
+    assert asyncio.run(output) == [gradio_patches.SKIPPED]
