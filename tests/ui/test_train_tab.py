@@ -310,6 +310,28 @@ def test_a_notice_of_changes_outlives_a_reload_until_it_is_undone(workspace: Wor
     assert "256 → <b>999</b>" in words_of(handler("restore")())
 
 
+def test_what_fills_the_form_writes_the_fields_that_it_changes_alone(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+
+    def written(handed: dict[str, Any], raws: list[Any]) -> set[str]:
+        """Settings that get a value."""
+        updates = handler("use_data")((1.0, handed, "The Data tab"), "demo", *raws)
+        without = [
+            part for part, update in updates.items() if isinstance(update, gr.Dropdown) and not has_value(update)
+        ]
+        names = {getattr(part, "elem_id", "") for part in updates if part not in without}
+        return names & {form.element_id(path) for path in form.to_draft(raws)}
+
+    def has_value(update: gr.Dropdown) -> bool:
+        return "value" in update._constructor_args[0]
+
+    raws = demo_form(workspace)
+    assert written({"data.train_file": "technical"}, raws) == {"set-data-train_file"}
+    # What an event in between has filled is on its way to the page: this one says what it has instead.
+    form_draft.save_draft(workspace, "demo", form.overlay(raws, {"lora.r": 64}))
+    assert written({"data.max_length": 999}, raws) == {"set-data-max_length", "set-lora-r"}
+
+
 def test_a_preset_for_the_built_in_model_does_not_set_the_rate_of_another_model(workspace: Workspace) -> None:
     _, handler = page_of(workspace)
     handed = {"model.name": "my/4b", "data.train_file": "technical", "data.max_length": 700}

@@ -107,7 +107,7 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
         reported: ReportedProblems | None = None,
         lists: own.Lists = (),
     ) -> Updates:
-        filled = views.fill(view, studio, preset, raws, reported)
+        filled = views.fill(view, studio, preset, raws, reported, before[1])
         return filled | views.record_change(view, workspace, origin, before, (preset, raws), lists)
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> Updates:
@@ -115,7 +115,7 @@ def wire(view: TrainView, shared: Shared, studio: Studio) -> None:
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
     def renamed(preset: str | None, raws: Sequence[Any]) -> Updates:
-        return views.fill(view, studio, preset, raws) | views.keep_draft(view, workspace, (preset, raws))
+        return views.fill(view, studio, preset, raws, before=raws) | views.keep_draft(view, workspace, (preset, raws))
 
     whole = [view.preset, *view.form.widgets]
     of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]

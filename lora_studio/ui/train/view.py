@@ -4,7 +4,7 @@ The form outlives a reload: it is kept as it is typed, with what it was before t
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,10 +169,21 @@ def situation_of(studio: Studio, raws: Sequence[Any], planned: Plan | None) -> p
 
 
 def fill(
-    view: TrainView, studio: Studio, preset: str | None, raws: Sequence[Any], reported: ReportedProblems | None = None
+    view: TrainView,
+    studio: Studio,
+    preset: str | None,
+    raws: Sequence[Any],
+    reported: ReportedProblems | None = None,
+    before: Sequence[Any] | None = None,
 ) -> Updates:
-    """The whole form filled anew, with the models, files, devices and presets that are there now."""
+    """The whole form filled anew, with the models, files, devices and presets that are there now.
+
+    A field that holds its value already, by `before` (the page as the event sent it) and by the kept form, is not
+    written: something else may be being typed into it. The kept form tells what an event in between has filled.
+    """
     workspace = studio.workspace
+    kept = forms.read_draft(workspace)[1]
+    held = [before is not None and raw == old == now for raw, old, now in zip(raws, before or raws, kept, strict=True)]
     config = form_state.read(raws, workspace)
     available, files = presets(workspace), picker.data_choices(workspace)
     models = picker.model_choices(workspace, config if isinstance(config, Config) else None)
@@ -183,10 +194,12 @@ def fill(
         forms.DEVICE: picker.device_choices(),
         **dict.fromkeys(forms.FILES, files),
     }
-    updates = {
-        item.widget: _choices(choices[item.setting.path], raw) if item.setting.path in choices else raw
-        for item, raw in zip(view.form.fields, raws, strict=True)
-    }
+    updates: Updates = {}
+    for item, raw, stays in zip(view.form.fields, raws, held, strict=True):
+        if item.setting.path in choices:
+            updates[item.widget] = _choices(choices[item.setting.path], {} if stays else {"value": raw})
+        elif not stays:
+            updates[item.widget] = raw
     # Facts of the model and data before are not those of settings that are not valid.
     facts = {} if isinstance(config, Config) else {view.picker.model_facts: "", view.picker.data_facts: ""}
     return {
@@ -202,8 +215,8 @@ def fill(
     }
 
 
-def _choices(choices: Sequence[tuple[str, str]], value: Any) -> gr.Dropdown:
-    return gr.Dropdown(choices=list(choices), value=value, allow_custom_value=True)
+def _choices(choices: Sequence[tuple[str, str]], value: Mapping[str, Any]) -> gr.Dropdown:
+    return gr.Dropdown(choices=list(choices), allow_custom_value=True, **value)
 
 
 def look(
