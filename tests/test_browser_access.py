@@ -27,6 +27,9 @@ OPEN_FOLDS = """() => {
   for (const fold of document.querySelectorAll('.tabitem .label-wrap:not(.open)')) if (fold.offsetParent) fold.click();
   for (const fold of document.querySelectorAll('.tabitem details:not([open])')) if (fold.offsetParent) fold.open = true;
 }"""
+# Colours fade for as long as a busy machine takes; a frame has to pass until they begin to.
+AFTER_TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+COLOURS_STAND = "() => !document.getAnimations().some((one) => one instanceof CSSTransition)"
 SERIOUS = {"serious", "critical"}
 
 pytestmark = pytest.mark.slow
@@ -67,7 +70,8 @@ def test_axe_finds_nothing_serious(page: Page, tab: str) -> None:
     for name, size, dark, options in LOOKS:
         page.set_viewport_size(size)
         page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", dark)
-        page.wait_for_timeout(250)  # colours fade
+        page.evaluate(AFTER_TWO_FRAMES)
+        page.wait_for_function(COLOURS_STAND, timeout=PATIENCE)
         violations = Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
         findings += [
             f"{name}: {violation['id']} {node['target']} {node['html'][:160]}"

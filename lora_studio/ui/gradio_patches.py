@@ -70,7 +70,13 @@ TYPING = Script("Index-", {f",await E(),{VALUE}}}": "}", KEYPRESS: f"{KEYPRESS},
 
 Gradio's follows the keys that write a character: of what is pasted, cut or deleted no handler would hear.
 """
-SCRIPTS = (EVENTS, TYPING)
+PUSH = "for(let e of n)this.#p(e)"
+OPENING = Script("core-", {PUSH: "for(let e of n){await this.#m(e.id,e);this.#p(e)}"})
+"""Lets a field keep what is typed into it as soon as its tab is opened for the first time.
+
+Gradio's page draws the fields then, and one frame later fills them with what they were drawn with.
+"""
+SCRIPTS = (EVENTS, TYPING, OPENING)
 
 
 def leave_stubs_alone() -> None:

@@ -59,7 +59,9 @@ def test_events_that_show_no_progress_are_told_to_one_component_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "places"), [(gradio_patches.EVENTS, [1, 2]), (gradio_patches.TYPING, [1, 4])], ids=["events", "typing"]
+    ("script", "places"),
+    [(gradio_patches.EVENTS, [1, 2]), (gradio_patches.TYPING, [1, 4]), (gradio_patches.OPENING, [1])],
+    ids=["events", "typing", "opening"],
 )
 def test_the_page_gets_gradios_scripts_with_what_is_changed_alone(
     script: gradio_patches.Script, places: list[int]
