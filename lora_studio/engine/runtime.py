@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Generic, TypeVar
 
+from lora_studio.engine.guard import guarded as guarded
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import (

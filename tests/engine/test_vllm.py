@@ -140,7 +140,7 @@ SERVED = [
 def test_vllm_takes_the_place_of_the_model_and_follows_its_adapters(
     loaded: LoadedModel, trained: RunFolder, server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm, "device_kind", lambda: "cuda")
+    monkeypatch.setattr(vllm, "on_cpu", lambda: False)
     monkeypatch.setattr(vllm, "QUESTIONS", vllm.QUESTIONS[:3])
     names, prompts = (None, "adapter"), (*vllm.QUESTIONS, "One?", "Two?", "Three?", "Four?")
     asked = [Column(name, [{"role": "user", "content": text}]) for name in names for text in prompts]

@@ -1,7 +1,7 @@
 """Answers from vLLM: a server of its own for base and adapters, asked over HTTP on this machine alone.
 
 It gets the tokens of our prompts, so templates are ours. Before it answers anybody, its greedy answers to some prompts
-are compared with ours; if one differs, it is not used. `vllm serve` is a child of this process and ends with it.
+are compared with ours; if one differs, it is not used. `vllm serve` ends with this process (`engine.guard`).
 Arguments, routes and fields are those of vLLM 0.10 and later (`vllm/engine/arg_utils.py`,
 `vllm/entrypoints/openai/cli_args.py`, `completion/protocol.py` and `serve/lora`).
 """
@@ -22,17 +22,17 @@ import httpx
 from transformers import GenerationConfig
 
 from lora_studio.data.chat_templates import is_harmony
-from lora_studio.engine.accelerator import device_kind, read_memory
+from lora_studio.engine.accelerator import on_cpu, read_memory
 from lora_studio.engine.chat.analysis import Call
 from lora_studio.engine.chat.batch import BatchPrompt, batch_prompt, hand_end
 from lora_studio.engine.chat.generate import Answer, Column, Generating, end_ids, generate, greedy, opening, prompt_ids
+from lora_studio.engine.guard import guarded
 from lora_studio.engine.models.load import dtype_name, give_back_memory
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.job import check_engine
 from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import VLLM, GenerateBatch, Piece
-from lora_studio.models.accelerators import DEVICE_KINDS
 from lora_studio.models.adapter_files import max_rank, read_settings
 from lora_studio.units import shorten
 from lora_studio.workspace import model_source
@@ -46,7 +46,6 @@ AT_ONCE = 64
 """Requests under way; the server makes batches of them."""
 START_SECONDS = 900.0
 """Loading a model and compiling it takes minutes."""
-END_SECONDS = 15.0
 JOIN_SECONDS = 0.02
 """Between two looks for requests that join."""
 FREE_SHARE = 0.85
@@ -243,8 +242,7 @@ def serving(words: Sequence[str], port: int, check: Callable[[], None]) -> Itera
     `check` is called every second while it starts, and raises to leave. Its output goes where the worker's goes.
     """
     key = secrets.token_hex(16)
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, env={**os.environ, **ENVIRONMENT, "VLLM_API_KEY": key})
-    try:
+    with guarded(words, stdin=subprocess.DEVNULL, env={**os.environ, **ENVIRONMENT, "VLLM_API_KEY": key}) as child:
         server, end = VllmServer(port, key), time.monotonic() + START_SECONDS
         while not server.is_up():
             check()
@@ -253,13 +251,6 @@ def serving(words: Sequence[str], port: int, check: Callable[[], None]) -> Itera
                 raise StudioError(f"vLLM {how}.", f"The end of the log says why. {HINT}")
             time.sleep(0.2)
         yield server
-    finally:
-        child.terminate()
-        try:
-            child.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 def check_equal(
@@ -348,7 +339,7 @@ class Served:
         Raises `StudioError` for what vLLM can't do and for answers that differ; then it has ended.
         """
         try:
-            check_engine(VLLM, gpu=DEVICE_KINDS[device_kind()].is_gpu)
+            check_engine(VLLM, gpu=not on_cpu())
             rank = check_columns(loaded, {BASE: "", **folders})
             gone = [name for name, folder in self._folders.items() if folders.get(name) != folder]
             fresh = [name for name in folders if name in gone or name not in self._folders]

@@ -29,7 +29,7 @@ from lora_studio.engine.export.archive import rewritten
 from lora_studio.engine.export.context import ExportContext, ExportResult, copy_files, try_adapter
 from lora_studio.engine.models.source import adapter_tokenizer, load_tokenizer
 from lora_studio.engine.models.weights import known_tokens
-from lora_studio.engine.runtime import EventLog
+from lora_studio.engine.runtime import EventLog, guarded
 from lora_studio.errors import StudioError
 from lora_studio.export.ollama import ADAPTED_BY_OLLAMA, GoTemplate, carried_by_quotes, modelfile, stop_texts, to_go
 from lora_studio.export.targets import (
@@ -73,28 +73,24 @@ def run_program(command: Sequence[str], log: EventLog, noun: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name.upper())}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # all they need lies before them
     words: deque[str] = deque(maxlen=_LAST_LINES)
-    try:
-        child = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-        )
-    except OSError as error:
-        raise StudioError(f"{Path(command[0]).name} cannot be started: {error}", "Check LLAMA_CPP_DIR.") from error
     began = False
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
-        assert child.stdout is not None
-        for line in _lines(child.stdout):
-            progress = progress_of(line)
-            if progress is None:
-                print(line, flush=True)
-                words.append(line)
-                continue
-            if not began:
-                began = True
-                log.phase("convert", progress[1], "percent" if progress[1] == 100 else "tensors")
-            log.progress(*progress)
-        code = child.wait()
-    finally:
-        _end(child)
+        with guarded(command, patience=PATIENCE, env=environment, **pipes) as child:
+            assert child.stdout is not None
+            for line in _lines(child.stdout):
+                progress = progress_of(line)
+                if progress is None:
+                    print(line, flush=True)
+                    words.append(line)
+                    continue
+                if not began:
+                    began = True
+                    log.phase("convert", progress[1], "percent" if progress[1] == 100 else "tensors")
+                log.progress(*progress)
+            code = child.wait()
+    except FileNotFoundError as error:
+        raise StudioError(f"{Path(command[0]).name} cannot be started: {error}", "Check LLAMA_CPP_DIR.") from error
     if code:
         message = next((line for line in reversed(words) if line.strip()), "no message")
         raise StudioError(f"{noun} failed (exit code {code}): {message.strip()[:300]}", _hint(message))
@@ -131,19 +127,6 @@ def _lines(output: IO[bytes]) -> Iterator[str]:
         yield from (line.decode("utf-8", "replace") for line in whole if line)
     if buffer:
         yield buffer.decode("utf-8", "replace")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Terminates a running program, and kills it if it does not react."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
 
 
 MODEL, COMMANDS = "model", "commands.txt"

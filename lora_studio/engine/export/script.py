@@ -24,7 +24,7 @@ from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import train_script
 from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
 from lora_studio.engine.models.source import auto_class, load_tokenizer, read_config, without_weights
-from lora_studio.engine.runtime import data_progress
+from lora_studio.engine.runtime import data_progress, guarded
 from lora_studio.engine.train.settings import (
     SCHEDULE,
     TrainerArguments,
@@ -309,13 +309,16 @@ def try_script(work: ExportContext, state: RunState, config: Config, warmup: int
     if config.model.name != DEMO_MODEL:  # what others call the base may not be on this machine
         command += ["--base", model_source(config.model.name)]
     try:
-        done = subprocess.run(command, cwd=work.out, capture_output=True, text=True, timeout=TRIAL_SECONDS)
+        with guarded(
+            command, cwd=work.out, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as child:
+            words = child.communicate(timeout=TRIAL_SECONDS)[1]
     except subprocess.TimeoutExpired:
         shutil.rmtree(place, ignore_errors=True)
         return f"Not tested to the end: {last} steps take more than {TRIAL_SECONDS // 60} minutes here.", None
     shutil.rmtree(work.out / "__pycache__", ignore_errors=True)
-    if done.returncode:
-        raise StudioError(f"The script fails: {done.stderr.strip()[-300:]}", "This is a bug. Please report it.")
+    if child.returncode:
+        raise StudioError(f"The script fails: {words.strip()[-300:]}", "This is a bug. Please report it.")
     history = json.loads((place / "history.json").read_text(encoding="utf-8"))
     tensors = same_tensors(work.adapter, place / "adapter")
     shutil.rmtree(place)
