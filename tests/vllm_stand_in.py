@@ -17,7 +17,7 @@ from typing import Any
 FOLDER = Path(sys.argv[1])
 FIELDS = {
     *("model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty"),
-    *("stop", "stop_token_ids", "stream", "stream_options"),
+    *("stop", "stop_token_ids", "stream", "stream_options", "return_token_ids"),
 }
 RANKS = [1, 8, 16, 32, 64, 128, 256, 320, 512]
 DTYPES = ["auto", "half", "float16", "bfloat16", "float", "float32"]
@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--revision")
     parser.add_argument("--generation-config", default="auto")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--max-loras", type=int, default=1)
     parser.add_argument("--max-lora-rank", type=int, choices=RANKS, default=16)
@@ -100,7 +101,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         at_start = self.given.lora_modules.get(model) is not None
         who = model if model in self.given.served_model_name or at_start else self.loras[model]
         answers = json.loads((FOLDER / "answers.json").read_text())
-        text, tokens, finish = answers[who + str(body["prompt"])]
+        text, tokens, finish, *ids = answers[who + str(body["prompt"])]
+        longest = self.given.max_model_len
+        if longest is not None and len(body["prompt"]) + body["max_tokens"] > longest:
+            return self.refuse(400, f"This model's maximum context length is {longest} tokens.")
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -108,15 +112,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         text, reason = (text[:stop], body["stop"][0]) if stop is not None else (text, None)
         try:
             for count in range(1, 10_000 if finish == "endless" else 2):
-                self.event(text, count if finish == "endless" else tokens, None, None)
+                self.event(text, count if finish == "endless" else tokens, None, None, *ids)
                 time.sleep(0.01)
             self.event("", tokens, "length" if finish == "length" and reason is None else "stop", reason)
             self.wfile.write(b"data: [DONE]\n\n")
         except (BrokenPipeError, ConnectionResetError):
             return
 
-    def event(self, text: str, tokens: int, finish: str | None, reason: str | None) -> None:
+    def event(self, text: str, tokens: int, finish: str | None, reason: str | None, ids: Any = None) -> None:
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish, "stop_reason": reason}
+        choice["token_ids"] = ids
         chunk = {"choices": [choice], "usage": {"completion_tokens": tokens}}
         self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
 

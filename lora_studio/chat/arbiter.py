@@ -48,7 +48,12 @@ from lora_studio.models.hardware import Device, environment_of
 from lora_studio.models.memory import MemoryVerdict, model_bytes
 from lora_studio.units import duration, size
 
-LOADING = {"base": "Loading base model", "adapters": "Loading adapters", "vllm": "Starting vLLM"}
+LOADING = {
+    "base": "Loading base model",
+    "adapters": "Loading adapters",
+    "vllm": "Starting vLLM",
+    "agreement": "Comparing the answers of vLLM and transformers",
+}
 WAIT_SECONDS = 0.4
 KEPT_SECONDS = 600.0
 """How long a base that was used on the page is not put out of memory for a program's request."""

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from lora_studio.models.hub import Charge
 
-PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
+PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "vllm", "answer", "measure")
 START_PHASES = ("start", "data", "model")
 """What comes before the first step, without downloads."""
 FINAL_STATES = ("done", "stopped", "failed")

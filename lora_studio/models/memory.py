@@ -558,8 +558,7 @@ def model_bytes(
     width = auto_width(device)
     weights = weight_bytes(model, quantization if model.stored == "none" else model.stored, width)
     learned = sum((folder / WEIGHTS_FILE).stat().st_size for folder in adapters)
-    cache = 2 * model.layers * model.kv_heads * model.head_size * width * tokens
-    return round(SPARE * (weights + cache)) + learned + DEVICE_KINDS[device].context
+    return round(SPARE * (weights + model.cache_bytes(width) * tokens)) + learned + DEVICE_KINDS[device].context
 
 
 def memory_verdict(

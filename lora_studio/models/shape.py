@@ -129,6 +129,10 @@ class Architecture:
         """Parameters of the output layer, where it is not the embeddings themselves."""
         return (0 if self.tied else self.embeddings) + (self.vocabulary if self.head_bias else 0)
 
+    def cache_bytes(self, width: int) -> int:
+        """A token's keys and values in all layers, of `width` bytes a number (transformers' `DynamicCache`)."""
+        return 2 * self.layers * self.kv_heads * self.head_size * width
+
     @property
     def head_norms(self) -> bool:
         """Whether queries and keys are normed."""

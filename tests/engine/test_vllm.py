@@ -4,17 +4,22 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from lora_studio.config.parsing import parse
-from lora_studio.engine.chat import vllm
+from lora_studio.engine.accelerator import Memory
+from lora_studio.engine.chat import agreement, vllm
 from lora_studio.engine.chat.analysis import Call
 from lora_studio.engine.chat.batch import batch_prompt
-from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.chat.generate import Answer, Column, generate, greedy, prompt_ids
 from lora_studio.engine.chat.vllm import check_columns
 from lora_studio.engine.evaluate import batches
 from lora_studio.engine.evaluate.answer import AskedFile, Voice, read_asked_file
@@ -37,6 +42,17 @@ def column(text: str, adapter: str | None = None, stop: Sequence[str] = (), **se
     )
 
 
+def answered(answer: Answer) -> list[Any]:
+    """An answer as the stand-in takes it."""
+    return [answer.text, answer.tokens, answer.finish, list(answer.ids)]
+
+
+def other_words(loaded: LoadedModel, text: str) -> list[Any]:
+    """An answer that the model would not give."""
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    return [text, len(ids), "length", ids]
+
+
 @pytest.fixture(scope="module")
 def loaded(base: Path, trained: RunFolder) -> LoadedModel:
     loaded = load_base(str(base))
@@ -57,7 +73,7 @@ def server(
     """A program called vllm that answers as our engine does; what is changed in the dictionary, it answers instead."""
     asked = [Column(adapter, row.asked[name].messages) for row in file.rows for name, adapter in COLUMNS.items()]
     answers = {
-        (column.adapter or "base") + str(prompt_ids(loaded, column, None)): [answer.text, answer.tokens, answer.finish]
+        (column.adapter or "base") + str(prompt_ids(loaded, column, None)): answered(answer)
         for column, answer in zip(asked, generate(loaded, asked, greedy(loaded, 12)), strict=True)
     }
     program = tmp_path / "vllm"
@@ -73,8 +89,8 @@ def evaluated(
     loaded: LoadedModel, file: AskedFile, trained: RunFolder, engine: str, told: list[str]
 ) -> list[dict[str, Any]]:
     folders = {"base": "", "adapter": str(trained.adapter)}
-    given = {"revision": None, "max_new_tokens": 12, "enable_thinking": None, "stop": StopSignal(), "tell": told.append}
-    with batches.answering_by(engine, loaded, file.rows, folders, **given) as ask:
+    given: dict[str, Any] = {"revision": None, "max_new_tokens": 12, "enable_thinking": None, "stop": StopSignal()}
+    with batches.answering_by(engine, loaded, file.rows, folders, tell=told.append, **given) as ask:
         size = batches.batch_size(loaded, file.rows, COLUMNS, SETTINGS, None, engine)
         done = batches.answer_in_batches(
             loaded, file.rows, COLUMNS, Task("text", ""), SETTINGS, batch_size=size, ask=ask
@@ -89,7 +105,7 @@ def test_rows_are_answered_by_vllm_where_its_answers_are_ours(
     told: list[str] = []
     ours = evaluated(loaded, file, trained, "transformers", told)
     assert evaluated(loaded, file, trained, "vllm", told) == ours
-    assert told == ["vLLM answers. Its answers to 12 prompts are those of transformers."]
+    assert told == ["vLLM answers. In its greedy answers to 12 prompts each token is that of transformers."]
     words = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
     assert words[:4] == ["serve", loaded.name, "--served-model-name", "base"]
     assert words[words.index("--host") + 1] == "127.0.0.1"
@@ -103,9 +119,9 @@ def test_a_server_that_answers_otherwise_is_refused_with_the_first_difference(
     loaded: LoadedModel, file: AskedFile, trained: RunFolder, server: dict[str, Any], tmp_path: Path
 ) -> None:
     column = Column("adapter", file.rows[1].asked["adapter"].messages)
-    server["adapter" + str(prompt_ids(loaded, column, None))][0] = "Something else."
+    server["adapter" + str(prompt_ids(loaded, column, None))] = other_words(loaded, "Something else.")
     (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
-    with pytest.raises(StudioError, match=r"to \"Paint .*adapter says 'Something else\.' instead of") as refused:
+    with pytest.raises(StudioError, match=r"to \"Paint .*adapter says '.+' instead of '") as refused:
         evaluated(loaded, file, trained, "vllm", [])
     assert refused.value.hint == "Set the engine to transformers."
 
@@ -146,15 +162,25 @@ def test_vllm_takes_the_place_of_the_model_and_follows_its_adapters(
     asked = [Column(name, [{"role": "user", "content": text}]) for name in names for text in prompts]
     served = {None: "base", "adapter": str(trained.adapter)}
     for each, answer in zip(asked, generate(loaded, asked, greedy(loaded, vllm.PROVED_TOKENS)), strict=True):
-        server[served[each.adapter] + str(prompt_ids(loaded, each, None))] = [answer.text, answer.tokens, answer.finish]
+        server[served[each.adapter] + str(prompt_ids(loaded, each, None))] = answered(answer)
     (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
     lines: list[dict[str, Any]] = []
     engine, call = vllm.Served(), Call(1, GenerateBatch(batch="b", columns=SERVED[:2]), lines.append)
     try:
-        engine.follow(loaded, {}, None, lambda: None)
+        phases: list[str] = []
+
+        def doing(phase: str) -> AbstractContextManager[None]:
+            phases.append(phase)
+            return nullcontext()
+
+        follow = partial(engine.follow, loaded, revision=None, check=lambda: None, doing=doing)
+        assert follow({}) == 0
         started = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
         assert started[started.index("--max-loras") + 1] == "8"
-        engine.follow(loaded, {"adapter": str(trained.adapter)}, None, lambda: None)
+        assert started[started.index("--max-model-len") + 1] == str(loaded.longest_text)
+        assert phases == ["agreement", "vllm", "agreement"]
+        monkeypatch.setattr(vllm, "generate", None)  # the tokens of a later adapter are scored
+        assert follow({"adapter": str(trained.adapter)}) == 0
         assert json.loads((tmp_path / "words.json").read_text(encoding="utf-8")) == started, "no new server for it"
         for late in SERVED[2:]:
             call.joining.put(late)
@@ -169,13 +195,14 @@ def test_vllm_takes_the_place_of_the_model_and_follows_its_adapters(
             assert "".join(pieces) == ours.text
         assert ended[3]["finish"] == "stop_string"
         # A changed adapter is loaded anew under another name, and one that vLLM answers otherwise with ends it all.
-        engine.follow(loaded, {}, None, lambda: None)
+        follow({})
         told = json.loads((tmp_path / "loras.json").read_text(encoding="utf-8"))
         assert told == [["load", "adapter1"], ["unload", "adapter1"]]
-        server[str(trained.adapter) + str(prompt_ids(loaded, asked[len(prompts)], None))][0] = "Something else."
+        place = str(trained.adapter) + str(prompt_ids(loaded, asked[len(prompts)], None))
+        server[place] = other_words(loaded, "Something else.")
         (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
-        with pytest.raises(StudioError, match=r"adapter says 'Something else\.' instead of"):
-            engine.follow(loaded, {"adapter": str(trained.adapter)}, None, lambda: None)
+        with pytest.raises(StudioError, match=r"adapter says '.+' instead of '"):
+            follow({"adapter": str(trained.adapter)})
         port = started[started.index("--port") + 1]
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
@@ -204,3 +231,62 @@ def test_a_client_that_leaves_ends_its_answer_at_vllm(
     for wrong in (["--lora-modules", "a=b=c"], ["--max-lora-rank", "7"], ["--max-lora", "8"], ["--no-such"]):
         with pytest.raises(StudioError, match=r"vLLM ended"), vllm.serving([*words, *wrong], port, lambda: None):
             pass
+
+
+def test_a_token_that_is_as_likely_as_the_models_own_is_a_tie_and_no_difference(loaded: LoadedModel) -> None:
+    asked = Column(None, [{"role": "user", "content": vllm.QUESTIONS[0]}])
+    (ours,) = generate(loaded, [asked], greedy(loaded, 8))
+    prompt = prompt_ids(loaded, asked, None)
+    used, weights = {*prompt, *ours.ids}, loaded.base.get_input_embeddings().weight
+    twin = next(token for token in range(len(weights)) if token not in used)
+    ids = (*ours.ids[:2], twin, *ours.ids[3:])
+    theirs = replace(ours, ids=ids, text=agreement.text_of(loaded, asked, prompt, ids))
+    check = partial(
+        agreement.check_agreement, loaded, [asked], [theirs], enable_thinking=None, engine="vLLM", hint="Use ours."
+    )
+    with pytest.raises(StudioError, match=r"the base says '.+' instead of '"):
+        check([ours])
+    before = weights[twin].clone()
+    with torch.no_grad():
+        weights[twin] = weights[ours.ids[2]]  # tied embeddings: from here on the two tokens are the same to the model
+    try:
+        ties = [check([ours]), check(None)]
+    finally:
+        with torch.no_grad():
+            weights[twin] = before
+    assert ties == ([1, 1] if twin > ours.ids[2] else [0, 0])  # of equals the first is the top-1 token
+    assert "but for 1 as likely within 16-bit rounding" in vllm.in_words(20, 1)
+    with pytest.raises(StudioError, match="does not name the tokens"):
+        agreement.check_agreement(
+            loaded, [asked], [replace(ours, ids=())], [ours], enable_thinking=None, engine="vLLM", hint=""
+        )
+    assert [agreement.tie_nats(kind) for kind in (torch.bfloat16, torch.float16, torch.float32)] == [0.5, 0.0625, 0.01]
+
+
+def test_vllm_makes_room_for_what_is_asked_or_for_what_the_memory_holds(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, gib = loaded.longest_text, 1 << 30
+    assert whole is not None
+    memory = Memory(0, 0, 0, free=40 * gib, total=48 * gib)
+    monkeypatch.setattr(vllm, "read_memory", lambda: memory)
+    monkeypatch.setattr(vllm, "LEAST_LENGTH", 8)
+    assert vllm.served_length(loaded, 40) == 40
+    assert vllm.served_length(loaded, 10 * whole) == whole
+    assert vllm.served_length(loaded, None) == whole
+    weights, token = sum(weight.nbytes for weight in loaded.base.parameters()), 1 << 20
+    assert loaded.cached_tokens(token) == token // loaded_bytes(loaded, 1)
+    needed = vllm.RESERVE + weights + loaded_bytes(loaded, 100)
+    monkeypatch.setattr(vllm, "read_memory", lambda: replace(memory, free=int(needed / vllm.FREE_SHARE) + 1))
+    assert vllm.served_length(loaded, None) == 100
+    words = vllm.command(loaded, {"base": ""}, None, 1, length=100)
+    assert words[words.index("--max-model-len") + 1] == "100"
+    server = vllm.VllmServer(1, "", 30)
+    with pytest.raises(StudioError, match="vLLM reads at most 30 here"):
+        server.answer(loaded, batch_prompt(column("word " * 40)))
+
+
+def loaded_bytes(loaded: LoadedModel, tokens: int) -> int:
+    config: Any = loaded.base.config
+    heads = config.num_key_value_heads * config.head_dim
+    return int(2 * config.num_hidden_layers * heads * loaded.base.dtype.itemsize * tokens)

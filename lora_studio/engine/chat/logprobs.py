@@ -313,19 +313,49 @@ def loglikelihoods(loaded: LoadedModel, column: str | None, rows: Sequence[Examp
 
 
 def _measure_given(model: Any, group: Sequence[Example], most: int, before: int) -> Iterator[torch.Tensor]:
-    """Loss, correct tokens and tokens of each row, [rows, 3], in chunks of positions that fit in memory.
-
-    The model's scores begin with those of `before` virtual tokens.
-    """
-    ids, labels, mask = tensors_of(group)
-    places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
-    for some in places.split(max(1, most // len(group))):
-        end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
-        targets = labels[:, some + 1]
-        scores = log_probabilities(model, {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}, some + before)
-        targets = targets.to(scores.device)
+    """Loss, correct tokens and tokens of each row, [rows, 3], in chunks of positions that fit in memory."""
+    for scores, targets in _scores_of(model, group, most, before):
         trained = targets != IGNORED
         target_scores = scores.gather(2, targets.clamp(min=0)[..., None])[..., 0].double()
         losses = torch.where(trained, -target_scores, 0.0).sum(dim=1)
         right = (trained & (scores.argmax(dim=-1) == targets)).sum(dim=1).double()
         yield torch.stack([losses, right, trained.sum(dim=1).double()], dim=1).cpu()
+
+
+def _scores_of(
+    model: Any, group: Sequence[Example], most: int, before: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Log-probabilities [rows, positions, vocabulary] and the tokens that follow [rows, positions], for at most `most`
+    positions of all rows at a time. The model's scores begin with those of `before` virtual tokens."""
+    ids, labels, mask = tensors_of(group)
+    places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    for some in places.split(max(1, most // len(group))):
+        end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
+        scores = log_probabilities(model, {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}, some + before)
+        yield scores, labels[:, some + 1].to(scores.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """How far a token is behind the model's top-1 token `top`, in nats; 0 for the top-1 token itself."""
+
+    nats: float
+    top: int
+
+
+@torch.no_grad()
+def shortfalls(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[list[Shortfall]]:
+    """Those of each row's trained tokens under one column (None is the base), in one pass over the rows."""
+    vocabulary = loaded.model.config.get_text_config().vocab_size
+    results: list[list[Shortfall]] = []
+    with loaded.use_adapter(column) as model:
+        for group in groups_of(rows, vocabulary):
+            of_group: list[list[Shortfall]] = [[] for _ in group]
+            for scores, targets in _scores_of(model, group, max(1, MAX_SCORES // vocabulary), 0):
+                best, top = scores.max(dim=-1)
+                behind = best - scores.gather(2, targets.clamp(min=0)[..., None])[..., 0]
+                for own, *values in zip(of_group, behind.tolist(), top.tolist(), targets.tolist(), strict=True):
+                    triples = zip(*values, strict=True)
+                    own += [Shortfall(nats, token) for nats, token, target in triples if target != IGNORED]
+            results += of_group
+    return results

@@ -149,8 +149,7 @@ class SessionWorker:
             )  # the load may have downloaded it
         self._load_adapters(call, folders)
         if message.engine == protocol.VLLM:
-            self._serve(call, key, revision)
-            notes.append("vLLM answers. Its greedy answers to 20 prompts are those of transformers.")
+            notes.append(self._serve(call, key, revision))
         notes += [note for adapter in cards if (note := changed(adapter, base, revision))]
         notes += [note for name in folders for note in self._loaded.notes[name]]
         return protocol.Loaded(
@@ -203,9 +202,9 @@ class SessionWorker:
             batch.answer_call(self._model(), call)
         return protocol.Done()
 
-    def _serve(self, call: Call[protocol.Load], key: tuple[Any, ...], revision: str | None) -> None:
-        """Lets vLLM answer for what is loaded. It is not tried again with what it was refused for: that takes
-        minutes."""
+    def _serve(self, call: Call[protocol.Load], key: tuple[Any, ...], revision: str | None) -> str:
+        """Lets vLLM answer for what is loaded; says what the comparison with it came to. It is not tried again with
+        what it was refused for: that takes minutes."""
         from lora_studio.engine.chat import vllm
 
         what = (key, *sorted(self._adapters.items()))
@@ -214,13 +213,13 @@ class SessionWorker:
         self._served = self._served or vllm.Served()
         folders = {name: folder for name, (folder, _) in self._adapters.items()}
         try:
-            with call.beating("vllm"):
-                self._served.follow(self._model(), folders, revision, call.check)
+            ties = self._served.follow(self._model(), folders, revision, call.check, call.beating)
         except StudioError as error:
             if not call.stopped.is_set():
                 self._refusals[what] = error
             self._forget_model()
             raise
+        return vllm.in_words(len(vllm.QUESTIONS), ties)
 
     def score(self, call: Call[protocol.Score]) -> protocol.Scored:
         """Scores a given answer token by token under base and adapters."""

@@ -1,8 +1,8 @@
 """Answers from vLLM: a server of its own for base and adapters, asked over HTTP on this machine alone.
 
 It gets the tokens of our prompts, so templates are ours. Before it answers anybody, its greedy answers to some prompts
-are compared with ours; if one differs, it is not used. `vllm serve` ends with this process (`engine.guard`).
-Arguments, routes and fields are those of vLLM 0.10 and later (`vllm/engine/arg_utils.py`,
+are compared with ours (`agreement`); if one differs, it is not used. It ends with this process (`engine.guard`).
+Arguments, routes and fields are those of vLLM 0.10.2 and later (`vllm/engine/arg_utils.py`,
 `vllm/entrypoints/openai/cli_args.py`, `completion/protocol.py` and `serve/lora`).
 """
 
@@ -21,11 +21,21 @@ from pathlib import Path
 import httpx
 from transformers import GenerationConfig
 
-from lora_studio.data.chat_templates import is_harmony
 from lora_studio.engine.accelerator import on_cpu, read_memory
+from lora_studio.engine.chat.agreement import check_agreement
 from lora_studio.engine.chat.analysis import Call
 from lora_studio.engine.chat.batch import BatchPrompt, batch_prompt, hand_end
-from lora_studio.engine.chat.generate import Answer, Column, Generating, end_ids, generate, greedy, opening, prompt_ids
+from lora_studio.engine.chat.generate import (
+    Answer,
+    Column,
+    Generating,
+    channels_of,
+    end_ids,
+    generate,
+    greedy,
+    opening,
+    prompt_ids,
+)
 from lora_studio.engine.guard import guarded
 from lora_studio.engine.models.load import dtype_name, give_back_memory
 from lora_studio.engine.models.multi_adapter import LoadedModel
@@ -50,6 +60,11 @@ JOIN_SECONDS = 0.02
 """Between two looks for requests that join."""
 FREE_SHARE = 0.85
 """Of the memory that our model leaves free, which scores the expected answers meanwhile."""
+LEAST_SHARE = 0.001
+"""vLLM refuses to be given nothing in other words than to be given too little."""
+RESERVE = 2 << 30
+"""Bytes for what vLLM computes with beside weights and keys and values: activations, scores, CUDA graphs, adapters."""
+LEAST_LENGTH = 2048
 HINT = "Set the engine to transformers."
 
 
@@ -58,25 +73,49 @@ def check_columns(loaded: LoadedModel, columns: Mapping[str, str]) -> int:
     vLLM answers otherwise."""
     if "quantization_config" in loaded.base.config.to_dict():
         raise StudioError("vLLM needs the base model unquantized.", HINT)
-    if any(is_harmony(loaded.template(name if folder else None)) for name, folder in columns.items()):
+    if any(channels_of(loaded, name if folder else None) for name, folder in columns.items()):
         raise StudioError("vLLM's answers in channels (harmony) are not read.", HINT)
     return max((max_rank(read_settings(Path(folder))) for folder in columns.values() if folder), default=0)
 
 
+def served_length(loaded: LoadedModel, needed: int | None) -> int | None:
+    """Tokens of prompt and answer that vLLM makes room for; None leaves it to vLLM, for a model without a limit.
+
+    It is the model's own length, if it is not known how many are `needed`, or what the memory holds beside the weights
+    if that is less: vLLM does not start where one conversation of the whole length would not fit into its KV cache.
+    """
+    if loaded.longest_text is None:
+        return None
+    if needed is not None:
+        return min(loaded.longest_text, max(needed, LEAST_LENGTH))
+    weights = sum(weight.nbytes for weight in loaded.base.parameters())
+    fitting = loaded.cached_tokens(int(FREE_SHARE * read_memory().free) - weights - RESERVE)
+    return loaded.longest_text if fitting is None else min(loaded.longest_text, max(fitting, LEAST_LENGTH))
+
+
 def command(
-    loaded: LoadedModel, columns: Mapping[str, str], revision: str | None, port: int, *, slots: int = 0, rank: int = 0
+    loaded: LoadedModel,
+    columns: Mapping[str, str],
+    revision: str | None,
+    port: int,
+    *,
+    slots: int = 0,
+    rank: int = 0,
+    length: int | None = None,
 ) -> list[str]:
     """The words of `vllm serve` for the base and the adapters of the columns; it listens on this machine alone.
 
-    `slots` and `rank` leave room for adapters that are loaded later. Adapters are given as JSON: vLLM splits
-    `name=path` at every "=", and takes it for JSON where it has a comma. Defaults of the model's
-    `generation_config.json`, which vLLM would take for what a request does not set, are left out: each sets all.
+    `slots` and `rank` leave room for adapters that are loaded later, `length` is the `served_length`. Adapters are
+    given as JSON: vLLM splits `name=path` at every "=", and takes it for JSON where it has a comma. Defaults of the
+    model's `generation_config.json`, which vLLM would take for what a request does not set, are left out: each sets
+    all.
     """
     rank, memory = max(rank, check_columns(loaded, columns)), read_memory()
     words = ["vllm", "serve", model_source(loaded.name), "--served-model-name", BASE, "--generation-config", "vllm"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype_name(loaded.base.dtype)]
     words += ["--revision", revision] if revision else []
-    words += ["--gpu-memory-utilization", f"{FREE_SHARE * memory.free / memory.total:.2f}"]
+    words += ["--max-model-len", str(length)] if length else []
+    words += ["--gpu-memory-utilization", f"{max(FREE_SHARE * memory.free / memory.total, LEAST_SHARE):.3f}"]
     adapters = [json.dumps({"name": name, "path": folder}) for name, folder in columns.items() if folder]
     if adapters or slots:
         words += ["--enable-lora", "--max-loras", str(max(len(adapters), slots)), "--max-lora-rank", str(rank)]
@@ -84,9 +123,10 @@ def command(
 
 
 class VllmServer:
-    """A running `vllm serve`. `ask` has the arguments of `generate`."""
+    """A running `vllm serve`, which reads and writes at most `length` tokens. `ask` has the arguments of `generate`."""
 
-    def __init__(self, port: int, key: str) -> None:
+    def __init__(self, port: int, key: str, length: int | None = None) -> None:
+        self._length = length
         self._client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}",
             headers={"Authorization": f"Bearer {key}"},
@@ -140,29 +180,32 @@ class VllmServer:
         ends it at the server. Raises `StudioError` for what can't be asked and where the server fails."""
         column, values = request.column, request.settings
         prompt, begun = prompt_ids(loaded, column, values["enable_thinking"]), time.monotonic()
-        most = int(values["max_new_tokens"])
+        most = self._room(loaded, len(prompt), int(values["max_new_tokens"]))
         body: JsonObject = {
             "model": self.names.get(column.adapter or BASE, column.adapter or BASE),
             "prompt": prompt,
-            "max_tokens": most if loaded.longest_text is None else min(most, loaded.longest_text - len(prompt)),
+            "max_tokens": most,
             "temperature": values["temperature"],
             "repetition_penalty": values["repetition_penalty"],
             "stop": [*request.stop_strings],
             "stop_token_ids": sorted(end_ids(loaded, column.adapter)),
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "return_token_ids": True,
         }
         if values["temperature"] > 0:
             body |= {"top_p": values["top_p"], "top_k": values["top_k"] or -1, "min_p": values["min_p"] or 0.0}
             body["seed"] = values["seed"]
         text, tokens, finish, first = opening(loaded, column.adapter, prompt), 0, "", 0.0
+        ids: list[int] = []
         if text:
             on_piece(text, 0)
         if not stop():
             with contextlib.closing(self._stream(body)) as chunks:
-                for piece, tokens, ending in chunks:
+                for piece, more, tokens, ending in chunks:
                     first = first or time.monotonic()
                     text, finish = text + piece, ending
+                    ids += more
                     if piece:
                         on_piece(piece, tokens)
                     if stop():
@@ -177,12 +220,23 @@ class VllmServer:
             max(first - begun, 0.0),
             tokens / seconds,
             finish or "stopped",
+            tuple(ids),
             prompt_tokens=len(prompt),
         )
 
-    def _stream(self, body: JsonObject) -> Generator[tuple[str, int, str], None, None]:
-        """Texts of a completion as they come, the tokens so far, and why it ended ("" before): "length", "stop_string"
-        or "eos"."""
+    def _room(self, loaded: LoadedModel, prompt: int, most: int) -> int:
+        """Tokens of the longest answer after so many of the prompt."""
+        limits = [limit for limit in (loaded.longest_text, self._length) if limit is not None]
+        if limits and prompt >= min(limits):
+            raise StudioError(
+                f"The conversation has {prompt:,} tokens; vLLM reads at most {min(limits):,} here.",
+                f"Start a new conversation. {HINT}",
+            )
+        return min([most, *(limit - prompt for limit in limits)])
+
+    def _stream(self, body: JsonObject) -> Generator[tuple[str, list[int], int, str], None, None]:
+        """Texts of a completion and their tokens as they come, the tokens so far, and why it ended ("" before):
+        "length", "stop_string" or "eos"."""
         finish, count = "", 0
         try:
             with self._client.stream("POST", "/v1/completions", json=body) as response:
@@ -200,7 +254,7 @@ class VllmServer:
                     if choice.get("finish_reason"):
                         stopped = "stop_string" if isinstance(choice.get("stop_reason"), str) else "eos"
                         finish = "length" if choice["finish_reason"] == "length" else stopped
-                    yield str(choice.get("text") or ""), count, finish
+                    yield str(choice.get("text") or ""), list(choice.get("token_ids") or ()), count, finish
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise StudioError(f"vLLM does not answer: {shorten(str(error), 200)}", f"See the log. {HINT}") from None
 
@@ -236,14 +290,16 @@ def _reason(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def serving(words: Sequence[str], port: int, check: Callable[[], None]) -> Iterator[VllmServer]:
+def serving(
+    words: Sequence[str], port: int, check: Callable[[], None], length: int | None = None
+) -> Iterator[VllmServer]:
     """Starts the command and waits until it answers; inside it serves, and afterwards it has ended.
 
     `check` is called every second while it starts, and raises to leave. Its output goes where the worker's goes.
     """
     key = secrets.token_hex(16)
     with guarded(words, stdin=subprocess.DEVNULL, env={**os.environ, **ENVIRONMENT, "VLLM_API_KEY": key}) as child:
-        server, end = VllmServer(port, key), time.monotonic() + START_SECONDS
+        server, end = VllmServer(port, key, length), time.monotonic() + START_SECONDS
         while not server.is_up():
             check()
             if child.poll() is not None or time.monotonic() > end:
@@ -257,25 +313,25 @@ def check_equal(
     server: VllmServer,
     loaded: LoadedModel,
     columns: Sequence[Column],
-    ours: Sequence[Answer],
+    ours: Sequence[Answer] | None,
     *,
     max_new_tokens: int,
     enable_thinking: bool | None,
     stop: Callable[[], bool],
-) -> None:
-    """Raises `StudioError` with the first prompt whose greedy answer from the server is not ours."""
+) -> int:
+    """The number of ties among the tokens of the server's greedy answers; raises `StudioError` with the first that is
+    not ours (`check_agreement`)."""
     settings = greedy(loaded, max_new_tokens)
     theirs = server.ask(loaded, columns, settings, enable_thinking=enable_thinking, stop=stop)
     if stop():
-        return
-    for column, own, other in zip(columns, ours, theirs, strict=True):
-        if own.text != other.text:
-            prompt = json.dumps(shorten(str(column.messages[-1]["content"]), 60), ensure_ascii=False)
-            raise StudioError(
-                f"vLLM answers otherwise than transformers: to {prompt}, {column.adapter or BASE} says "
-                f"{shorten(other.text, 60)!r} instead of {shorten(own.text, 60)!r}.",
-                HINT,
-            )
+        return 0
+    return check_agreement(loaded, columns, theirs, ours, enable_thinking=enable_thinking, engine="vLLM", hint=HINT)
+
+
+def in_words(prompts: int, ties: int) -> str:
+    """What the comparison of greedy answers to so many prompts came to."""
+    but = f", but for {ties} as likely within 16-bit rounding" if ties else ""
+    return f"vLLM answers. In its greedy answers to {prompts} prompts each token is that of transformers{but}."
 
 
 def free_port() -> int:
@@ -294,16 +350,20 @@ def answering(
     revision: str | None,
     max_new_tokens: int,
     enable_thinking: bool | None,
+    longest: int,
     check: Callable[[], None],
     stop: Callable[[], bool],
+    tell: Callable[[str], None],
 ) -> Iterator[Generating]:
     """Inside, vLLM answers in the place of `generate`. `folders` are those of the columns' adapters by name ("" for the
-    base), `columns` the first prompts, which it has to answer as we do."""
+    base), `columns` the first prompts, which it has to answer as we do, `longest` the tokens of the longest prompt.
+    `tell` hears what is done meanwhile, and what the comparison came to."""
     port, some = free_port(), columns[:COMPARED]
-    with serving(command(loaded, folders, revision, port), port, check) as server:
+    length = served_length(loaded, longest + max_new_tokens)
+    with serving(command(loaded, folders, revision, port, length=length), port, check, length) as server:
         ours = generate(loaded, some, greedy(loaded, max_new_tokens), enable_thinking=enable_thinking, stop=stop)
         limits: JsonObject = {"max_new_tokens": max_new_tokens, "enable_thinking": enable_thinking}
-        check_equal(server, loaded, some, ours, stop=stop, **limits)
+        tell(in_words(len(some), check_equal(server, loaded, some, ours, stop=stop, **limits)))
         yield server.ask
 
 
@@ -322,7 +382,8 @@ LEAST_RANK = 64
 class Served:
     """vLLM in the place of a loaded model, which moves to the CPU: no device is taken to hold a base twice.
 
-    There, the model answers once more for the comparison of adapters that come later.
+    There, the tokens of an adapter that comes later are scored in one pass: generating them would read the weights for
+    each token.
     """
 
     def __init__(self) -> None:
@@ -332,42 +393,57 @@ class Served:
         self._folders: dict[str, str] = {}
 
     def follow(
-        self, loaded: LoadedModel, folders: Mapping[str, str], revision: str | None, check: Callable[[], None]
-    ) -> None:
-        """Serves the base and these adapters, by the names of their columns, once their answers are ours.
+        self,
+        loaded: LoadedModel,
+        folders: Mapping[str, str],
+        revision: str | None,
+        check: Callable[[], None],
+        doing: Callable[[str], contextlib.AbstractContextManager[None]],
+    ) -> int:
+        """Serves the base and these adapters, by the names of their columns, once their answers are ours; returns the
+        ties among them (`check_agreement`). `doing` shows a phase, "vllm" or "agreement", for as long as it takes.
 
         Raises `StudioError` for what vLLM can't do and for answers that differ; then it has ended.
         """
         try:
             check_engine(VLLM, gpu=not on_cpu())
             rank = check_columns(loaded, {BASE: "", **folders})
-            gone = [name for name, folder in self._folders.items() if folders.get(name) != folder]
-            fresh = [name for name in folders if name in gone or name not in self._folders]
-            names = [*([] if self._server else [None]), *fresh]
+            starts = self._server is None or rank > self._rank
+            gone = [] if starts else [name for name, folder in self._folders.items() if folders.get(name) != folder]
+            fresh = [name for name in folders if starts or name in gone or name not in self._folders]
+            names = [*([None] if starts else []), *fresh]
             columns = [Column(name, [{"role": "user", "content": text}]) for name in names for text in QUESTIONS]
-            ours = generate(loaded, columns, greedy(loaded, PROVED_TOKENS)) if columns else []
-            if self._server is None or rank > self._rank:
-                self._start(loaded, max(rank, LEAST_RANK), revision, check)
-                gone, fresh = [], list(folders)
-            assert self._server is not None
-            for name in gone:
-                self._server.unload(name)
-            for name in fresh:
-                self._server.load(name, folders[name])
-            limits: JsonObject = {"max_new_tokens": PROVED_TOKENS, "enable_thinking": None}
-            check_equal(self._server, loaded, columns, ours, stop=lambda: False, **limits)
+            ours = None
+            if self._server is None:  # the model is on its device yet: there, generating takes a second
+                with doing("agreement"):
+                    ours = generate(loaded, columns, greedy(loaded, PROVED_TOKENS))
+            with doing("vllm"):
+                server = self._start(loaded, max(rank, LEAST_RANK), revision, check) if starts else self._running
+                for name in gone:
+                    server.unload(name)
+                for name in fresh:
+                    server.load(name, folders[name])
             self._folders = dict(folders)
+            limits: JsonObject = {"max_new_tokens": PROVED_TOKENS, "enable_thinking": None}
+            with doing("agreement") if columns else contextlib.nullcontext():
+                return check_equal(server, loaded, columns, ours, stop=lambda: False, **limits)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, loaded: LoadedModel, rank: int, revision: str | None, check: Callable[[], None]) -> None:
+    @property
+    def _running(self) -> VllmServer:
+        assert self._server is not None
+        return self._server
+
+    def _start(self, loaded: LoadedModel, rank: int, revision: str | None, check: Callable[[], None]) -> VllmServer:
         self.close()
         loaded.model.to("cpu")
         give_back_memory()
-        port = free_port()
-        words = command(loaded, {BASE: ""}, revision, port, slots=SLOTS, rank=rank)
-        self._server, self._rank = self._held.enter_context(serving(words, port, check)), rank
+        port, length = free_port(), served_length(loaded, None)
+        words = command(loaded, {BASE: ""}, revision, port, slots=SLOTS, rank=rank, length=length)
+        self._server, self._rank = self._held.enter_context(serving(words, port, check, length)), rank
+        return self._server
 
     def close(self) -> None:
         """Ends the server and waits until its memory is free."""
@@ -376,8 +452,7 @@ class Served:
 
     def answer_call(self, loaded: LoadedModel, call: Call[GenerateBatch]) -> None:
         """Answers the requests of a call and those that join it, each in a thread of its own."""
-        server, count = self._server, itertools.count()
-        assert server is not None
+        server, count = self._running, itertools.count()
 
         def answer(position: int, request: BatchPrompt) -> None:
             try:

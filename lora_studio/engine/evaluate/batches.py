@@ -13,7 +13,7 @@ import numpy as np
 from lora_studio.config.sections import Generation
 from lora_studio.engine.accelerator import Memory, device_kind, read_memory
 from lora_studio.engine.chat import vllm
-from lora_studio.engine.chat.generate import Column, Generating
+from lora_studio.engine.chat.generate import Column, Generating, prompt_ids
 from lora_studio.engine.evaluate.answer import AskedRow, answer_batch, prompt_tokens
 from lora_studio.engine.evaluate.tasks import Task
 from lora_studio.engine.models.load import give_back_memory
@@ -49,13 +49,13 @@ class BatchSize:
 def row_bytes(model: Architecture, prompt: int, answer: int, item_bytes: int) -> int:
     """Bytes that one column of a row takes at most; `prompt` and `answer` in tokens, `item_bytes` is 2 for bfloat16.
 
-    Keys and values: 2 x layers x kv heads x head size for each token (transformers' `DynamicCache`); a layer's own
-    tensors: its input, its residual and the widest output of its linear modules, twice.
+    Keys and values of each token; a layer's own tensors: its input, its residual and the widest output of its linear
+    modules, twice.
     """
-    cached = 2 * model.layers * model.kv_heads * model.head_size * (prompt + answer)
+    cached = model.cache_bytes(item_bytes) * (prompt + answer)
     widest = max((linear.outputs for linear in model.linears), default=4 * model.hidden)
     computed = prompt * (2 * model.hidden + 2 * widest)
-    return (cached + computed) * item_bytes + COPIES_OF_SCORES * 4 * model.vocabulary
+    return cached + computed * item_bytes + COPIES_OF_SCORES * 4 * model.vocabulary
 
 
 def choose_rows(
@@ -133,9 +133,11 @@ def answering_by(
         return
     check_engine(engine, gpu=DEVICE_KINDS[device_kind()].is_gpu)
     first = sorted(rows, key=lambda row: row.row)[: vllm.COMPARED]
-    prompts = [
-        Column(name if folder else None, row.asked[name].messages) for row in first for name, folder in folders.items()
-    ]
+    longest_first = sorted(rows, key=prompt_tokens, reverse=True)[: vllm.COMPARED]
+    prompts, longest = (
+        [Column(name if folder else None, row.asked[name].messages) for row in some for name, folder in folders.items()]
+        for some in (first, longest_first)
+    )
     with vllm.answering(
         loaded,
         folders,
@@ -143,10 +145,11 @@ def answering_by(
         revision=revision,
         max_new_tokens=max_new_tokens,
         enable_thinking=enable_thinking,
+        longest=max(len(prompt_ids(loaded, column, enable_thinking)) for column in longest),
         check=stop.check,
         stop=lambda: stop.asked,
+        tell=tell,
     ) as ask:
-        tell(f"vLLM answers. Its answers to {min(len(prompts), vllm.COMPARED)} prompts are those of transformers.")
         yield ask
 
 

@@ -30,7 +30,7 @@ from lora_studio.engine.runtime import (
     unexpected,
 )
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.job import OF_RUN, EvaluationRequest, request_of
+from lora_studio.evaluate.job import OF_RUN, VLLM, EvaluationRequest, request_of
 from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
 from lora_studio.jobs.kinds import EvaluationFolder
@@ -177,11 +177,11 @@ def _answer(
 
     done = sum(1 for _ in folder.rows())
     total = done + len(remaining)
-    log.phase("answer", total, "rows")
-    log.progress(done, total)
     columns = {column.name: column.name if column.folder else None for column in request.columns}
     engine, generation = request.measuring.engine, request.generation
     thinking = thinking_of(list(voices.values()))
+    if engine == VLLM:
+        log.phase("vllm")
     with (
         answering_by(
             engine,
@@ -196,6 +196,8 @@ def _answer(
         ) as ask,
         JsonLines(folder.predictions) as predictions,
     ):
+        log.phase("answer", total, "rows")
+        log.progress(done, total)
         at_once = batch_size(loaded, remaining, columns, generation, request.measuring.batch_size, engine)
         _warn(log, [at_once.words] if at_once.words else [])
         for batch in answer_in_batches(

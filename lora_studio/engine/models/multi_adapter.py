@@ -27,6 +27,7 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_settings, virtual_tokens
 from lora_studio.models.adapters import read_card
+from lora_studio.models.shape import architecture
 
 Biases = list[tuple[torch.nn.Parameter, torch.Tensor]]
 """Values for the biases of a model."""
@@ -226,6 +227,11 @@ class LoadedModel:
         """The context length in tokens, if the model's config gives one."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # GPT-2: n_positions
         return int(limit) if limit else None
+
+    def cached_tokens(self, memory: int) -> int | None:
+        """Tokens of prompt and answer whose keys and values so many bytes hold; None for a base with other layers."""
+        numbers = architecture(self.base.config.to_dict())
+        return None if numbers is None else max(0, memory) // numbers.cache_bytes(self.base.dtype.itemsize)
 
     def template(self, column: str | None) -> str:
         """The chat template of an adapter or of the base (None).

@@ -39,6 +39,7 @@ PHASES = {
     "data": "Reading test data",
     "model": "Loading models",
     "download": "Downloading base model",
+    "vllm": "Starting vLLM and comparing its answers with transformers",
     "answer": "Answering",
     "measure": "Scoring answers",
 }
