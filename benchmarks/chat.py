@@ -27,7 +27,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
+from lora_studio.engine.chat.generate import Answer, Column, generate, greedy
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.workspace import model_source
 
@@ -95,9 +95,7 @@ def load(given: argparse.Namespace, world: Path, columns: int) -> LoadedModel:
 
 def ask(loaded: LoadedModel, given: argparse.Namespace, names: Sequence[str | None]) -> list[Answer]:
     """Answers of so many tokens to a prompt of so many tokens; a column can't end before."""
-    settings = generation_config(
-        loaded, max_new_tokens=given.tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1
-    )
+    settings = greedy(loaded, given.tokens, getattr(given, "cache", "dynamic"))
     settings.min_new_tokens = given.tokens
     loaded.templates[None] = "{{ messages[0].content }}"
     loaded.templates |= dict.fromkeys(loaded.adapters, "{{ messages[0].content }}")

@@ -1,25 +1,29 @@
-"""One prepared run on a GPU: smoke, memory, speed and chat in at most eight minutes, without a network.
+"""One prepared run on a GPU: smoke, speed, chat and memory in at most eight minutes, without a network.
 
     python -m benchmarks.gpu [--out DIR] [--only PART ...] [--dry]
     python -m benchmarks.gpu --pack DIR
 
-Models have random weights of real shapes. Each part is a process of its own with a limit of its own, and writes each
-case when it has it: a part that fails or runs out of time loses what it had not done yet, and the next one begins. The
-results are gpu.json and gpu.md in `--out`, and the end says what is missing. `--dry` does the same with tiny shapes in
+Models have random weights of real shapes. Each part is a process of its own with a deadline of its own, and writes each
+case when it has it. A case that takes too long, kills its process or leaves the GPU in an error costs itself alone:
+another process goes on behind it. What matters most comes first in each part. The results are gpu.json and gpu.md in
+`--out`, written anew after each part, and the end says what is missing. `--dry` does the same with tiny shapes in
 this process, on the CPU too: what needs a GPU is refused there with the studio's own words. `--pack` makes the wheels
 that such a machine lacks (`benchmarks.gpu_pack`).
 """
 
 import argparse
+import contextlib
+import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -51,13 +55,23 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Qwen3 of 0.6, 4 and 8 billion parameters by their config.json; the two small ones tie their embeddings."""
-SECONDS = {"smoke": 130, "memory": 140, "speed": 140, "chat": 60}
-"""The limit of each part, in seconds; together under eight minutes."""
+SECONDS = {"smoke": 140, "speed": 150, "chat": 40, "memory": 140}
+"""The time of each part, in seconds; together under eight minutes. What a part leaves, the later ones have."""
+CASE_SECONDS = 75.0
+"""The longest that a case may take."""
+LEAST_SECONDS = 15.0
+"""A process takes so long to import the libraries; with less, none is started."""
+LOOK_SECONDS = 0.2
+BROKEN = ("CUDA error", "cudaError", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
+"""Parts of messages after which a process can use its GPU no more."""
+AGAIN = 3
+"""The exit code of a part that goes on in another process."""
+ROOM = 40 * 2**30
+"""Bytes that the models take on a disk or in memory."""
 SWITCHES: dict[str, Mapping[str, Any]] = {
     "ours": {},
     "ours, packed": {"training.packing": True, "training.per_device_train_batch_size": 1},
     "ours, padding-free": {"training.padding_free": True},
-    "ours, torch.compile": {"training.torch_compile": True},
     "ours, Liger": {"training.use_liger_kernel": True},
     "ours, checkpointing": {"training.gradient_checkpointing": True},
     "ours, every second layer": {
@@ -71,7 +85,10 @@ SWITCHES: dict[str, Mapping[str, Any]] = {
     "ours, activations offloaded": {"training.activation_offloading": True},
     "ours, adamw_torch": {"training.optim": "adamw_torch"},
     "ours, 2 workers": {"training.dataloader_num_workers": 2},
+    "ours, torch.compile": {"training.torch_compile": True},
 }
+THRICE = ("ours", "ours, packed", "ours, padding-free")
+"""Measured three times; the others once, since the spread of these says what a difference is worth."""
 ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 
@@ -96,8 +113,11 @@ class World:
             config = AutoConfig.for_model(numbers.pop("model_type"), **numbers)
             with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-            model.save_pretrained(target)
-            AutoTokenizer.from_pretrained(model_source("demo")).save_pretrained(target)
+            begun = target.with_suffix(".part")  # whoever is killed here leaves no half model
+            shutil.rmtree(begun, ignore_errors=True)
+            model.save_pretrained(begun)
+            AutoTokenizer.from_pretrained(model_source("demo")).save_pretrained(begun)
+            begun.rename(target)
             del model
         return str(target)
 
@@ -166,18 +186,22 @@ def outcome(result: Result) -> Result:
 
 def smoke(world: World) -> Iterator[Case]:
     """Whether each way of training, a stop, a resume, a lack of memory and the chat work at all."""
-    model = world.model("0.6B")
-    yield "LoRA", lambda: outcome(world.train(world.short(model, 5)))
-    yield "QLoRA", lambda: outcome(world.train(world.short(model, 5, **{"model.quantization": "4bit"})))
-    preference = {"training.method": "dpo", "data.train_file": "preference"}
-    yield "DPO", lambda: outcome(world.train(world.short(model, 3, **preference)))
-    yield "float16", lambda: outcome(world.train(world.short(model, 3, **{"model.dtype": "float16"})))
-    for name in ATTENTION:
-        settings = world.short(model, 3, **{"model.attn_implementation": name})
-        yield f"attention {name}", lambda settings=settings: outcome(world.train(settings))
-    yield "stop and resume", lambda: stop_and_resume(world, model)
-    yield "out of memory and retry", lambda: out_of_memory(world, model)
+
+    def run(steps: int, **settings: Any) -> Callable[[], Result]:
+        return lambda: outcome(world.train(world.short(world.model("0.6B"), steps, **settings)))
+
+    yield "LoRA", run(5)
+    yield "QLoRA", run(5, **{"model.quantization": "4bit"})
     yield "chat, three columns", lambda: chat_of(world, columns=3)
+    yield "DPO", run(3, **{"training.method": "dpo", "data.train_file": "preference"})
+    yield "stop and resume", lambda: stop_and_resume(world, world.model("0.6B"))
+    yield "out of memory and retry", lambda: out_of_memory(world, world.model("0.6B"))
+    yield "float16", run(3, **{"model.dtype": "float16"})
+    yield "float32 with TF32", run(3, **{"model.dtype": "float32", "training.tf32": not world.dry})
+    yield "paged 8-bit optimizer", run(3, **{"training.optim": "paged_adamw_8bit"})
+    for name in ATTENTION:
+        yield f"attention {name}", run(3, **{"model.attn_implementation": name})
+    yield "chat, static cache", lambda: chat_of(world, batches=[[None, "a"]], cache="static")
     if not world.dry:
         yield "demo preset", lambda: outcome(world.train(preset("demo")))
 
@@ -202,59 +226,75 @@ def stop_and_resume(world: World, model: str) -> Result:
 
 
 def out_of_memory(world: World, model: str) -> Result:
-    """A run in too little memory says what would fit, and fits with it: the one click of the page."""
+    """A run in too little memory says what would fit, and fits with it: the one click of the page. Another process
+    holds the rest of the GPU: a limit of PyTorch's own would not show in what the driver says is free."""
     import torch
 
     if not torch.cuda.is_available():
         return {"refused": "the memory of a CPU has no limit that PyTorch sets"}
     settings = world.short(model, 2, **{"training.per_device_train_batch_size": 64, "data.max_length": 4096})
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(6 * 2**30 / total)
-    try:
+    with ballast(16 * 2**30):
         failed = world.train({**settings, "training.packing": True, "training.gradient_checkpointing": False})
         retry = failed.get("retry") or {}
         if not retry:
             return {"state": "failed", "message": f"no retry was offered: {failed.get('message')}"}
+        free_memory()
         again = world.train({**settings, "training.packing": True, **retry["settings"]})
-        return {**outcome(again), "retry": retry["title"]}
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        return {**outcome(again), "retry": retry["title"], "first": failed.get("message")}
+
+
+BALLAST = """
+import sys, torch
+held = torch.empty(max(0, torch.cuda.mem_get_info()[0] - int(sys.argv[1])), dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def ballast(left: int) -> Iterator[None]:
+    """Inside, another process holds the GPU's memory but for so many bytes."""
+    words = [sys.executable, "-c", BALLAST, str(left)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        if holder.stdout.readline().strip() != "held":
+            raise RuntimeError("No other process can hold memory of this GPU.")
+        try:
+            yield
+        finally:
+            holder.kill()
 
 
 def memory(world: World) -> Iterator[Case]:
-    """The peak of PyTorch's allocator beside the estimate, each case in a process of its own on a GPU."""
-    for shape in ("0.6B", "8B", "4B"):
-        model = world.model(shape)
-        cases = product(("none", "4bit"), (False, True), (False, True) if shape == "0.6B" else (False,))
-        if world.dry:
-            cases = iter([("none", False, False), ("4bit", True, True)])
-        for quantization, checkpointing, packing in cases:
-            settings = world.short(
-                model,
-                3,
-                **{
-                    "model.quantization": quantization,
-                    "training.gradient_checkpointing": checkpointing,
-                    "training.packing": packing,
-                    "training.per_device_train_batch_size": 2 if packing else 8,
-                },
-            )
-            kind, state = "LoRA" if quantization == "none" else "QLoRA", "on" if checkpointing else "off"
-            name = f"{shape}, {kind}, checkpointing {state}, {'packed' if packing else 'padded'}"
-            yield name, lambda settings=settings: peak_of(world, settings)
-        if world.dry:
-            return
+    """The peak of PyTorch's allocator beside the estimate; of what each shape can show the most telling first."""
+    every = list(product(("none", "4bit"), (False, True), (False, True)))
+    padded = [case for case in every if not case[2]]
+    wanted = [(shape, case) for shape in ("0.6B", "8B", "4B") for case in (padded[0], padded[3])]
+    wanted += [("0.6B", case) for case in every if ("0.6B", case) not in wanted]
+    wanted += [(shape, case) for shape in ("8B", "4B") for case in padded if (shape, case) not in wanted]
+    if world.dry:
+        wanted = [("0.6B", ("none", False, False)), ("0.6B", ("4bit", True, True))]
+    for shape, (quantization, checkpointing, packing) in wanted:
+        settings = {
+            "model.quantization": quantization,
+            "training.gradient_checkpointing": checkpointing,
+            "training.packing": packing,
+            "training.per_device_train_batch_size": 2 if packing else 8,
+        }
+        kind, state = "LoRA" if quantization == "none" else "QLoRA", "on" if checkpointing else "off"
+        name = f"{shape}, {kind}, checkpointing {state}, {'packed' if packing else 'padded'}"
+        yield (
+            name,
+            lambda shape=shape, settings=settings: peak_of(world, world.short(world.model(shape), 3, **settings)),
+        )
 
 
 def peak_of(world: World, settings: Mapping[str, Any]) -> Result:
     """A run's measured and estimated peak. The peak of a process is counted anew."""
-    import gc
-
     import torch
 
-    gc.collect()
+    free_memory()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     result = outcome(world.train(settings))
     if result.get("peak_memory_bytes") and result.get("estimated_memory_bytes"):
@@ -263,43 +303,52 @@ def peak_of(world: World, settings: Mapping[str, Any]) -> Result:
 
 
 def speed(world: World) -> Iterator[Case]:
-    """Real tokens a second, the median of three: trl's defaults, ours, and ours with each switch."""
-    from benchmarks.train import matrix_rate
+    """Real tokens a second: trl's defaults, ours, and ours with each switch. What is compared first is measured three
+    times, at both sizes; then come the switches."""
+    rates: list[float] = []
 
-    rate = matrix_rate(*((256, 0.1) if world.dry else ()))
-    yield "matrix rate", lambda: {"operations_per_second": rate}
-    for shape in ("tiny",) if world.dry else ("0.6B", "4B"):
-        model = world.model(shape)
-        yield (
-            f"{shape}, trl's defaults",
-            lambda model=model: thrice(world, lambda: trl_speed(world, model), rate, model),
-        )
-        for name, switch in SWITCHES.items():
-            if world.dry and name not in ("ours", "ours, activations offloaded"):
-                continue
-            settings = world.short(model, 14, **switch)
-            yield (
-                f"{shape}, {name}",
-                lambda settings=settings, model=model: thrice(
-                    world, lambda: outcome(world.train(settings)), rate, model
-                ),
-            )
+    def rate() -> float:
+        from benchmarks.train import matrix_rate
+
+        if not rates:
+            rates.append(matrix_rate(*((256, 0.1) if world.dry else (8192, 0.5))))
+        return rates[0]
+
+    def trl(shape: str) -> Callable[[], Result]:
+        return lambda: speed_of(world, lambda: trl_speed(world, world.model(shape)), rate(), world.model(shape), 3)
+
+    def ours(shape: str, name: str) -> Callable[[], Result]:
+        def run() -> Result:
+            return outcome(world.train(world.short(world.model(shape), 14, **SWITCHES[name])))
+
+        return lambda: speed_of(world, run, rate(), world.model(shape), 3 if name in THRICE else 1)
+
+    yield "matrix rate", lambda: {"operations_per_second": rate()}
+    shapes = ("tiny",) if world.dry else ("0.6B", "4B")
+    for shape in shapes:
+        yield f"{shape}, trl's defaults", trl(shape)
+        for name in THRICE[:1] if world.dry else THRICE:
+            yield f"{shape}, {name}", ours(shape, name)
+    for shape in shapes:
+        for name in ("ours, activations offloaded",) if world.dry else SWITCHES:
+            if name not in THRICE:
+                yield f"{shape}, {name}", ours(shape, name)
 
 
-def thrice(world: World, run: Callable[[], Result], rate: float, model: str) -> Result:
-    """The median of three runs, and its share of the card's matrix rate: four operations a weight and token."""
+def speed_of(world: World, run: Callable[[], Result], rate: float, model: str, times: int) -> Result:
+    """The median of so many runs, and its share of the card's matrix rate: four operations a weight and token."""
     results: list[Result] = []
-    for _ in range(1 if world.dry else 3):
+    for _ in range(1 if world.dry else times):
         result = run()
+        free_memory()
         if "tokens_per_second" not in result:
             return result
         results.append(result)
-    tokens = median(result["tokens_per_second"] for result in results)
-    spread = max(result["tokens_per_second"] for result in results) / min(
-        result["tokens_per_second"] for result in results
-    )
+    speeds = [result["tokens_per_second"] for result in results]
+    tokens = median(speeds)
     share = tokens * 4 * parameters_of(model) / rate
-    return {"tokens_per_second": round(tokens, 1), "share_of_matrix_rate": round(share, 4), "spread": round(spread, 3)}
+    spread = {"spread": round(max(speeds) / min(speeds), 3)} if len(speeds) > 1 else {}
+    return {"tokens_per_second": round(tokens, 1), "share_of_matrix_rate": round(share, 4), **spread}
 
 
 def parameters_of(model: str) -> int:
@@ -332,7 +381,9 @@ def chat(world: World) -> Iterator[Case]:
         yield name, lambda batches=batches: chat_of(world, batches=batches)
 
 
-def chat_of(world: World, *, columns: int = 0, batches: list[list[str | None]] | None = None) -> Result:
+def chat_of(
+    world: World, *, columns: int = 0, batches: list[list[str | None]] | None = None, cache: str = "dynamic"
+) -> Result:
     """All columns at once, or these batches one after the other; answers of a fixed length, greedy."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -342,7 +393,7 @@ def chat_of(world: World, *, columns: int = 0, batches: list[list[str | None]] |
 
     model = world.model("0.6B")
     tokens = 4 if world.dry else 128
-    given = argparse.Namespace(tokens=tokens, prompt=8 if world.dry else 64)
+    given = argparse.Namespace(tokens=tokens, prompt=8 if world.dry else 64, cache=cache)
     loaded = load_base(model, dtype="bfloat16" if torch.cuda.is_available() else "float32")
     names = ["a", "b"][: max(1, columns - 1)]
     for name in names:
@@ -363,32 +414,82 @@ def chat_of(world: World, *, columns: int = 0, batches: list[list[str | None]] |
     return {"state": "done", "columns": len(answers), "tokens_per_second": round(written / median(seconds), 1)}
 
 
-PARTS: dict[str, Callable[[World], Iterator[Case]]] = {"smoke": smoke, "memory": memory, "speed": speed, "chat": chat}
+PARTS: dict[str, Callable[[World], Iterator[Case]]] = {"smoke": smoke, "speed": speed, "chat": chat, "memory": memory}
 
 
-def run_part(name: str, world: World, seconds: float, write: Callable[[str, Result], None]) -> None:
-    """Does the cases of a part one after the other until its time is over; a case that fails is one result."""
+def run_part(
+    name: str, world: World, seconds: float, write: Callable[[str, Result], None], *, done: Collection[str] = ()
+) -> bool:
+    """Does the cases of a part that are not done, one after the other, until its time is over; a case that fails is one
+    result. False where the process can do no more."""
     until = time.monotonic() + seconds
     for case, work in PARTS[name](world):
+        if case in done:
+            continue
         if time.monotonic() > until:
             write(case, {"missing": "no time was left"})
             continue
         began = time.monotonic()
+        write(case, BEGUN)
         try:
             result = work()
         except Exception as error:  # the next case has to run
             result = {"state": "failed", "message": f"{type(error).__name__}: {str(error).strip()[:300]}"}
         write(case, {**result, "seconds": round(time.monotonic() - began, 2)})
+        if not world.dry and any(words in str(result.get("message")) for words in BROKEN):
+            return False
+        free_memory()
+    return True
 
 
-def child(name: str, out: Path, given: argparse.Namespace) -> str:
-    """A part in a process of its own; why it ended early, or ""."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--out", str(out)]
-    try:
-        done = subprocess.run([*command, *(["--dry"] if given.dry else [])], timeout=SECONDS[name] + 20)
-    except subprocess.TimeoutExpired:
-        return f"the part took more than {SECONDS[name] + 20} seconds"
-    return "" if done.returncode == 0 else f"its process ended with code {done.returncode}"
+BEGUN: Result = {"state": "begun"}
+
+
+def free_memory() -> None:
+    """Frees what the last run held."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def child(name: str, out: Path, folder: Path, until: float) -> str:
+    """A part in a process of its own, and in another one behind each case that ends it; why it ended early, or ""."""
+    results = out / f"{name}.jsonl"
+    while (left := until - time.monotonic()) > LEAST_SECONDS:
+        words = ["--part", name, "--out", str(out), "--folder", str(folder), "--seconds", str(left - LEAST_SECONDS)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu", *words], start_new_session=True, env=environment
+        )
+        why = watch(process, results, until)
+        if not why:
+            return ""
+        begun = [case for case, result in lines_of(results).items() if result == BEGUN]
+        for case in begun:
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([case, {"state": "failed", "message": why}]) + "\n")
+        if not begun and process.returncode != AGAIN:
+            return why
+    return "no time was left"
+
+
+def watch(process: "subprocess.Popen[bytes]", results: Path, until: float) -> str:
+    """Waits for a part's process, and ends it where a case takes too long or its time is over: why, "" for the end of
+    all cases."""
+    known, since = b"", time.monotonic()
+    why = ""
+    while process.poll() is None and not why:
+        time.sleep(LOOK_SECONDS)
+        now, written = time.monotonic(), results.read_bytes() if results.is_file() else b""
+        known, since = (known, since) if written == known else (written, now)
+        if now > until:
+            why = "the part's time was over"
+        elif now - since > CASE_SECONDS:
+            why = f"it took more than {CASE_SECONDS:.0f} seconds"
+    with contextlib.suppress(ProcessLookupError):  # also what a process that ended has left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return why or ("" if process.returncode == 0 else f"its process ended with code {process.returncode}")
 
 
 def machine() -> Result:
@@ -441,31 +542,47 @@ def lines_of(path: Path) -> dict[str, Result]:
 
 
 def everything(given: argparse.Namespace, out: Path) -> Result:
-    """All parts, each as far as it comes, and the two files."""
+    """All parts, each as far as it comes, and the two files, which are written anew after each."""
     out.mkdir(parents=True, exist_ok=True)
-    began, reasons = time.monotonic(), {}
-    for name in given.only:
-        (out / f"{name}.jsonl").unlink(missing_ok=True)
-        reasons[name] = "" if given.dry else child(name, out, given)
-        if given.dry:
-            part(name, out, dry=True)
-    found: Result = {"machine": machine(), "parts": {name: lines_of(out / f"{name}.jsonl") for name in given.only}}
-    found |= {"seconds": round(time.monotonic() - began, 1), "missing": missing(found, reasons)}
-    (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (out / "gpu.md").write_text(table(found), encoding="utf-8")
+    began, deadline = time.monotonic(), time.monotonic()
+    reasons, found = dict[str, str](), Result()
+    about = machine()
+    with tempfile.TemporaryDirectory(dir=None if given.dry else roomy()) as folder:
+        for name in given.only:
+            (out / f"{name}.jsonl").unlink(missing_ok=True)
+            deadline += SECONDS[name]
+            if given.dry:
+                part(name, out, Path(folder), 3600.0, dry=True)
+            else:
+                reasons[name] = child(name, out, Path(folder), deadline)
+            found = {"machine": about, "parts": {part: lines_of(out / f"{part}.jsonl") for part in given.only}}
+            found |= {"seconds": round(time.monotonic() - began, 1), "missing": missing(found, reasons)}
+            (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            (out / "gpu.md").write_text(table(found), encoding="utf-8")
     return found
 
 
-def part(name: str, out: Path, *, dry: bool) -> None:
-    """One part in this process; its cases go to a file of lines as they come."""
-    with tempfile.TemporaryDirectory() as folder, (out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+def roomy() -> str | None:
+    """A folder in memory where there is enough of it: models of 27 GB are written and read there in seconds. None for
+    the disk."""
+    place = Path("/dev/shm")
+    return str(place) if place.is_dir() and shutil.disk_usage(place).free > ROOM else None
+
+
+def part(name: str, out: Path, folder: Path, seconds: float, *, dry: bool) -> bool:
+    """One part in this process, whose cases go to a file of lines as they come; False where another one has to go on.
+    Models lie in the folder."""
+    results = out / f"{name}.jsonl"
+    done = lines_of(results)
+    with results.open("a", encoding="utf-8") as file:
 
         def write(case: str, result: Result) -> None:
             file.write(json.dumps([case, result]) + "\n")
             file.flush()
-            print(f"{name}, {case}: {result}", file=sys.stderr, flush=True)
+            if result != BEGUN:
+                print(f"{name}, {case}: {result}", file=sys.stderr, flush=True)
 
-        run_part(name, World(Path(folder), dry), 3600.0 if dry else SECONDS[name], write)
+        return run_part(name, World(folder, dry), seconds, write, done=done)
 
 
 def main() -> int:
@@ -475,14 +592,15 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="tiny shapes, in this process, on the CPU too")
     parser.add_argument("--pack", type=Path, help="write the wheels that the GPU machine lacks to this folder")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.pack:
         from benchmarks.gpu_pack import pack
 
         return pack(given.pack)
     if given.part:
-        part(given.part, given.out, dry=given.dry)
-        return 0
+        return 0 if part(given.part, given.out, given.folder, given.seconds, dry=given.dry) else AGAIN
     import torch
 
     if not given.dry and not torch.cuda.is_available():

@@ -2,11 +2,18 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import time
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu, gpu_pack
 
@@ -67,6 +74,62 @@ def test_a_case_that_fails_leaves_the_next_ones_and_no_time_is_said(
         "smoke, first: failed: boom",
         "smoke, second: no time was left",
     ]
+
+
+def test_whatever_the_packed_wheels_need_is_packed_or_on_the_machine() -> None:
+    there = {canonicalize_name(name) for name in (*gpu_pack.PACKAGES, *gpu_pack.ON_IT)}
+    machine = {"extra": "", "python_version": gpu_pack.THERE["python"], "sys_platform": "linux"}
+    lacking = [
+        f"{requirement.name} of {name}"
+        for name in (*gpu_pack.PACKAGES, "accelerate", "tensorboard", "jinja2", "safetensors")
+        for requirement in map(Requirement, requires(name) or [])
+        if not requirement.marker or requirement.marker.evaluate(machine)
+        if canonicalize_name(requirement.name) not in there
+    ]
+    assert lacking == []
+
+
+def a_case(world: gpu.World) -> Any:
+    """Cases of a part that ends its process, hangs, breaks the GPU and goes on."""
+    yield "crash", lambda: os._exit(9)
+    yield "fine", lambda: {"state": "done"}
+    yield "hang", lambda: time.sleep(60)
+    yield "broken", lambda: {"state": "failed", "message": "CUDA error: an illegal memory access was encountered"}
+    yield "last", lambda: {"state": "done"}
+
+
+PART = """
+import sys
+from pathlib import Path
+from benchmarks import gpu
+from tests.test_gpu_script import a_case
+gpu.PARTS["smoke"] = a_case
+out, folder, seconds = Path(sys.argv[4]), Path(sys.argv[6]), float(sys.argv[8])
+sys.exit(0 if gpu.part("smoke", out, folder, seconds, dry=False) else gpu.AGAIN)
+"""
+
+
+def test_a_case_that_crashes_hangs_or_breaks_the_gpu_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    popen = subprocess.Popen
+
+    def start(words: list[str], **options: Any) -> Any:
+        started.append(words)
+        return popen([sys.executable, "-c", PART, *words[3:]], **options)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", start)
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(gpu, "CASE_SECONDS", 3.0)
+    assert gpu.child("smoke", tmp_path, tmp_path, time.monotonic() + 60) == ""
+    found = gpu.lines_of(tmp_path / "smoke.jsonl")
+    assert found["crash"] == {"state": "failed", "message": "its process ended with code 9"}
+    assert found["hang"] == {"state": "failed", "message": "it took more than 3 seconds"}
+    assert found["broken"]["state"] == "failed"
+    assert [found[case]["state"] for case in ("fine", "last")] == ["done", "done"]
+    assert len(started) == 4
+    assert gpu.child("chat", tmp_path, tmp_path, time.monotonic() - 1) == "no time was left"
 
 
 def test_the_parts_together_take_at_most_eight_minutes() -> None:
