@@ -159,6 +159,16 @@ def _high_water() -> int:
     return 0
 
 
+def set_tf32(on: bool) -> None:
+    """Whether products of float32 matrices may be computed in TF32, by both of PyTorch's switches.
+
+    transformers sets the newer one alone, and PyTorch raises where its compiler reads the older (pytorch#166387).
+    """
+    torch.backends.fp32_precision = "tf32" if on else "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
+
+
 def available_bytes() -> int:
     """The memory that this process could hold: what is free on the device plus its own."""
     return read_memory().available

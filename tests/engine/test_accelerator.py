@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 from lora_studio.config.parsing import nest, parse
 from lora_studio.engine import accelerator, train_script
@@ -255,3 +256,19 @@ def test_quantized_bases_and_flash_attention_are_refused_where_they_cannot_run(u
 def test_the_trainer_is_told_what_the_device_is(kind: str, expected: dict[str, bool]) -> None:
     values = trainer_values(parse(nest({})), "bfloat16", kind=kind, measured=False, checkpointing=False)
     assert {name: values[name] for name in expected} == expected
+
+
+def test_tf32_is_switched_by_both_names_so_that_the_compiler_can_read_either() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = torch.backends.fp32_precision, matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        enable_tf32(True)
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):  # by transformers alone
+            torch.get_float32_matmul_precision()
+        for on in (True, False):
+            accelerator.set_tf32(on)
+            assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (on, on)
+            assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
+            assert matmul.fp32_precision == ("tf32" if on else "ieee")
+    finally:
+        torch.backends.fp32_precision, matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

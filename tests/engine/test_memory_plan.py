@@ -10,7 +10,7 @@ import torch
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.engine.accelerator import Memory
 from lora_studio.engine.train import memory, trainers
-from lora_studio.jobs.events import Finished, MemoryEstimated
+from lora_studio.jobs.events import Finished, MemoryEstimated, RunState
 from lora_studio.models.advice import correction
 from lora_studio.models.shape import read_config
 from lora_studio.units import GIB
@@ -83,6 +83,21 @@ def test_a_run_out_of_memory_ends_with_the_numbers_and_the_change_that_fits(
     assert "GiB estimated" in last.message
     assert numbers["memory"] == {"asked": round(1.5 * GIB), "free": 0, "total": held, "held": held}
     assert (numbers["retry"] is None) == ("smaller model" in last.hint)
+
+
+def test_blocks_that_pytorch_handed_back_before_it_gave_up_are_not_counted_twice(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end, 10 GiB are held and 2 GiB are free; before, 12 GiB were held."""
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr(
+        memory, "read_memory", lambda: Memory(10 * GIB, 9 * GIB, 12 * GIB, free=2 * GIB, total=12 * GIB)
+    )
+    monkeypatch.setattr(memory, "device_kind", lambda: "cuda")
+    monkeypatch.setattr(memory, "correction", lambda *args, **numbers: asked.append(numbers))
+    words = memory.explain(torch.OutOfMemoryError(CUDA_MESSAGE), parse(read_yaml(make_run().config)), RunState())
+    assert asked == [{"needed": 12 * GIB + round(1.5 * GIB), "available": 12 * GIB}]
+    assert "10.00 GiB held, 2.00 GiB free of 12.00 GiB" in words["message"]
 
 
 def test_the_correction_takes_what_was_held_as_what_is_needed(make_run: MakeRun) -> None:

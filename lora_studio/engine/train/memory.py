@@ -80,23 +80,24 @@ def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemor
     """The entries of complete.json for a run that ran out of memory: the numbers, and settings that fit (`retry`)."""
     requested = asked_bytes(str(error))
     now, on_gpu = read_memory(), DEVICE_KINDS[device_kind()].is_gpu
-    total, free, allocated = now.total, now.free, now.peak if on_gpu else now.now
+    # Before PyTorch gives up it hands unused blocks back: what was held most is counted among the free bytes as well.
+    total, free, held, most = now.total, now.free, now.now, now.peak if on_gpu else now.now
     foreseen = state.memory
     words = [
         f"{'The GPU' if on_gpu else 'The machine'} ran out of memory",
         f"{requested / GIB:.2f} GiB more requested" if requested else "",
-        f"{allocated / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
+        f"{held / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
         f"{foreseen.total_bytes / GIB:.2f} GiB estimated" if foreseen else "",
     ]
     checkpointing = foreseen.gradient_checkpointing if foreseen else None
-    change = correction(config, checkpointing, device_kind(), needed=allocated + requested, available=free + allocated)
+    change = correction(config, checkpointing, device_kind(), needed=most + requested, available=now.available)
     return {
         "state": "failed",
         "message": "; ".join(word for word in words if word) + ".",
         "hint": f"This change would help: {change.title} ({change.cost})."
         if change
         else "No single change helps: use a smaller model or shorter rows.",
-        "memory": {"asked": requested, "free": free, "total": total, "held": allocated},
+        "memory": {"asked": requested, "free": free, "total": total, "held": held},
         "retry": {"title": change.title, "cost": change.cost, "settings": dict(change.settings)} if change else None,
     }
 

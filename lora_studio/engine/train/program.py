@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from lora_studio.config.parsing import ConfigError, load_config, machine_conflicts
 from lora_studio.config.sections import Config
 from lora_studio.engine import ranks
-from lora_studio.engine.accelerator import device_kind, device_name, on_cpu, read_memory
+from lora_studio.engine.accelerator import device_kind, device_name, on_cpu, read_memory, set_tf32
 from lora_studio.engine.chat.logprobs import against_base
 from lora_studio.engine.models.load import choose_dtype, dtype_name
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
@@ -159,6 +159,9 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
         loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
         sharded=model.sharded,
     )
+    if config.training.torch_compile or config.training.tf32:
+        # With torch.compile accelerate and transformers turn TF32 on, which in float32 is for a person to choose.
+        set_tf32(config.training.tf32 or context.dtype is not torch.float32)
     if model.sharded:
         context.stop.only_together()
     put_trackers_last(trainer)
