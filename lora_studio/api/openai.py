@@ -42,6 +42,9 @@ NOT_DONE = {
     "presence_penalty": "`presence_penalty` is not supported: omit it, or use `repetition_penalty`.",
     "response_format": "Only plain text is supported: omit `response_format`.",
 }
+OBJECTS = ("dict_type", "model_type", "model_attributes_type")
+"""pydantic's kinds of error where JSON has no object."""
+SERVED = "GET /v1/models and POST /v1/chat/completions are served."
 Content = str | list[JsonObject] | None
 
 
@@ -101,7 +104,8 @@ def read(body: Any) -> ChatRequest:
         param = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ApiError(400, f"`{param}` is not supported: omit it.", "unsupported_parameter", param) from None
-        words = NOT_DONE.get(str(first["loc"][0]), f"`{param}` {plain_words(first)}.")
+        plain = "must be an object" if first["type"] in OBJECTS else plain_words(first)
+        words = NOT_DONE.get(str(first["loc"][0]), f"`{param}` {plain}.")
         raise ApiError(400, words, "invalid_value", param) from None
 
 
@@ -270,7 +274,13 @@ def routes(services: Services) -> list[Route]:
         Route("/v1/models", _in_words(api.models), methods=["GET"]),
         Route("/v1/models/{name:path}", _in_words(api.model), methods=["GET"]),
         Route("/v1/chat/completions", _in_words(api.chat), methods=["POST"]),
+        Route("/v1/{path:path}", _in_words(_unknown), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
     ]
+
+
+async def _unknown(request: Request) -> Response:
+    """Any other path or method below /v1, in the shape that a client reads."""
+    raise ApiError(404, f"There is no {request.method} {request.url.path}. {SERVED}", "unknown_url")
 
 
 class OpenAi:

@@ -80,6 +80,8 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
+    "too_short": "must have at least {min_length} of them",
+    "list_type": "must be a list",
     "string_too_long": "must have at most {max_length:,} characters",
     "literal_error": "must be {expected}",
     "greater_than": "must be above {gt}",

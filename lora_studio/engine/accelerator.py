@@ -164,7 +164,8 @@ def set_tf32(on: bool) -> None:
 
     transformers sets the newer one alone, and PyTorch raises where its compiler reads the older (pytorch#166387).
     """
-    torch.backends.fp32_precision = "tf32" if on else "ieee"
+    backends: Any = torch.backends  # its stubs do not know the newer switch
+    backends.fp32_precision = "tf32" if on else "ieee"
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
 

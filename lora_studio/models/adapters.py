@@ -121,8 +121,13 @@ def same_place(first: str, second: str) -> bool:
 
 
 def written_at(folder: Path) -> int:
-    """When an adapter's weights were written, in nanoseconds."""
-    return (folder / WEIGHTS_FILE).stat().st_mtime_ns
+    """When an adapter's weights were written, in nanoseconds. Raises `StudioError` where they are gone."""
+    try:
+        return (folder / WEIGHTS_FILE).stat().st_mtime_ns
+    except OSError:
+        raise StudioError(
+            "The adapter's weights cannot be read.", "It was deleted or moved: choose another one."
+        ) from None
 
 
 def fingerprint(name: str, revision: str | None = None) -> str:

@@ -187,6 +187,10 @@ def test_errors_have_their_status_and_openais_shape(client: openai.OpenAI, url: 
     assert httpx.post(f"{url}/chat/completions", content="{}").status_code == 415
     no_json = httpx.post(f"{url}/chat/completions", content="{", headers={"Content-Type": "application/json"})
     assert (no_json.status_code, no_json.json()["error"]["type"]) == (400, "invalid_request_error")
+    with pytest.raises(openai.NotFoundError, match="There is no POST /v1/completions") as unknown:
+        client.completions.create(model="demo", prompt="Hello")
+    assert unknown.value.code == "unknown_url"
+    assert "GET /v1/models and POST" in httpx.get(f"{url}/chat/completions").json()["error"]["message"]
     large = httpx.post(f"{url}/chat/completions", json={"model": "x" * openai_api.MAX_BYTES})
     assert large.status_code == 413
 

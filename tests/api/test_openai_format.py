@@ -76,6 +76,9 @@ def test_what_cannot_be_done_is_refused_and_named(given: dict[str, Any], param: 
         ({"tools": [{"type": "function"}]}, "Tools are not supported: omit `tools`"),
         ({"n": 2}, "Only one answer per request is supported: omit `n`"),
         ({"max_tokens": -5}, "`max_tokens` must be at least 1"),
+        ({"messages": []}, "`messages` must have at least 1 of them"),
+        ({"messages": "Hello"}, "`messages` must be a list"),
+        ({"messages": ["Hello"]}, r"`messages\.0` must be an object"),
     ],
 )
 def test_a_refusal_says_in_plain_words_what_was_sent(given: dict[str, Any], words: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_studio.errors import StudioError
-from lora_studio.models.adapters import changed, check_fit, fingerprint, read_card, same_base, together
+from lora_studio.models.adapters import changed, check_fit, fingerprint, read_card, same_base, together, written_at
 from lora_studio.workspace import demo_folder
 from tests.adapters import files, write
 
@@ -103,3 +103,9 @@ def test_a_base_that_changed_in_its_place_is_told(tmp_path: Path) -> None:
     base(one, seed=2)
     assert "its config or weights differ" in changed(card, str(one))
     assert changed(replace(card, base_fingerprint=""), str(one)) == ""
+
+
+def test_an_adapter_that_was_deleted_meanwhile_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(StudioError, match="The adapter's weights cannot be read") as error:
+        written_at(tmp_path)
+    assert "deleted or moved" in error.value.hint
