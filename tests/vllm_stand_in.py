@@ -138,7 +138,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def check_devices() -> None:
+    """As `Platform.device_id_to_physical_device_id` of vLLM before #45026: each visible device has to be a number."""
+    for name in filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
+        int(name)
+
+
 if __name__ == "__main__":
+    check_devices()
     (FOLDER / "words.json").write_text(json.dumps(sys.argv[2:]))
     if (FOLDER / "broken").exists():
         sys.exit(3)

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lora_studio.models.accelerators import CPU, CUDA, MPS, ROCM, XPU
+from lora_studio.models.hardware import by_number as by_number
 from lora_studio.models.hardware import cpu_only
 from lora_studio.models.vendor_tools import apple_chip
 from lora_studio.units import count

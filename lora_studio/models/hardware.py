@@ -302,6 +302,23 @@ def environment_of(held: Sequence[Device], environ: Mapping[str, str]) -> dict[s
     return dict.fromkeys(set_names or names[:1], ",".join(values))
 
 
+def by_number(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which CUDA sees the same GPUs under their numbers in the driver's order; {} where none is named
+    by its UUID, and for a MIG slice, which has no number.
+
+    For programs that take each name for a number: vLLM did until the middle of 2026 (vllm-project/vllm#45026).
+    """
+    names = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if all(name.isdecimal() or not name for name in names) or not _load_driver():
+        return {}
+    handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, at) for at in range(_ask(pynvml.nvmlDeviceGetCount) or 0)]
+    cards = [Card("", 0, 0, uuid=_ask(pynvml.nvmlDeviceGetUUID, handle) or "") for handle in handles]
+    places = [_position(cards, name) for name in names]
+    if None in places:
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, places))}
+
+
 def _entries(choice: str, kind: str) -> list[str]:
     """The parts of such a list, one for each card: of an Intel GPU all that name its tiles."""
     parts = [part.strip() for part in choice.split(",")]

@@ -211,9 +211,11 @@ def test_vllm_takes_the_place_of_the_model_and_follows_its_adapters(
 
 
 def test_a_client_that_leaves_ends_its_answer_at_vllm(
-    loaded: LoadedModel, server: dict[str, Any], tmp_path: Path
+    loaded: LoadedModel, server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = vllm.free_port()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1f9d")  # the name by which a session is given its GPU
+    monkeypatch.setattr(vllm, "by_number", lambda environ: {"CUDA_VISIBLE_DEVICES": "0"})
     server["base" + str(prompt_ids(loaded, Column(None, SERVED[0].messages), None))] = ["endless", 1, "endless"]
     (tmp_path / "answers.json").write_text(json.dumps(server), encoding="utf-8")
     words = ["vllm", "serve", "x", "--host", "127.0.0.1", "--port", str(port)]

@@ -17,6 +17,7 @@ from lora_studio.models.hardware import (
     Device,
     SensorReading,
     all_devices,
+    by_number,
     choose,
     device_for,
     devices,
@@ -151,6 +152,19 @@ def test_a_slice_of_a_card_is_known_by_its_own_name(driver: None, monkeypatch: p
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: {"MIG-7-1": "GPU-2"}[uuid])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7-1")
     assert [(device.uuid, device.memory_free) for device in devices()] == [("MIG-7-1", 3 * GIB)]
+
+
+def test_a_program_that_knows_numbers_alone_gets_the_same_cards(driver: None) -> None:
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    for named, numbers in (("GPU-2", "1"), ("GPU-2,GPU-1", "1,0"), (" gpu-1", "0")):
+        assert by_number({"CUDA_VISIBLE_DEVICES": named}) == {**order, "CUDA_VISIBLE_DEVICES": numbers}
+    for kept in (
+        {},
+        {"CUDA_VISIBLE_DEVICES": ""},
+        {"CUDA_VISIBLE_DEVICES": "1,0"},
+        {"CUDA_VISIBLE_DEVICES": "MIG-7-1"},
+    ):
+        assert by_number(kept) == {}
 
 
 def test_a_divided_card_is_listed_slice_by_slice(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 from transformers import GenerationConfig
 
-from lora_studio.engine.accelerator import on_cpu, read_memory
+from lora_studio.engine.accelerator import by_number, on_cpu, read_memory
 from lora_studio.engine.chat.agreement import check_agreement
 from lora_studio.engine.chat.analysis import Call
 from lora_studio.engine.chat.batch import BatchPrompt, batch_prompt, hand_end
@@ -298,7 +298,8 @@ def serving(
     `check` is called every second while it starts, and raises to leave. Its output goes where the worker's goes.
     """
     key = secrets.token_hex(16)
-    with guarded(words, stdin=subprocess.DEVNULL, env={**os.environ, **ENVIRONMENT, "VLLM_API_KEY": key}) as child:
+    environment = {**os.environ, **by_number(os.environ), **ENVIRONMENT, "VLLM_API_KEY": key}
+    with guarded(words, stdin=subprocess.DEVNULL, env=environment) as child:
         server, end = VllmServer(port, key, length), time.monotonic() + START_SECONDS
         while not server.is_up():
             check()
