@@ -11,7 +11,7 @@ from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.targets import Targets
-from lora_studio.ui.components import Wish
+from lora_studio.ui.components import Shared, Wish
 from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
 from lora_studio.ui.data.choice import PATHS
@@ -153,6 +153,9 @@ def chosen(**changed: Any) -> list[Any]:
 def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[Any]:
     columns = [parts.get(part, "") for part in mapping_form.PARTS]
     return [*columns, *(roles or [[], [], [], []]), parts.get("template", "")]
+
+
+ANALYZED = data_choice.values_of(chosen())
 
 
 def test_looking_shows_progress_then_everything_that_was_found(act: AnalysisHandlers) -> None:
@@ -311,16 +314,16 @@ def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act:
     pager = act.view.pager
     first = list(act.look(*chosen()))[-1]
     assert first[pager.windows].visible is False
-    second = act.pages.later(RESULT, 1, 0)
+    second = act.pages.later(RESULT, ANALYZED, 1, 0)
     assert "row 11 of the file), training row; part 2 of 3" in second[pager.position]
     assert (second[pager.window], second[pager.windows].visible) == (1, True)
-    last = act.pages.later(RESULT, 1, 1)
+    last = act.pages.later(RESULT, ANALYZED, 1, 1)
     assert (last[pager.later].interactive, last[pager.earlier].interactive) == (False, True)
-    assert act.pages.earlier(RESULT, 1, 0)[pager.window] == 0
+    assert act.pages.earlier(RESULT, ANALYZED, 1, 0)[pager.window] == 0
     asked = act.studio.inspector.asked[-1][1]
     assert (asked["row_index"], asked["window"]) == (1, 0)
     assert asked["of"]["train_file"] == act.studio.inspector.asked[0][1]["train_file"]
-    assert act.pages.forward(RESULT, 1)[pager.window] == 0
+    assert act.pages.forward(RESULT, ANALYZED, 1)[pager.window] == 0
     assert act.studio.inspector.asked[-1][1].items() >= {"row_index": 2, "window": None}.items()
 
 
@@ -339,7 +342,7 @@ def test_a_slow_page_is_not_sent_every_step_and_a_stop_does_not_wait_for_those_l
 
 def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
-    link = act.save_bad_rows()
+    link = act.save_bad_rows(ANALYZED)
     method, params = act.studio.inspector.asked[-1]
     assert method == "save_bad_rows"
     assert params["path"] in link
@@ -363,19 +366,32 @@ def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: 
 
 def test_pages_turn_and_stop_at_the_ends(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
-    assert act.pages.forward(RESULT, 0)[act.view.pager.index] == 1
-    assert "row 11 of the file" in act.pages.forward(RESULT, 0)[act.view.pager.position]
-    assert act.pages.forward(RESULT, 2)[act.view.pager.index] == 2
-    assert act.pages.back(RESULT, 0)[act.view.pager.index] == 0
-    assert act.pages.go(RESULT, 99)[act.view.pager.index] == 2
-    assert act.pages.go(None, 1) == {}
+    assert act.pages.forward(RESULT, ANALYZED, 0)[act.view.pager.index] == 1
+    assert "row 11 of the file" in act.pages.forward(RESULT, ANALYZED, 0)[act.view.pager.position]
+    assert act.pages.forward(RESULT, ANALYZED, 2)[act.view.pager.index] == 2
+    assert act.pages.back(RESULT, ANALYZED, 0)[act.view.pager.index] == 0
+    assert act.pages.go(RESULT, ANALYZED, 99)[act.view.pager.index] == 2
+    assert (
+        act.pages.go(None, ANALYZED, 1) == act.pages.go(RESULT, ANALYZED, None) == {act.view.pager.position: gr.skip()}
+    )
 
 
 def test_a_reader_is_told_which_file_a_page_is_of_for_it_may_have_been_closed(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     act.stop()
-    act.pages.forward(RESULT, 0)
+    act.pages.forward(RESULT, ANALYZED, 0)
     assert [method for method, _ in act.studio.inspector.asked] == ["inspect", "preview"]
+
+
+def test_a_page_pages_through_its_own_analysis_where_another_page_shows_other_data(act: AnalysisHandlers) -> None:
+    first = list(act.look(*chosen(**{"data.train_file": "technical"})))[-1]
+    list(act.look(*chosen()))  # on the visitor's other page
+    analyzed = first[act.view.analyzed]
+    act.pages.forward(RESULT, analyzed, 0)
+    act.save_bad_rows(analyzed)
+    list(act.remove_duplicates(False, analyzed))
+    files = [params["of"]["train_file"] for _, params in act.studio.inspector.asked[-3:]]
+    assert files == ["technical"] * 3
 
 
 def test_a_reload_shows_the_last_choice_and_what_was_found(act: AnalysisHandlers) -> None:
@@ -467,7 +483,7 @@ def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: AnalysisHa
     _, first, whole = list(act.look(*chosen()))
     assert "Preview: the first 2 rows" in first[act.view.summary]
     assert first[act.view.pager.next].interactive is False
-    assert act.pages.forward(sample, 0) == {}
+    assert act.pages.forward(sample, ANALYZED, 0) == {act.view.pager.position: gr.skip()}
     assert "Preview" not in whole[act.view.summary]
     assert whole[act.view.pager.next].interactive is True
 
@@ -519,6 +535,32 @@ def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says
     taken = list(act.use_reading(failed[form.rows], *fields, *chosen()))[-1]
     assert taken[act.controls.mapping] == {"messages": "q", "roles": {"customer": "user"}}
     assert taken[act.view.body].visible is True
+
+
+def test_each_reading_of_rows_that_could_not_be_read_can_be_chosen_with_a_click(act: AnalysisHandlers) -> None:
+    choice = act.view.reading.choice
+    list(act.look(*chosen()))  # other data was analyzed before
+    failed = list(act.look(*chosen(**{"data.train_file": "nobody"})))[-1]
+    assert (failed[choice].value, len(failed[choice].choices)) == (None, 2), "a click on a marked one fires no event"
+    unread = {**UNREAD["unread"], "mapping": READINGS[0]["mapping"]}
+    again = list(act.use_reading(unread, *form_fields(text="q"), *chosen(**{"data.train_file": "nobody"})))[-1]
+    assert again[choice] is None
+
+
+def test_a_page_that_opens_compares_nothing_for_its_fields_are_not_filled_yet(workspace: Workspace) -> None:
+    session: Any = FakeSession(script)
+    studio = Studio(workspace, Supervisor(workspace), session, session)
+    with without_app(), gr.Blocks() as page, gr.Tab("Data"):
+        parts = Shared(gr.Tabs(), *(gr.State() for _ in range(4)), gr.Button(), gr.HTML())
+        tab.build(studio, parts)
+    states = {key for key, block in page.blocks.items() if isinstance(block, gr.State)}
+    outdates = [event for event in page.fns.values() if event.name == "compare"]
+    assert not [event for event in outdates if states & {target for target, _ in event.targets}]
+    looks = [event for event in page.fns.values() if hasattr(AnalysisHandlers, str(event.name))]
+    looks = [event._id for event in looks if event.concurrency_id == "inspect"]
+    assert set(looks) == {event.trigger_after for event in outdates if event.trigger_after is not None}, (
+        "what changed while an analysis went on is told at its end"
+    )
 
 
 def test_a_reading_is_tried_while_the_form_is_filled_in(act: AnalysisHandlers) -> None:
@@ -611,7 +653,7 @@ def test_duplicates_are_removed_into_a_copy_that_is_chosen_and_keeps_the_mapping
     assert act.show(RESULT, values)[act.view.remove].visible is False
     mapping = {"user": "q", "assistant": "b"}
     list(act.look(*chosen(**{"data.mapping": mapping})))
-    *steps, updates = act.remove_duplicates(near=True)
+    *steps, updates = act.remove_duplicates(True, ANALYZED | {"data.mapping": mapping})
     assert "Removing duplicates" in steps[0][act.view.status].value
     assert not steps[0][act.view.remove_near].interactive
     assert updates[act.view.remove_near].interactive

@@ -101,7 +101,7 @@ def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file
         (*_, last) = events
         assert last[act.view.result]
     act.choose_bad_rows(last[act.view.result], *choice)
-    act.save_bad_rows()
+    act.save_bad_rows(last[act.view.analyzed])
     act.hand_over(*choice)
     act.repaint()
     act.measure_disk()

@@ -25,7 +25,7 @@ from lora_studio.jobs.protocol import (
 )
 from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
 from lora_studio.ui import form, html, job_views, plots
-from lora_studio.ui.components import DataLook, Handover, Updates, Wish
+from lora_studio.ui.components import Handover, Updates, Wish
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
     BAD_ROWS,
@@ -235,7 +235,7 @@ class AnalysisHandlers:
             return {self.view.status: gr.HTML(html.problem(error), visible=True)}
         return self.choose_other(name) | {self.controls.source: gr.Dropdown(value=name)}
 
-    def remove_duplicates(self, near: bool = False) -> Iterator[Updates]:
+    def remove_duplicates(self, near: bool, analyzed: SettingValues | None) -> Iterator[Updates]:
         """Writes a copy of the file in sight without duplicates among the uploads, and chooses it."""
         workspace, v = self.studio.workspace, self.view
         idle = {v.remove: gr.Button(interactive=True), v.remove_near: gr.Button(interactive=True)}
@@ -245,10 +245,11 @@ class AnalysisHandlers:
         }
         copy, last_update = SavedCopy(rows=0, removed=0), time.monotonic()
         try:
-            source = str(self._look().settings["data.train_file"])
+            of = self._analysis(analyzed)
+            source = of.train_file
             stem = Path(source.partition("?")[0]).stem or "dataset"
             target = job_views.new_file(workspace, f"{stem}-deduplicated.jsonl")
-            for answer in self.studio.inspector.stream(SaveCleaned(path=str(target), near=near, of=self._analysis())):
+            for answer in self.studio.inspector.stream(SaveCleaned(path=str(target), near=near, of=of)):
                 if isinstance(answer, SavedCopy):
                     copy = answer
                 elif isinstance(answer, Progress) and time.monotonic() - last_update >= STEP_SECONDS:
@@ -358,7 +359,8 @@ class AnalysisHandlers:
             idle[c.look] = gr.Button(interactive=True, variant="secondary")
             yield updates | idle | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
-            failed = self._failed(error, correcting, unread, stopped=look.stopping)
+            before = {} if correcting is None else {v.reading.choice: self._in_use(values, correcting)}
+            failed = before | self._failed(error, correcting, unread, stopped=look.stopping)
             if c.look in failed:  # nothing is in sight, so that the next step is to analyze
                 idle[c.look] = gr.Button(interactive=True, variant="primary")
             yield failed | idle
@@ -375,17 +377,22 @@ class AnalysisHandlers:
         Rows that can't be used as they are read are shown all the same, with the form to say how to read them.
         """
         v = self.view
-        before = {} if correcting is None else {v.reading.choice: mapping_form.chosen(correcting)}
         if stopped:
-            return before | {v.status: gr.HTML(html.notice("Stopped. The dataset is still chosen."), visible=True)}
+            return {v.status: gr.HTML(html.notice("Stopped. The dataset is still chosen."), visible=True)}
         message = gr.HTML(mapping_form.problem(error), visible=True)
         if correcting is not None:
-            return before | {v.reading.error_box: message, v.status: gr.HTML("", visible=False)}
+            return {v.reading.error_box: message, v.status: gr.HTML("", visible=False)}
         nothing = self._nothing() | {v.status: message}
         if not unread:
             return nothing
         form = mapping_form.fill(v.reading, unread, corrected=False, unread=True)
         return nothing | form | {v.rows: gr.Accordion(visible=True, open=True), v.table: report.rows_table(unread)}
+
+    def _in_use(self, values: SettingValues, rows: "UnreadRows") -> int | None:
+        """The analysis's reading; none of rows that could not be read: a click on a marked one is no event."""
+        last = self.studio.looks.last(self.studio.workspace)
+        read = last is not None and last.settings["data.train_file"] == values["data.train_file"]
+        return mapping_form.chosen(rows) if read else None
 
     def stop(self) -> None:
         """Ends the inspector's child: certain in every phase, and the next look starts a new one. Where it is
@@ -522,23 +529,28 @@ class AnalysisHandlers:
             return {self.view.cache: html.problem(error)}
         return self.measure_disk()
 
-    def _preview(self, index: int, window: int | None) -> "RowView":
-        answer = self.studio.inspector.call(Preview(row_index=index, window=window, of=self._analysis()))
+    def _preview(self, analyzed: SettingValues | None, index: int, window: int | None) -> "RowView":
+        answer = self.studio.inspector.call(Preview(row_index=index, window=window, of=self._analysis(analyzed)))
         return cast("RowView", answer.report)
 
-    def save_bad_rows(self) -> str:
+    def save_bad_rows(self, analyzed: SettingValues | None) -> str:
         """All bad rows into a file, and the link to it."""
         try:
-            source = Path(self._look().settings["data.train_file"])
-            target = job_views.new_file(self.studio.workspace, f"{source.stem}-invalid-rows.jsonl")
-            self.studio.inspector.call(SaveBadRows(path=str(target), of=self._analysis()))
+            of = self._analysis(analyzed)
+            target = job_views.new_file(self.studio.workspace, f"{Path(of.train_file).stem}-invalid-rows.jsonl")
+            self.studio.inspector.call(SaveBadRows(path=str(target), of=of))
         except StudioError as error:
             return html.problem(error)
         return job_views.link(target)
 
-    def _analysis(self) -> Inspect:
-        """The request that the analysis in sight came from: the inspector may hold another visitor's file by now."""
-        return request_of(dict(self._look().settings), self.studio.supervisor.targets)
+    def _analysis(self, analyzed: SettingValues | None) -> Inspect:
+        """The request that the analysis on this page came from: the inspector may hold another file by now.
+
+        Raises `StudioError` where nothing is known of data, as after the visitor's files were deleted.
+        """
+        if not analyzed or self.studio.looks.last(self.studio.workspace) is None:
+            raise StudioError("This dataset is not analyzed yet.", "Press Analyze dataset.")
+        return request_of(dict(analyzed), self.studio.supervisor.targets)
 
     def repaint(self) -> Updates:
         """After a reload: the last choice, and what was found for it."""
@@ -568,13 +580,6 @@ class AnalysisHandlers:
         c = self.controls
         named = {c.hub_id: plain, c.hub_subset: options.get("config", ""), c.hub_split: options.get("split", "")}
         return named if plain else {}
-
-    def _look(self) -> DataLook:
-        """What was found last. Raises `StudioError` where nothing was, as after the visitor's files were deleted."""
-        look = self.studio.looks.last(self.studio.workspace)
-        if look is None:
-            raise StudioError("This dataset is not analyzed yet.", "Press Analyze dataset.")
-        return look
 
     def hand_over(self, *widget_values: Any) -> tuple[Handover, gr.Tabs, gr.Button]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on.

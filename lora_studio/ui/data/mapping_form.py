@@ -126,7 +126,7 @@ def _draw_role(role: str) -> gr.Dropdown:
 def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = False) -> Updates:
     """The form for a file just read: its columns to choose from, the reading in use, the question if there is one.
 
-    `unread` rows could not be used as they were read: the form stands open.
+    `unread` rows could not be used as they were read: the form stands open, and none of their readings is in use.
     """
     columns = [("none", NONE), *((name, name) for name in columns_of(result))]
     reading, speakers = result["mapping"], result["speakers"]
@@ -136,7 +136,7 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
         form.box: gr.Column(visible=True),
         form.asking: gr.Column(visible=several),
         form.question: gr.HTML(question if several and not corrected else "", visible=several and not corrected),
-        form.choice: gr.Radio(choices=choices(result), value=chosen(result)),
+        form.choice: gr.Radio(choices=choices(result), value=None if unread else chosen(result)),
         form.fold: gr.Accordion(open=True) if unread else gr.skip(),
         **{
             dropdown: gr.Dropdown(choices=columns, value=reading.get(part, NONE))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.data.quality import LabelBalance, in_words, label_words
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
@@ -392,7 +393,7 @@ def cache(octets: int, *, owned: bool = True) -> str:
     return html.hint(words)
 
 
-Preview = Callable[[int, int | None], "RowView"]
+Preview = Callable[[SettingValues | None, int, int | None], "RowView"]
 
 
 @dataclass(frozen=True)
@@ -435,36 +436,39 @@ def draw() -> Pager:
 
 
 class RowPages:
-    """What the pager's buttons do. `preview(index, window)` asks the reader for one conversation.
+    """What the pager's buttons do. `preview(analyzed, index, window)` asks the reader for one conversation.
 
+    `analyzed` are the settings of the analysis on this page: another page of the visitor may show another file's.
     A window of None is the one in which training begins.
     """
 
     def __init__(self, view: Pager, preview: Preview) -> None:
         self.view, self._preview = view, preview
 
-    def back(self, result: "Description | None", index: int) -> Updates:
-        return self.go(result, index)
+    def back(self, result: "Description | None", analyzed: SettingValues | None, index: int) -> Updates:
+        return self.go(result, analyzed, index)
 
-    def forward(self, result: "Description | None", index: int) -> Updates:
-        return self.go(result, index + 2)
+    def forward(self, result: "Description | None", analyzed: SettingValues | None, index: int) -> Updates:
+        return self.go(result, analyzed, index + 2)
 
-    def go(self, result: "Description | None", number: float | None) -> Updates:
-        """Shows one conversation, counted from 1; beyond an end stands the end."""
-        return self._open(result, int(number) - 1, None) if number is not None else {}
+    def go(self, result: "Description | None", analyzed: SettingValues | None, number: float | None) -> Updates:
+        """Shows one conversation, counted from 1; beyond an end stands the end, and an empty field changes nothing."""
+        return self._open(result, analyzed, None if number is None else int(number) - 1, None)
 
-    def earlier(self, result: "Description | None", index: int, window: int) -> Updates:
-        return self._open(result, index, max(window - 1, 0))
+    def earlier(self, result: "Description | None", analyzed: SettingValues | None, index: int, window: int) -> Updates:
+        return self._open(result, analyzed, index, max(window - 1, 0))
 
-    def later(self, result: "Description | None", index: int, window: int) -> Updates:
-        return self._open(result, index, window + 1)
+    def later(self, result: "Description | None", analyzed: SettingValues | None, index: int, window: int) -> Updates:
+        return self._open(result, analyzed, index, window + 1)
 
-    def _open(self, result: "Description | None", index: int, window: int | None) -> Updates:
-        if not result or result["sampled"] is not None:
-            return {}
+    def _open(
+        self, result: "Description | None", analyzed: SettingValues | None, index: int | None, window: int | None
+    ) -> Updates:
+        if not result or result["sampled"] is not None or index is None:
+            return {self.view.position: gr.skip()}  # an update without any component is an error to Gradio
         index = min(max(index, 0), result["usable_rows"] - 1)
         try:
-            return self.paint(self._preview(index, window), index, result)
+            return self.paint(self._preview(analyzed, index, window), index, result)
         except StudioError as error:
             return {self.view.conversation: html.problem(error), self.view.tokens: ""}
 

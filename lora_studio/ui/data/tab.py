@@ -1,5 +1,6 @@
 """The Data tab: what a file holds, what is trained of it, what would be cut, what is invalid. Draws and wires."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -200,7 +201,7 @@ def _draw_lengths() -> Lengths:
     cut = gr.Slider(8, 1024, step=1, label=TRY_LENGTH, info=TRIED, buttons=[], elem_id="data-limit")
     sentence = gr.HTML()
     with gr.Row():
-        take = gr.Button("Use suggested", size="sm", scale=0, min_width=200)
+        take = gr.Button("Use suggested", size="sm", scale=0, min_width=240)
         use = gr.Button("Use", size="sm", scale=0, min_width=140)
     with gr.Accordion("Percentiles, packing, steps", open=False):
         percentiles = gr.HTML()
@@ -223,72 +224,79 @@ def _draw_quality(studio: Studio, controls: DataControls) -> Quality:
     return bad_line, bad_rows, save_bad, saved_bad, hygiene, remove, remove_near
 
 
+Analyze = Callable[[Callable[..., gr.events.Dependency], Callable[..., Any], list[Any]], None]
+"""Wires an event to an analysis: by its trigger, the handler and what that is given."""
+
+
 def _wire(act: AnalysisHandlers, shared: Shared, rows_wish: gr.State) -> None:
     c, v = act.controls, act.view
     settings, outputs = c.chosen(), [*c.all(), *v.all()]
     inspect: EventOptions = {"concurrency_id": "inspect", "concurrency_limit": 1, **QUIET}
+    marked = [v.outdated, c.look, c.train, v.status]
+
+    def analyze(trigger: Callable[..., gr.events.Dependency], look: Callable[..., Any], given: list[Any]) -> None:
+        """What a look brings may be outdated as it comes: a setting was changed meanwhile. Not asked by a change of
+        `analyzed`: a page that opens tells of it before its fields are filled."""
+        trigger(look, given, outputs, **inspect).then(act.compare, [v.analyzed, *settings], marked, **QUIET)
+
     gr.on(fn=act.repaint, outputs=outputs, **QUIET)
     uploaded = c.upload.upload(act.keep_upload, c.upload, outputs, **QUIET)
     uploaded.then(None, js=theme.call("showAnalysis"), api_visibility="private")
-    uploaded.then(act.look_anew, settings, outputs, **inspect)
+    analyze(uploaded.then, act.look_anew, settings)
     second = c.upload_validation.upload(act.keep_validation, c.upload_validation, outputs, **QUIET)
-    second.then(act.look, settings, outputs, **inspect)
+    analyze(second.then, act.look, settings)
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
-    c.source.input(act.choose_other, c.source, outputs, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
+    analyze(c.source.input(act.choose_other, c.source, outputs, **QUIET).then, act.analyze_other, settings)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
     for wish in (shared.wish, rows_wish):
-        wish.change(act.open_wished, [wish, *settings], outputs, **inspect)
+        analyze(wish.change, act.open_wished, [wish, *settings])
     rows_wish.change(None, js=theme.call("showAnalysis"), api_visibility="private")
     loaded = c.hub_load.click(act.choose_hub, [c.hub_id, c.hub_subset, c.hub_split], outputs, **QUIET)
-    loaded.then(act.analyze_other, settings, outputs, **inspect)
-    c.validation.input(act.measure_other, settings, outputs, **inspect)
-    gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
+    analyze(loaded.then, act.analyze_other, settings)
+    for trigger, look in (
+        (c.validation.input, act.measure_other),
+        (c.look.click, act.look),
+        (c.percentiles.submit, act.look),
+    ):
+        analyze(trigger, look, settings)
     c.stop.click(act.stop, queue=False, **QUIET)
     changes = [field.input for field in settings if field not in (c.source, c.validation, c.bad_rows, c.mapping)]
-    marked = [v.outdated, c.look, c.train, v.status]
-    gr.on(
-        [*changes, v.analyzed.change],
-        act.compare,
-        [v.analyzed, *settings],
-        marked,
-        trigger_mode="always_last",
-        **QUIET,
-    )
-    _wire_limit(act, outputs, inspect)
+    gr.on(changes, act.compare, [v.analyzed, *settings], marked, trigger_mode="always_last", **QUIET)
+    _wire_limit(act, analyze)
     c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.bad_line, c.train, v.status], **QUIET)
-    v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **QUIET)
+    v.save_bad.click(act.save_bad_rows, v.analyzed, v.saved_bad, **QUIET)
     for button, near in ((v.remove, False), (v.remove_near, True)):
-        copied = button.click(partial(act.remove_duplicates, near), None, outputs, **QUIET)
-        copied.then(act.analyze_copy, settings, outputs, **inspect)
+        copied = button.click(partial(act.remove_duplicates, near), v.analyzed, outputs, **QUIET)
+        analyze(copied.then, act.analyze_copy, settings)
     c.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **QUIET)
     v.clear.click(act.clear_cache, None, [c.uploads, v.cache, v.clear], **QUIET)
     c.uploads.click(act.delete_upload, None, outputs, **QUIET)
     _wire_pager(act)
-    _wire_reading(act, outputs, inspect)
+    _wire_reading(act, analyze)
 
 
-def _wire_limit(act: AnalysisHandlers, outputs: list[Any], inspect: EventOptions) -> None:
+def _wire_limit(act: AnalysisHandlers, analyze: Analyze) -> None:
     c, v, settings = act.controls, act.view, act.controls.chosen()
     moved = [v.histogram, v.sentence, v.take, v.use, v.status]
     v.cut.input(act.move_cut, [v.result, v.cut], moved, trigger_mode="always_last", **QUIET)
     v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **QUIET)
     v.histogram.click(act.drag_cut, v.result, [v.cut, *moved], trigger_mode="always_last", **QUIET)
     used = v.use.click(act.settle_cut, [v.result, v.cut], c.max_length, **QUIET)
-    used.then(act.look, settings, outputs, **inspect)
+    analyze(used.then, act.look, settings)
     accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **QUIET)
-    accepted.then(act.look, settings, outputs, **inspect)
+    analyze(accepted.then, act.look, settings)
 
 
 def _wire_pager(act: AnalysisHandlers) -> None:
-    p, result = act.view.pager, act.view.result
-    p.previous.click(act.pages.back, [result, p.index], p.all(), **QUIET)
-    p.next.click(act.pages.forward, [result, p.index], p.all(), **QUIET)
-    p.row.submit(act.pages.go, [result, p.row], p.all(), **QUIET)
-    p.earlier.click(act.pages.earlier, [result, p.index, p.window], p.all(), **QUIET)
-    p.later.click(act.pages.later, [result, p.index, p.window], p.all(), **QUIET)
+    p, shown = act.view.pager, [act.view.result, act.view.analyzed]
+    p.previous.click(act.pages.back, [*shown, p.index], p.all(), **QUIET)
+    p.next.click(act.pages.forward, [*shown, p.index], p.all(), **QUIET)
+    p.row.submit(act.pages.go, [*shown, p.row], p.all(), **QUIET)
+    p.earlier.click(act.pages.earlier, [*shown, p.index, p.window], p.all(), **QUIET)
+    p.later.click(act.pages.later, [*shown, p.index, p.window], p.all(), **QUIET)
 
 
-def _wire_reading(act: AnalysisHandlers, outputs: list[Any], inspect: EventOptions) -> None:
+def _wire_reading(act: AnalysisHandlers, analyze: Analyze) -> None:
     settings, form = act.controls.chosen(), act.view.reading
     source, encoding = act.controls.source, act.controls.encoding
     gr.on(
@@ -299,6 +307,6 @@ def _wire_reading(act: AnalysisHandlers, outputs: list[Any], inspect: EventOptio
         trigger_mode="always_last",
         **QUIET,
     )
-    form.choice.input(act.take_reading, [form.rows, form.choice, *settings], outputs, **inspect)
-    form.use.click(act.use_reading, [form.rows, *form.fields(), *settings], outputs, **inspect)
-    form.undo.click(act.look_anew, settings, outputs, **inspect)
+    analyze(form.choice.input, act.take_reading, [form.rows, form.choice, *settings])
+    analyze(form.use.click, act.use_reading, [form.rows, *form.fields(), *settings])
+    analyze(form.undo.click, act.look_anew, settings)
