@@ -1,6 +1,8 @@
 """What the tabs share: components through which one hands something to another, and the types of the page's values."""
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,23 @@ class Wish:
 def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:
     """What an event gives `Shared.wish` and `Shared.tabs` so that a tab opens and shows that."""
     return Wish(adapter, job), gr.Tabs(selected=tab)
+
+
+class Starter:
+    """Starts a job for a click. The second click of a double click gets the first one's job."""
+
+    def __init__(self, seconds: float = 3.0) -> None:
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._last: tuple[Any, str, float] | None = None
+
+    def start(self, request: Any, begin: Callable[[], str]) -> str:
+        """The id of the job that `begin` starts, or of the one that it started for an equal `request` just now."""
+        with self._lock:
+            if self._last and self._last[0] == request and time.monotonic() - self._last[2] < self._seconds:
+                return self._last[1]
+            job_id = begin()
+            self._last = (request, job_id, time.monotonic())
+            return job_id
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,8 @@ from lora_studio.export.targets import TARGETS
 from lora_studio.jobs.events import Finished, PhaseStarted, Progress, RunStarted, to_line
 from lora_studio.jobs.kinds import ExportFolder, ending_words
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui.components import Starter
+from lora_studio.ui.export import tab
 from lora_studio.ui.export.results import (
     ExportBoard,
     ExportView,
@@ -193,3 +197,13 @@ def test_what_is_chosen_and_typed_comes_back_and_another_tab_can_choose(workspac
     assert typed("vllm", dict(values_of(workspace, "vllm"))) == {"served_name": "x"}
     assert remembered(workspace, adapters, "one") == ExportView("one", "zip", (("base_name", "O/N"),))
     assert remembered(workspace, adapters, "gone").adapter == "two"
+
+
+def test_a_double_click_exports_once(workspace: Workspace, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(tab.exporting, "start", lambda *given, **_: started.append(given) or f"export-{len(started)}")
+    studio: Any = SimpleNamespace(workspace=workspace, supervisor=Supervisor(workspace))
+    now, starter = ExportView(adapter=run, target="config"), Starter()
+    ids = [tab.start(studio, starter, now, {}, "") for _ in range(2)]
+    assert (ids, len(started)) == (["export-1", "export-1"], 1)
+    assert tab.start(studio, starter, replace(now, target="zip"), {}, "") == "export-2"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from lora_studio.jobs.session import count_rows
 from lora_studio.models.hardware import Device
 from lora_studio.ui import form, job_views
 from lora_studio.ui import form as form_draft
-from lora_studio.ui.components import Shared, Wish
+from lora_studio.ui.components import Shared, Starter, Wish
 from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import FOUND, DataLooks, Studio
 from lora_studio.ui.train import card, form_state, picker, tab
@@ -44,18 +45,19 @@ def overlaid(**changes: Any) -> list[Any]:
 
 
 def test_a_double_click_starts_once() -> None:
-    launches = Launches()
-    starter = tab.Starter(launches)
-    assert starter.start(Config()) == starter.start(Config()) == "run-1"
+    launches, starter = Launches(), Starter()
+    assert [starter.start(config, partial(launches.launch, config)) for config in (Config(), Config())] == ["run-1"] * 2
     assert len(launches.configs) == 1
 
 
 def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> None:
     launches = Launches()
-    starter = tab.Starter(launches, seconds=0)
-    assert [starter.start(Config()), starter.start(Config())] == ["run-1", "run-2"]
-    other = tab.Starter(launches)
-    assert other.start(Config()) != other.start(parse({"title": "other"}))
+
+    def started(starter: Starter, *configs: Config) -> list[str]:
+        return [starter.start(config, partial(launches.launch, config)) for config in configs]
+
+    assert started(Starter(seconds=0), Config(), Config()) == ["run-1", "run-2"]
+    assert started(Starter(), Config(), parse({"title": "other"})) == ["run-3", "run-4"]
 
 
 def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
@@ -115,6 +117,14 @@ def test_the_demo_is_its_recipe_whatever_the_form_held(workspace: Workspace) -> 
     assert (values["preset"], values["set-model-name"], values["set-data-train_file"]) == ("demo", "demo", "pirate")
     assert values["set-lora-r"] == Config().lora.r
     assert form_draft.read_draft(workspace)[0] == "demo"
+
+
+@pytest.mark.parametrize("fill", [form_state.with_preset, form_state.with_recipe])
+def test_the_name_of_a_run_that_was_typed_outlives_another_recipe(fill: Any) -> None:
+    typed, cpu = overlaid(title="my run"), presets()["cpu"]
+    filled = form.values(fill(typed, cpu if fill is form_state.with_recipe else cpu.values()))
+    assert (filled["title"], filled["training.num_train_epochs"]) == ("my run", 1)
+    assert "title" not in form_state.changed_from(form_state.preset_settings(cpu)[0], typed)
 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
@@ -384,7 +394,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
     handler("changed")(preset, told, *raws)
     assert len(parsed) == 1
     monkeypatch.setattr(tab, "check_before_start", lambda *_, **__: SimpleNamespace(state="ok", memory=None))
-    monkeypatch.setattr(tab.Starter, "start", lambda *_: "run-1")
+    monkeypatch.setattr(Starter, "start", lambda *_: "run-1")
     shared_run = next(part for part in page.blocks.values() if isinstance(part, gr.State) and part.value == "")
     parsed.clear()
     updates = list(handler("start")("demo", told, *raws))

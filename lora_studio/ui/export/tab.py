@@ -18,7 +18,7 @@ from lora_studio.evaluate import job as evaluating
 from lora_studio.export import job as exporting
 from lora_studio.export.job import folders, make_request, needs_device
 from lora_studio.ui import job_views, theme
-from lora_studio.ui.components import QUIET, Shared, Wish
+from lora_studio.ui.components import QUIET, Shared, Starter, Wish
 from lora_studio.ui.export import results as board
 from lora_studio.ui.export.results import PARTS, ExportBoard, ExportView
 from lora_studio.ui.studio import Studio
@@ -28,7 +28,7 @@ CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export an
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it: adapter and list on the left, target and result on the right."""
-    watching = ExportBoard(studio.workspace, studio.supervisor)
+    watching, starter = ExportBoard(studio.workspace, studio.supervisor), Starter()
     parts = {}
     no_adapter = job_views.build_no_adapter(shared, "export")
     with gr.Row(elem_classes="job-layout"):
@@ -66,7 +66,8 @@ def build(studio: Studio, shared: Shared) -> None:
         return changed
 
     def act(event: gr.EventData, now: ExportView) -> tuple[Any, Any, Any]:
-        return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
+        asked = (str(event.act), str(event.value), event.values, str(event.secret))
+        return after_click(studio, watching, starter, now, *asked)
 
     adapter.input(change, [adapter, view], view, **QUIET)
     where.input(move, [where, view], view, **QUIET)
@@ -86,7 +87,14 @@ def build(studio: Studio, shared: Shared) -> None:
 
 
 def after_click(
-    studio: Studio, watching: ExportBoard, now: ExportView, act: str, value: str, values: Mapping[str, Any], secret: str
+    studio: Studio,
+    watching: ExportBoard,
+    starter: Starter,
+    now: ExportView,
+    act: str,
+    value: str,
+    values: Mapping[str, Any],
+    secret: str,
 ) -> tuple[Any, Any, Any]:
     """View, message and download link after a click: choose a form, start, stop, open, delete, download."""
     match act:
@@ -100,7 +108,7 @@ def after_click(
             board.keep(studio.workspace, replace(now, target=value), values)
             if value != now.target:
                 now = replace(now, target=value, values=board.values_of(studio.workspace, value))
-            now = replace(now, export=start(studio, now, values, secret))
+            now = replace(now, export=start(studio, starter, now, values, secret))
             studio.workspace.write_draft(board.LOOKED_AT, now.export)
         case "open":
             studio.workspace.write_draft(board.LOOKED_AT, value)
@@ -117,7 +125,7 @@ def after_click(
     return now, "", gr.skip()
 
 
-def start(studio: Studio, now: ExportView, values: Mapping[str, Any], secret: str) -> str:
+def start(studio: Studio, starter: Starter, now: ExportView, values: Mapping[str, Any], secret: str) -> str:
     """Starts what is chosen and gives the export's id. Raises `StudioError` for what can't be made."""
     request = make_request(
         studio.workspace,
@@ -130,4 +138,8 @@ def start(studio: Studio, now: ExportView, values: Mapping[str, Any], secret: st
     at_once = bool(values.get("beside")) and needs_device(request)
     if at_once and studio.supervisor.busy() is not None:
         evaluating.check_beside(exporting.memory_for(request, studio.supervisor.allocation().for_session()))
-    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, at_once=at_once)
+    secrets = {"HF_TOKEN": secret} if secret else None
+    return starter.start(
+        (request, studio.workspace.policy.owner_id, secret, at_once),
+        lambda: exporting.start(studio.supervisor, request, secrets, at_once=at_once),
+    )

@@ -36,7 +36,7 @@ from lora_studio.ui.train.presets import Lists
 from lora_studio.workspace import DEMO_MODEL, Workspace
 
 OWN_CHOICES = (
-    *("model.name", "model.revision", "data.train_file", "data.validation_file"),
+    *("title", "model.name", "model.revision", "data.train_file", "data.validation_file"),
     *("compute.target", "compute.device", "compute.processes"),
 )
 """What a preset leaves as it is unless it names it."""
@@ -123,8 +123,11 @@ def _settings_of(preset: Preset, _changed: int) -> tuple[SettingValues, frozense
 def changed_from(base: Mapping[str, Any], raws: Sequence[Any]) -> dict[str, str]:
     """Fields that differ from the recipe, by path, each with the recipe's value in words; model and data are free."""
     pairs = zip(raws, forms.overlay(raws, base), forms.to_draft(raws), strict=True)
-    free = (*OWN_CHOICES, "title")
-    return {path: forms.in_words(path, base[path]) for raw, before, path in pairs if raw != before and path not in free}
+    return {
+        path: forms.in_words(path, base[path])
+        for raw, before, path in pairs
+        if raw != before and path not in OWN_CHOICES
+    }
 
 
 @dataclass

@@ -4,8 +4,6 @@ The form is kept as typed in the workspace, so that a reload or restart brings i
 at the click, checked whole before anything starts.
 """
 
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,34 +13,14 @@ from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import ASK, FAILED, check_before_start
-from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import html, theme
-from lora_studio.ui.components import Shared, Updates
+from lora_studio.ui.components import Shared, Starter, Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import form_state, handlers, tries
 from lora_studio.ui.train import view as views
 from lora_studio.ui.train.form_state import ReportedProblems
 from lora_studio.ui.train.view import FormState, TrainView
-
-
-class Starter:
-    """Starts a run for a click. The second click of a double click gets the first one's run."""
-
-    def __init__(self, supervisor: Supervisor, seconds: float = 3.0) -> None:
-        self._supervisor, self._seconds = supervisor, seconds
-        self._lock = threading.Lock()
-        self._last: tuple[tuple[Config, str], str, float] | None = None
-
-    def start(self, config: Config, visitor: str = "", memory: int | None = None) -> str:
-        """The id of the run, which waits until so much `memory` is free, in bytes, where that is given."""
-        request = (config, visitor)
-        with self._lock:
-            if self._last and self._last[0] == request and time.monotonic() - self._last[2] < self._seconds:
-                return self._last[1]
-            run_id = self._supervisor.launch(config, memory=memory)
-            self._last = (request, run_id, time.monotonic())
-            return run_id
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -55,7 +33,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
 def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
     """Start checks first what would make the run fail; a run whose memory will hardly do asks once more."""
-    starter = Starter(studio.supervisor)
+    starter = Starter()
 
     def start(preset: str | None, reported: ReportedProblems, *raws: Any) -> Iterator[Updates]:
         yield {view.checks: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
@@ -94,7 +72,8 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
         try:
             if isinstance(form, ConfigError):
                 raise form
-            run_id = starter.start(form, studio.workspace.policy.owner_id, memory)
+            config, visitor = form, studio.workspace.policy.owner_id
+            run_id = starter.start((config, visitor), lambda: studio.supervisor.launch(config, memory=memory))
         except StudioError as error:
             return refused(error, reported, form, state)
         views.forget_changes(view, studio.workspace)
