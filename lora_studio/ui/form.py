@@ -98,8 +98,9 @@ def to_widget(setting: Setting, value: Any) -> Any:
     """A config's value as its widget shows it."""
     if setting.kind == "choice":
         return NEITHER if value is None else SWITCH[value] if isinstance(value, bool) else str(value)
-    if setting.kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float_text(float(value))
+    if setting.kind == "float":
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return "" if value is None else float_text(float(value)) if is_number else value
     if setting.kind == "mapping":
         return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
     if setting.kind == "str":
@@ -185,10 +186,10 @@ def from_draft(draft: Any, start: Sequence[Any]) -> list[Any]:
     """A kept form, on top of `start` for settings that it does not know; anything unreadable is `start` itself."""
     if not isinstance(draft, dict):
         return list(start)
-    plain = (str, int, float, bool, type(None))
+    kept = (draft.get(setting.path, ...) for setting in settings())
     return [
-        draft[setting.path] if isinstance(draft.get(setting.path, ...), plain) else begun
-        for setting, begun in zip(settings(), start, strict=True)
+        to_widget(setting, raw) if raw is None else raw if isinstance(raw, (str, int, float, bool)) else begun
+        for setting, raw, begun in zip(settings(), kept, start, strict=True)
     ]
 
 

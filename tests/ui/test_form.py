@@ -61,6 +61,12 @@ def test_an_optional_number_may_be_left_empty_and_another_may_not() -> None:
     assert [problem.path for problem in caught.value.problems] == ["lora.r"]
 
 
+def test_an_empty_optional_number_is_what_its_box_sends_also_from_an_earlier_draft() -> None:
+    shown = form.to_draft(form.shown(Config()))
+    assert (shown["lora.loraplus_lr_ratio"], shown["data.max_samples"]) == ("", None)
+    assert form.from_draft(shown | {"lora.loraplus_lr_ratio": None}, form.shown(Config())) == form.shown(Config())
+
+
 def test_what_is_no_number_is_named_with_what_was_typed() -> None:
     with pytest.raises(ConfigError) as caught:
         form.read(typed(training__learning_rate="fast", lora__r=2.5))
