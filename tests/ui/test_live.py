@@ -52,7 +52,7 @@ def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
     found = tiles([*TRAINING, *more])
     assert found["Step"] == ("30", "of 120, epoch 0.75")
     assert found["Training loss"] == ("1.25", "nats/token")
-    assert found["Validation loss"] == ("1.125", "best 1.125 at step 30")
+    assert found["Validation loss"] == ("1.125", "best at step 30")
     assert found["Token accuracy"][0] == "51.2 %"
     assert found["Speed"] == ("1,000", "tokens/s")
     assert found["Memory"] == ("2.00 GiB", "at most 3.00 of 8.0 GiB")

@@ -136,6 +136,7 @@ def test_the_card_shows_every_part_the_verdict_and_the_share() -> None:
     waiting = plans.needed_memory(config(), GPU, None, busy=True)
     assert waiting is not None
     assert waiting.available == 24 * GIB
+    assert "of 24.0 GiB in total" in card.memory(waiting), "a run that waits has what is held now"
     assert "<details>" in words
     assert "<dt>Trained parameters</dt>" in card.numbers_markup(plans.Plan(16, memory=memory))
     small = Device("A GPU", "cuda", 2 * GIB, memory.estimate.total - 1)

@@ -23,6 +23,7 @@ from lora_studio.jobs.events import (
 )
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.ui import plots
 from lora_studio.ui.runs import results
 from lora_studio.ui.studio import RunView, Studio
@@ -56,6 +57,14 @@ def test_the_summary_is_a_few_lines_of_plain_text(workspace: Workspace) -> None:
     assert lines[2] == "Learned. Validation loss 0.5 → 0.25."
     assert "Base model: demo" in lines
     assert lines[-1] == "Training loss 0.1, validation loss 0.25, best 0.25 at step 40"
+
+
+def test_shares_that_were_measured_at_a_checkpoint_are_told_in_percent() -> None:
+    at = Checkpoint("checkpoint-20", 20, 1000, 1.0, 0.5, {"token_accuracy": 1.0, "reward_margin": 0.25}, True)
+    shown = results.table("run", [at, dataclasses.replace(at, step=10, metrics={})], final=True)
+    assert "100.0 %" in shown
+    assert "0.25" in shown
+    assert shown.count("–") == 2
 
 
 def test_the_page_holds_curve_and_five_answers_and_fetches_nothing(workspace: Workspace) -> None:

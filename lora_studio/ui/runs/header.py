@@ -302,8 +302,8 @@ def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
     """The six numbers of a run that are read first: (value, label, remark) each."""
     last = run.steps[-1] if run.steps else None
     evaluated = run.evaluations[-1] if run.evaluations else None
-    best = run.best
-    unit = unit_of_loss(last)
+    best, unit = run.best, unit_of_loss(last)
+    best_loss = f" {figure(best.loss)}" if best and best is not evaluated else ""
     of_epoch = f"of {run.total_steps:,}, epoch {run.epoch:.2f}" if run.total_steps else ""
     time_tile = (clock(elapsed(run, now)), "Time", "")
     if not run.final:
@@ -316,7 +316,7 @@ def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
         (
             figure(evaluated.loss if evaluated else None),
             "Validation loss",
-            f"best {figure(best.loss)} at step {best.step:,}" if best else unit,
+            f"best{best_loss} at step {best.step:,}" if best else unit,
         ),
         (_percent(last.token_accuracy if last else None), "Token accuracy", "training batch"),
         (f"{last.tokens_per_second:,.0f}" if last else "–", "Speed", "tokens/s"),

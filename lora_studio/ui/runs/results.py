@@ -16,7 +16,7 @@ from lora_studio.evaluate.job import EvaluationFolder, difference_name, of_run, 
 from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
 from lora_studio.runs import checkpoints
 from lora_studio.runs.checkpoints import Checkpoint
-from lora_studio.runs.summary import to_csv
+from lora_studio.runs.summary import SHARES, share, to_csv
 from lora_studio.ui import html, job_views, theme, words
 from lora_studio.ui.components import QUIET, Components, Shared, Updates, opening, stat_of
 from lora_studio.ui.evaluate.results import headline
@@ -157,8 +157,13 @@ def table(run_id: str, on_disk: list[Checkpoint], final: bool) -> str:
 def _numbers(item: Checkpoint, metrics: list[str]) -> tuple[str, list[str]]:
     """The validation loss, and what stands in the columns after it."""
     epoch = "–" if item.epoch is None else f"{item.epoch:.2f}"
-    more = [epoch, *(words.figure(item.metrics.get(name)) for name in metrics), html.size(item.bytes)]
+    more = [epoch, *(_measured(name, item.metrics.get(name)) for name in metrics), html.size(item.bytes)]
     return words.figure(item.loss), more
+
+
+def _measured(name: str, value: float | None) -> str:
+    """A share in percent, as in the tiles above; any other number as it is."""
+    return share(value) if name in SHARES and value is not None else words.figure(value)
 
 
 def build_evaluations(studio: Studio, shared: Shared) -> Components:

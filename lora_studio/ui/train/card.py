@@ -85,7 +85,8 @@ def memory(needed: MemoryPlan | None) -> str:
         notes.append("With gradient checkpointing.")
     parts = [(key, 100 * octets / room, gib(octets), *PARTS[key]) for key, octets in estimate.parts.items()]
     total = gib(estimate.total)
-    available = gib(needed.available) if needed.available else "an unknown amount"
+    kind = "in total" if needed.available >= needed.device.memory_total else "free"  # all of it, once a run has ended
+    available = f"{gib(needed.available)} {kind}" if needed.available else "an unknown amount"
     tight = needed.verdict != "fits"
     verdict, name = VERDICTS[needed.verdict], needed.device.name
     return render("train.memory", verdict, total, available, name, parts, notes, tight, needed.notes)
