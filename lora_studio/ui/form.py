@@ -186,10 +186,10 @@ def from_draft(draft: Any, start: Sequence[Any]) -> list[Any]:
     """A kept form, on top of `start` for settings that it does not know; anything unreadable is `start` itself."""
     if not isinstance(draft, dict):
         return list(start)
-    kept = (draft.get(setting.path, ...) for setting in settings())
+    entries = (draft.get(setting.path, ...) for setting in settings())
     return [
         to_widget(setting, raw) if raw is None else raw if isinstance(raw, (str, int, float, bool)) else begun
-        for setting, raw, begun in zip(settings(), kept, start, strict=True)
+        for setting, raw, begun in zip(settings(), entries, start, strict=True)
     ]
 
 

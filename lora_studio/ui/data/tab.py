@@ -234,10 +234,10 @@ def _wire(act: AnalysisHandlers, shared: Shared, rows_wish: gr.State) -> None:
     inspect: EventOptions = {"concurrency_id": "inspect", "concurrency_limit": 1, **QUIET}
     marked = [v.outdated, c.look, c.train, v.status]
 
-    def analyze(trigger: Callable[..., gr.events.Dependency], look: Callable[..., Any], given: list[Any]) -> None:
+    def analyze(trigger: Callable[..., gr.events.Dependency], look: Callable[..., Any], inputs: list[Any]) -> None:
         """What a look brings may be outdated as it comes: a setting was changed meanwhile. Not asked by a change of
         `analyzed`: a page that opens tells of it before its fields are filled."""
-        trigger(look, given, outputs, **inspect).then(act.compare, [v.analyzed, *settings], marked, **QUIET)
+        trigger(look, inputs, outputs, **inspect).then(act.compare, [v.analyzed, *settings], marked, **QUIET)
 
     gr.on(fn=act.repaint, outputs=outputs, **QUIET)
     uploaded = c.upload.upload(act.keep_upload, c.upload, outputs, **QUIET)
@@ -288,12 +288,12 @@ def _wire_limit(act: AnalysisHandlers, analyze: Analyze) -> None:
 
 
 def _wire_pager(act: AnalysisHandlers) -> None:
-    p, shown = act.view.pager, [act.view.result, act.view.analyzed]
-    p.previous.click(act.pages.back, [*shown, p.index], p.all(), **QUIET)
-    p.next.click(act.pages.forward, [*shown, p.index], p.all(), **QUIET)
-    p.row.submit(act.pages.go, [*shown, p.row], p.all(), **QUIET)
-    p.earlier.click(act.pages.earlier, [*shown, p.index, p.window], p.all(), **QUIET)
-    p.later.click(act.pages.later, [*shown, p.index, p.window], p.all(), **QUIET)
+    p, analysis = act.view.pager, [act.view.result, act.view.analyzed]
+    p.previous.click(act.pages.back, [*analysis, p.index], p.all(), **QUIET)
+    p.next.click(act.pages.forward, [*analysis, p.index], p.all(), **QUIET)
+    p.row.submit(act.pages.go, [*analysis, p.row], p.all(), **QUIET)
+    p.earlier.click(act.pages.earlier, [*analysis, p.index, p.window], p.all(), **QUIET)
+    p.later.click(act.pages.later, [*analysis, p.index, p.window], p.all(), **QUIET)
 
 
 def _wire_reading(act: AnalysisHandlers, analyze: Analyze) -> None:

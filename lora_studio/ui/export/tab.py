@@ -66,8 +66,8 @@ def build(studio: Studio, shared: Shared) -> None:
         return changed
 
     def act(event: gr.EventData, now: ExportView) -> tuple[Any, Any, Any]:
-        asked = (str(event.act), str(event.value), event.values, str(event.secret))
-        return after_click(studio, watching, starter, now, *asked)
+        click = (str(event.act), str(event.value), event.values, str(event.secret))
+        return after_click(studio, watching, starter, now, *click)
 
     adapter.input(change, [adapter, view], view, **QUIET)
     where.input(move, [where, view], view, **QUIET)
