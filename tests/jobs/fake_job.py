@@ -3,7 +3,7 @@
 fake_job.py runs:steps=40,evaluations:slow FOLDER [--resume]
 """
 
-import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,4 +18,5 @@ if __name__ == "__main__":
     modes = dict(each.split(":", 1) for each in sys.argv[1].split(","))
     kind = Path(sys.argv[2]).parent.name
     program = str(Path(__file__).with_name(PROGRAMS[kind]))
-    os.execv(sys.executable, [sys.executable, program, modes[kind], *sys.argv[2:]])
+    sys.argv = [program, modes[kind], *sys.argv[2:]]
+    runpy.run_path(program, run_name="__main__")

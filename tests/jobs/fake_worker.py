@@ -22,7 +22,6 @@ import sys
 import time
 from pathlib import Path
 
-from lora_studio.config.parsing import load_config
 from lora_studio.jobs.events import (
     CheckpointSaved,
     Evaluated,
@@ -61,6 +60,8 @@ class FakeWorker:
 
     @property
     def rate(self) -> float:
+        from lora_studio.config.parsing import load_config  # a quarter of a second of CPU, which few modes need
+
         return load_config(self.run.config).training.learning_rate
 
     @property
