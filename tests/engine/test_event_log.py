@@ -31,6 +31,7 @@ from lora_studio.jobs.events import (
     to_line,
 )
 from tests.engine.conftest import MakeRun, run_worker
+from tests.opened import opened_files
 
 EVENTS: list[Event] = [
     PhaseStarted(1.0, "start"),
@@ -48,16 +49,9 @@ EVENTS: list[Event] = [
 ]
 
 
-class Reads:
-    """Counts how often this process opens a file in order to read it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.count = str(path), 0
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event: str, given: tuple[Any, ...]) -> None:
-        if event == "open" and str(given[0]) == self.path and str(given[1]).startswith("r"):
-            self.count += 1
+def reads(opened: list[tuple[str, str]], path: Path) -> int:
+    """How often that file was opened in order to read it."""
+    return sum(file == str(path) and mode.startswith("r") for file, mode in opened)
 
 
 def test_the_state_is_that_of_the_file_after_every_event(tmp_path: Path) -> None:
@@ -73,12 +67,12 @@ def test_the_state_is_that_of_the_file_after_every_event(tmp_path: Path) -> None
 def test_a_log_goes_on_with_what_an_earlier_worker_wrote_and_reads_it_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text("".join(map(to_line, EVENTS[:2])) + to_line(EVENTS[3])[:20], encoding="utf-8")
-    reads = Reads(path)
-    log = EventLog(path)
-    for event in EVENTS[4:]:
-        log.emit(event)
-        assert log.state().last_event == event.time
-    assert reads.count == 1
+    with opened_files() as opened:
+        log = EventLog(path)
+        for event in EVENTS[4:]:
+            log.emit(event)
+            assert log.state().last_event == event.time
+    assert reads(opened, path) == 1
     assert log.state() == read_state(path)
     assert log.state().events == len(EVENTS) - 2  # without the one that it was torn from, and one never written
 
@@ -184,8 +178,8 @@ def test_tensorboard_gets_the_values_of_transformers_callback_in_one_record_a_po
 def test_a_worker_reads_its_own_events_once_a_start(make_run: MakeRun) -> None:
     run = make_run(training__max_steps=2)
     run.events.write_text(to_line(Warned(time.time(), "said before")), encoding="utf-8")
-    reads = Reads(run.events)
-    assert run_worker(run) == 0
-    assert reads.count == 1
+    with opened_files() as opened:
+        assert run_worker(run) == 0
+    assert reads(opened, run.events) == 1
     state = read_state(run.events)
     assert (state.state, state.warnings[0]) == ("done", "said before")

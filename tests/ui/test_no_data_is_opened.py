@@ -1,7 +1,6 @@
 """The process behind the page opens nobody's data: a file made to fill the memory fills that of a child."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,32 +24,21 @@ from lora_studio.ui.train import form_state, picker
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.ui.train.plan import plan
 from lora_studio.workspace import Workspace
+from tests.opened import opened_files
 from tests.ui.fake_session import FakeSession
 from tests.ui.test_inspection import chosen, script
 
-_watched: list[tuple[str, list[str]]] = []
-
-
-def _hook(event: str, given: tuple[Any, ...]) -> None:
-    if event == "open":
-        for folder, opened in _watched:
-            if str(given[0]).startswith(folder):
-                opened.append(str(given[0]))
-
-
-sys.addaudithook(_hook)
+Watched = tuple[Path, Callable[[], list[str]]]
 
 
 @pytest.fixture
-def files(workspace: Workspace) -> Iterator[tuple[Path, list[str]]]:
+def files(workspace: Workspace) -> Iterator[Watched]:
     """A file of 1 kB that stands for 40 MB among the uploads, and which of the uploads are opened in this process."""
     bomb = workspace.uploads_folder / "bomb.parquet"
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array(["x" * 1_000_000]))
     pq.write_table(pa.table({"instruction": column, "output": pa.array(["b"] * 40)}), bomb, compression="zstd")
-    opened: list[str] = []
-    _watched.append((str(workspace.uploads_folder), opened))
-    yield bomb, opened
-    _watched.clear()
+    with opened_files() as opened:
+        yield bomb, lambda: [path for path, _ in opened if path.startswith(str(workspace.uploads_folder))]
 
 
 def handlers(studio: Studio) -> dict[str, Any]:
@@ -64,15 +52,13 @@ def handlers(studio: Studio) -> dict[str, Any]:
     return {str(event.name): event.fn for event in page.fns.values()}
 
 
-def test_the_watch_sees_what_is_opened(files: tuple[Path, list[str]]) -> None:
+def test_the_watch_sees_what_is_opened(files: Watched) -> None:
     bomb, opened = files
     bomb.read_bytes()
-    assert opened == [str(bomb)]
+    assert opened() == [str(bomb)]
 
 
-def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
-    workspace: Workspace, files: tuple[Path, list[str]]
-) -> None:
+def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(workspace: Workspace, files: Watched) -> None:
     bomb, opened = files
     session: Any = FakeSession(script)
     supervisor: Any = SimpleNamespace(busy=lambda choice: None)
@@ -84,11 +70,11 @@ def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
     assert plan(form_state.checked(raws, workspace), workspace).rows == 40
     assert str(bomb) in str(picker.data_choices(workspace))
     this_machine(recent_devices()[0], workspace)
-    assert opened == []
+    assert opened() == []
 
 
 def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file(
-    workspace: Workspace, files: tuple[Path, list[str]]
+    workspace: Workspace, files: Watched
 ) -> None:
     bomb, opened = files
     session: Any = FakeSession(script)
@@ -106,4 +92,4 @@ def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file
     act.repaint()
     act.measure_disk()
     assert len(session.asked) >= 3
-    assert opened == []
+    assert opened() == []
