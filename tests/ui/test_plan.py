@@ -62,6 +62,7 @@ def test_the_time_comes_from_operations_and_device_until_a_first_run_and_then_fr
     assert "≈ 1 min 50 s<small>start 30 s included; from an earlier run" in card.numbers_markup(measured)
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_data_of_ones_own_with_few_steps_is_advised_more_epochs(workspace: Workspace, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("question,answer\n" + "".join(f"Where is {at}?,Here.\n" for at in range(50)))
@@ -162,6 +163,7 @@ def test_checks_are_numbered_and_say_what_to_do() -> None:
     assert "1 of 2 checks failed" in words
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_look(
     workspace: Workspace, tmp_path: Any
 ) -> None:
@@ -187,6 +189,7 @@ def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_lo
     assert "H\u010dre" in plans.plan(named, workspace).reading
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_what_can_not_be_read_is_said_on_the_card_before_a_start(workspace: Workspace, tmp_path: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"colour": "red", "shape": "round", "size": "big"}\n' * 3)
@@ -195,6 +198,7 @@ def test_what_can_not_be_read_is_said_on_the_card_before_a_start(workspace: Work
     assert found.rows is not None
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_the_card_reads_a_file_in_the_encoding_that_the_form_names(workspace: Workspace, tmp_path: Any) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes("question;answer\nГде?;Здесь\n".encode("koi8-r"))

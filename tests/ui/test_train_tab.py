@@ -196,6 +196,7 @@ def rows_file(tmp_path: Path, count: int) -> Path:
         ({"training": {"packing": True}}, 90, None),
     ],
 )
+@pytest.mark.usefixtures("looked_at_here")
 def test_rows_and_steps_are_known_before_the_start(
     workspace: Workspace, tmp_path: Path, changes: dict[str, Any], rows: int, steps: int | None
 ) -> None:
@@ -413,6 +414,7 @@ def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace
     assert len(parsed) == 1
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_choosing_a_method_brings_its_learning_rate_but_not_over_one_that_was_set(workspace: Workspace) -> None:
     _, handler = page_of(workspace)
     pairs = {"data.train_file": "preference"}
