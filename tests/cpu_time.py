@@ -1,5 +1,6 @@
 """CPU seconds as a quiet core would take them, for limits that hold on a busy or slower machine too."""
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -9,6 +10,11 @@ import psutil
 
 LOOPS = 200_000
 QUIET_SECONDS = 0.014  # of `_loop` on a quiet core of 2 to 3 GHz with Python 3.11
+
+FRESH_SECONDS = (
+    0.1  # a measurement serves for so long: hundreds of short limits shall not cost more than what they limit
+)
+_latest = [-math.inf, 1.0]  # when slowness was measured last, and what it was
 
 
 class CpuTime:
@@ -47,7 +53,10 @@ def slowness() -> float:
 
     Processes that share a core's caches and threads slow each other down by up to three times, also in CPU seconds.
     """
-    return max(1.0, _loop() / QUIET_SECONDS)
+    now = time.monotonic()
+    if now - _latest[0] > FRESH_SECONDS:
+        _latest[:] = now, max(1.0, _loop() / QUIET_SECONDS)
+    return _latest[1]
 
 
 def _loop() -> float:

@@ -17,10 +17,11 @@ MATCHERS = ("compile", "search", "match", "fullmatch", "finditer", "findall", "s
 SIZES = {
     22: 0.02,
     200: 0.02,
-    4_000: 0.2,
+    2_000: 0.1,
     16_000: 0.5,
     100_000: 1.0,
 }  # letters of a text, and the seconds that they may take
+QUICK = 0.0005  # seconds: where 2,000 letters take less, 100,000 take about a second at most, were they squared
 # Expressions that are built while the program runs: of each module one as it may come out, with names of the module.
 BUILT = {
     "data/quality.py": r"'<\|im_end\|>|<s>|</s>'",
@@ -69,9 +70,15 @@ def _written() -> dict[tuple[str, int, int], re.Pattern[Any]]:
     for path in MODULES:
         name = path.relative_to(PACKAGE).as_posix()
         for node in nodes_of(path):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"re.{one}" for one in MATCHERS}:
+            if isinstance(node, ast.Call) and _is_of_re(node.func):
                 found[name, node.lineno, node.col_offset] = _pattern_of(node, name)
     return found
+
+
+def _is_of_re(called: ast.expr) -> bool:
+    """Whether what is called is written as `re.compile` or another function of `re` that takes an expression."""
+    module = called.value if isinstance(called, ast.Attribute) and called.attr in MATCHERS else None
+    return isinstance(module, ast.Name) and module.id == "re"
 
 
 def _pattern_of(call: ast.Call, module: str) -> re.Pattern[Any]:
@@ -143,17 +150,17 @@ def _seconds(pattern: re.Pattern[Any], text: str, ways: set[str]) -> float:
 def _slow_text(pattern: re.Pattern[Any], ways: set[str]) -> str | None:
     """The beginning of a text that takes an expression too long; small ones come first, for large ones may never end.
 
-    Where four times the letters take about four times as long, more letters are not tried.
+    Where eight times the letters take less than sixteen times as long, more letters are not tried.
     """
     for make in _makers():
-        before = 0.0
+        before = 0.0  # seconds a letter
         for size, most in SIZES.items():
             seconds = _seconds(pattern, make(size), ways)
             if seconds > most:
                 return f"{make(20)!r}: {size} letters take {seconds:.2f} s"
-            if size > 1000 and (seconds < 0.002 or seconds < 8 * before):
+            if size > 1000 and (seconds < QUICK or seconds < 2 * before * size):
                 break
-            before = seconds if size > 1000 else 0.0
+            before = seconds / size if size > 1000 else 0.0
     longest = max(SIZES)
     slow = [unit for unit in LONGEST if _seconds(pattern, unit * (longest // len(unit)), ways) > SIZES[longest]]
     return f"{longest} of {slow}" if slow else None

@@ -26,6 +26,7 @@ from lora_studio.ui.app import TABS, page
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests import readme
+from tests.source import nodes_of
 
 PACKAGE = Path(evaluating.__file__).parents[1]
 TEMPLATES = PACKAGE / "ui" / "templates"
@@ -187,9 +188,8 @@ def texts_of_terminal() -> Iterator[str]:
 
 def texts_of_source(path: Path) -> Iterator[str]:
     """Every text in a module that could be a sentence: no docstring, and with a space."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documentation]
+    documentation = {id(node.value) for node in nodes_of(path) if isinstance(node, ast.Expr)}
+    constants = [node for node in nodes_of(path) if isinstance(node, ast.Constant) and id(node) not in documentation]
     return (node.value for node in constants if isinstance(node.value, str) and " " in node.value.strip())
 
 

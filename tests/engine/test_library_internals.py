@@ -12,7 +12,7 @@ import pytest
 from lora_studio.engine import train_script
 from lora_studio.engine.train.trainers import PreferenceTrainer, StudioTrainer, UnpairedTrainer
 from lora_studio.ui import gradio_patches
-from tests.source import MODULES, ROOT, nodes_of
+from tests.source import ROOT, modules_with, nodes_of
 
 TABLE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("<!-- internals -->")[2]
 ROWS = [
@@ -79,7 +79,7 @@ def test_every_method_that_a_trainer_of_ours_overrides_is_listed(trainer: type) 
 def test_every_name_out_of_a_module_inside_peft_is_listed() -> None:
     used = {
         f"{node.module}.{alias.name}"
-        for path in MODULES
+        for path in modules_with("peft.")
         for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peft.")
         for alias in node.names
