@@ -23,18 +23,22 @@ test: .venv/installed-dev chromium  ## everything, browser tests included
 check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(MAKE) --no-print-directory -j2 --output-sync=target check-page check-models check-types
+	$(MAKE) --no-print-directory -j3 --output-sync=target check-page check-models check-data check-types
 
-# Each half imports what it needs alone: gradio, or torch and what stands on it.
+# Each part imports what it needs alone: gradio; torch and what stands on it; neither. Three run at a time, for those of
+# the page wait for processes now and then; the longest begin first, so that no core is without work before the end.
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not real"
-MODELS := tests/data tests/demo_model tests/engine tests/test_learning.py
+MODELS := tests/engine tests/demo_model tests/test_learning.py tests/chat/test_votes.py tests/data/test_ollama_template.py \
+  tests/data/test_packing.py tests/data/test_real.py
 check-page:
-	$(FAST) -p no:hypothesispytest $(MODELS:%=--ignore=%)
+	$(FAST) -p no:hypothesispytest --ignore=tests/data $(MODELS:%=--ignore=%)
 check-models:
 	$(FAST) $(MODELS)
+check-data:
+	$(FAST) tests/data $(MODELS:%=--ignore=%)
 check-types:
 	$(BIN)/mypy lora_studio tools app.py
-.PHONY: check-page check-models check-types
+.PHONY: check-page check-models check-data check-types
 
 docker-check: .venv/installed-dev  ## what can be checked of the image without Docker: lint, its steps, its page; minutes
 	$(BIN)/python -m tests.docker_check
