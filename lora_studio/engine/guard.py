@@ -2,8 +2,9 @@
 
 A process that is killed can't end what it started, and its programs start more: vLLM's engine outlives the server that
 started it (vllm-project/vllm#55510) and holds the GPU's memory. So this file is run as a program between the two. It
-reads a pipe whose other end the worker holds, and nothing but the worker's end closes that. Standard library alone: it
-is run by its path, isolated, and starts in a hundredth of a second.
+reads a pipe whose other end the worker holds. A worker that wants the program to end writes there, and the program is
+asked; where the pipe ends without a word, the worker is dead, and all is ended at once: the next job may be waiting for
+the GPU. Standard library alone: it is run by its path, isolated, and starts in a hundredth of a second.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any
 PATIENCE = 15.0
 """Seconds between asking a program to end and ending it with all that it started."""
 NOT_STARTED = 127
+END = b"e"
 
 
 @contextlib.contextmanager
@@ -42,7 +44,8 @@ def guarded(words: Sequence[str], *, patience: float = PATIENCE, **options: Any)
         try:
             yield guard
         finally:
-            held.close()
+            with contextlib.suppress(BrokenPipeError):  # it ended already
+                held.write(END)
             guard.wait()
 
 
@@ -74,13 +77,14 @@ def main(pipe: int, patience: float, words: Sequence[str]) -> None:
         print(f"{words[0]} cannot be started: {error}", file=sys.stderr, flush=True)
         sys.exit(NOT_STARTED)
     threading.Thread(target=_leave_with, args=(program,), daemon=True).start()
+    asked = END
     with contextlib.suppress(_AskedError):
         signal.signal(signal.SIGTERM, _ask)
-        while os.read(pipe, 1):
-            pass
+        asked = os.read(pipe, 1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    program.terminate()
-    time.sleep(patience)
+    if asked:
+        program.terminate()
+        time.sleep(patience)
     _end_all(program)
     threading.Event().wait()  # the other thread leaves
 
