@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lora_studio.config.parsing import parse
 from lora_studio.data.dataset import prepare
@@ -108,3 +110,22 @@ def test_a_stop_ends_the_answers_and_resuming_does_not_ask_the_base_again(
     assert len(events(run, QuestionsAsked)) == 1
     assert [one.step for one in events(run, QuestionsAnswered)] == [8]
     assert [point.loss for point in fold(events(run)).steps] == [point.loss for point in fold(events(trained)).steps]
+
+
+@pytest.mark.slow
+def test_modules_that_are_trained_in_full_fit_into_a_16_bit_base_that_is_asked_meanwhile(
+    make_run: MakeRun, train: Train
+) -> None:
+    """Their weights are float32 then, and the next module's are not; no autocast is there where the model is asked."""
+    run = make_run(
+        model__dtype="bfloat16",
+        lora__modules_to_save="embed_tokens, norm, lm_head",
+        training__max_steps=2,
+        evaluation__gen_eval_samples=2,
+        generation__max_new_tokens=4,
+    )
+    assert train(run) == 0, run.complete.read_text()
+    (asked,) = events(run, QuestionsAsked)
+    assert len(asked.answers) == 2
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    assert {weights[name].dtype for name in weights if "lora_" not in name} == {torch.float32}

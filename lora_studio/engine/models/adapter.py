@@ -121,6 +121,27 @@ def add_adapter(
     return adapted
 
 
+def train_in_float32(model: PeftModel, dtype: torch.dtype) -> None:
+    """Makes what is trained float32: trl makes a quantized model's adapter bf16, whose 8 bits lose small updates.
+
+    LoRA's modules go on to give numbers of the base's precision `dtype`. Modules that are trained in full do so from
+    here on: their float32 would meet 16 bits in the next module wherever there is no autocast, as when a run asks its
+    model, and on the CPU.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    whole = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for module in (module for wrapper in whole for module in wrapper.modules_to_save.values()):
+        module.register_forward_pre_hook(lambda _, inputs: tuple(_as(torch.float32, value) for value in inputs))
+        module.register_forward_hook(lambda _, inputs, output: _as(dtype, output))
+
+
+def _as(dtype: torch.dtype, value: Any) -> Any:
+    """Numbers in that precision; token ids and what is no tensor as they are."""
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+
 def continue_adapter(
     model: PreTrainedModel, folder: Path, *, base: str, revision: str | None, dropout: float
 ) -> tuple[PeftModel, list[str]]:

@@ -55,7 +55,9 @@ class LogProbs:
         if len(hidden) * len(weight) > MAX_SCORES:
             arguments = (hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
             return ChunkedLogProbFunction.apply(*arguments)
-        logits = functional.linear(hidden, weight, bias).float()
+        # As trl does: an output layer that is trained in full has float32 weights under 16-bit positions.
+        kind = hidden.dtype
+        logits = functional.linear(hidden, weight.to(kind), None if bias is None else bias.to(kind)).float()
         if scale != 1.0:
             logits = logits * scale
         if softcap is not None:

@@ -28,6 +28,7 @@ from lora_studio.engine.models.adapter import (
     other_text,
     take_layout,
 )
+from lora_studio.engine.models.adapter import train_in_float32 as train_in_float32
 from lora_studio.engine.models.load import (
     attention_words,
     dtype_name,

@@ -28,7 +28,7 @@ from lora_studio.engine.train.callbacks import (
     put_trackers_last,
     report_callback,
 )
-from lora_studio.engine.train.model import CardValues, TrainedModel, build_model, studio_card
+from lora_studio.engine.train.model import CardValues, TrainedModel, build_model, studio_card, train_in_float32
 from lora_studio.engine.train.report import TrainResult, final_evaluation, mean_loss, training_speed, write_report
 from lora_studio.engine.train.rows import TrainingRows, as_dataset, prepare_rows
 from lora_studio.engine.train.settings import (
@@ -165,9 +165,7 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
     if model.sharded:
         context.stop.only_together()
     put_trackers_last(trainer)
-    for parameter in model.model.parameters():
-        if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
-            parameter.data = parameter.data.float()
+    train_in_float32(model.model, context.dtype)
     plan_steps(context, rows, trainer)
     ranks.vary_seed(config.training.seed)
     return Training(trainer, report, ending, card)
