@@ -64,6 +64,7 @@ def page(studio: Studio) -> gr.Blocks:
     cleared = (CLEAR_EVERY, int(CLEARED_SECONDS) - CLEAR_EVERY)  # Gradio's copies of uploads: we made our own
     gradio_patches.read_signatures_once()
     gradio_patches.leave_alone_what_is_skipped()
+    gradio_patches.leave_bounds_to_handlers()
     with (
         gradio_patches.without_app(),
         gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True, delete_cache=cleared) as demo,

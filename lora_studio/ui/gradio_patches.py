@@ -176,6 +176,16 @@ def leave_alone_what_is_skipped() -> None:
     blocks.Blocks.postprocess_data = postprocess_data
 
 
+def leave_bounds_to_handlers() -> None:
+    """Lets a number beyond the bounds of its field or slider reach its handler, which takes the nearest one that can be
+    or says what is wrong with it, by the field's name.
+
+    Gradio answers each key pressed on the way with an error in a corner of the page, and with a traceback in the log.
+    """
+    number = sys.modules["gradio.components.number"].Number
+    number.raise_if_out_of_bounds = staticmethod(lambda _number, _minimum, _maximum: None)
+
+
 def look_less_often(demo: "Blocks") -> None:
     """Gradio looks into its queue every millisecond, which takes a twelfth of a core day and night."""
     demo._queue.sleep_when_free = QUEUE_SECONDS

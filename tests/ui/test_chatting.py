@@ -883,6 +883,8 @@ def test_an_adapter_keeps_its_weight_when_another_is_taken_out_and_a_reload_brin
     assert mixer.choose().weights == (0.3, 0.7)
     draft = mixer.set((0.3, -1.5), "dare_ties")
     assert mixing.Draft.of(act.talk(WHO)) == draft
+    beyond = mixing.Draft.typed([["a"], "dare_ties", 7, 1, 99], "")
+    assert (beyond.weights, beyond.density) == ((mixing.RANGE,), 1.0), "a number typed beside a slider"
     updates, fold = mixing.shown(act, WHO, mixer.fold), mixer.fold
     assert updates[fold.adapters]["value"] == mixer.parents
     assert [updates[slider]["visible"] for slider in fold.weights] == [True, True, False, False]

@@ -4,7 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.errors import StudioError
 from lora_studio.evaluate.job import EvaluationRequest, Measuring, create, request_of
 from lora_studio.jobs.events import Finished, RunStarted, to_line
 from lora_studio.jobs.kinds import Kind
@@ -58,6 +61,9 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
         return tab.start_one(studio, {**chosen, **changed}, warned)
 
+    for field, words in (("max_samples", "Max rows"), ("max_new_tokens", "max_new_tokens: must be at least 1")):
+        with pytest.raises(StudioError, match=words):
+            begin("", **{field: 0})
     name, warned, words = begin("")
     assert (name, jobs.requests) == ("", [])
     assert "1.0 MB are free." in words

@@ -171,6 +171,19 @@ def test_an_event_answers_as_before_and_makes_no_component_that_it_skips(
     assert made == ([choice._id] if answer in ("all", "some by component") else [])
 
 
+@pytest.mark.parametrize("field", [gr.Number, gr.Slider])
+def test_a_number_beyond_the_bounds_of_its_field_reaches_the_handler(
+    field: type[gr.Number | gr.Slider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        gr.Number, "raise_if_out_of_bounds", vars(gr.Number)["raise_if_out_of_bounds"]
+    )  # and is put back
+    with pytest.raises(gr.Error):
+        field(minimum=1, maximum=3).preprocess(9)
+    gradio_patches.leave_bounds_to_handlers()
+    assert field(minimum=1, maximum=3).preprocess(9) == 9
+
+
 def test_the_only_output_of_an_event_is_skipped_as_gradio_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks.Blocks, "postprocess_data", blocks.Blocks.postprocess_data)
     gradio_patches.leave_alone_what_is_skipped()

@@ -84,7 +84,8 @@ class Draft:
         adapters, method, density, seed, *weights = typed
         number = int(seed) if isinstance(seed, int | float) else DEFAULT_SEED
         values = tuple(adapters or ())
-        return cls(values, tuple(map(float, weights[: len(values)])), method, float(density), number, column)
+        weighed = tuple(min(max(float(weight), -RANGE), RANGE) for weight in weights[: len(values)])
+        return cls(values, weighed, method, min(max(float(density), STEP), 1.0), number, column)
 
     def keep(self, talk: ChatState) -> None:
         """Keeps it for a reload."""

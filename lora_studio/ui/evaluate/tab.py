@@ -143,8 +143,7 @@ def build(studio: Studio, shared: Shared) -> None:
     no_adapter = job_views.build_no_adapter(shared, "evaluate")
     with gr.Row(elem_classes="job-layout"):
         with gr.Column(elem_classes="job-form", min_width=0) as place:
-            form, start = _draw_form()
-            message = gr.HTML(elem_id="evaluation-said")
+            form, start, message = _draw_form()
         with gr.Column(elem_classes="job-main", min_width=0):
             for name in PARTS[1:]:
                 parts[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}")
@@ -186,8 +185,8 @@ def build(studio: Studio, shared: Shared) -> None:
     gr.on([part.input for part in form[1:]], lambda *values: keep(studio, *values), form, None, **QUIET)
 
 
-def _draw_form() -> tuple[list[Any], gr.Button]:
-    """The fields in the order of `FIELDS`, and the start button."""
+def _draw_form() -> tuple[list[Any], gr.Button, gr.HTML]:
+    """The fields in the order of `FIELDS`, the start button, and under it what there is to say of a start."""
     adapters = gr.Dropdown(
         [],
         label="Adapters",
@@ -204,6 +203,7 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
         elem_id="evaluate-data",
     )
     start = gr.Button("Evaluate", variant="primary", elem_id="evaluate-start")
+    message = gr.HTML(elem_id="evaluation-said")  # in sight also where the settings are unfolded
     with gr.Accordion("Settings", open=False), gr.Column(elem_classes="grid"):
         base = gr.Checkbox(True, label="Include base model", info="Shows what the adapter changed.")
         measuring = [
@@ -234,7 +234,7 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             False, label=job_views.ALONGSIDE, info=job_views.ABOUT_ALONGSIDE, elem_id="evaluate-beside"
         )
         places = [job_views.target_field("evaluate"), job_views.device_field("evaluate")]
-    return [adapters, data, base, *measuring, longest, labels, mapping, encoding, at_once, *places], start
+    return [adapters, data, base, *measuring, longest, labels, mapping, encoding, at_once, *places], start, message
 
 
 def fill(studio: Studio, *requested: str) -> list[Any]:
@@ -325,7 +325,7 @@ def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
         studio.workspace.policy.check_path(data)
     if data != VALIDATION and not is_there(data, studio.workspace):
         raise StudioError(f"Test data {data!r} does not exist.", "Choose a file from the list or enter a path.")
-    target = str(values.get("compute_target") or LOCAL)
+    target, longest = str(values.get("compute_target") or LOCAL), values["max_new_tokens"]
     return make_request(
         studio.workspace,
         values["adapters"],
@@ -335,7 +335,7 @@ def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
         mapping=str(values["mapping"] or ""),
         encoding=str(values["encoding"] or "").strip() or None,
         measuring={name: values[name] for name in Measuring.model_fields},
-        generation={"max_new_tokens": values["max_new_tokens"] or LONGEST.default},
+        generation={"max_new_tokens": LONGEST.default if longest is None else longest},
         compute_target=target,
         compute_device=str(values.get("compute_device") or AUTO) if target == LOCAL else AUTO,
     )
