@@ -30,7 +30,14 @@ from lora_studio.config.training import (
     speed_contradictions,
 )
 from lora_studio.errors import LINE, StudioError, check_length
-from lora_studio.models.accelerators import FLOAT16, attention_lacks, expected_attention, missing, optimizer_without
+from lora_studio.models.accelerators import (
+    CPU,
+    FLOAT16,
+    attention_lacks,
+    expected_attention,
+    missing,
+    optimizer_without,
+)
 from lora_studio.models.adapter_files import PatternError, check, is_regular_expression
 from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, shipped_data, write_atomically
 
@@ -159,6 +166,8 @@ def machine_conflicts(config: Config, kind: str) -> Iterator[Problem]:
         yield Problem("training.optim", f"{optim} cannot run here: {why}; use {instead}")
     if model.dtype == FLOAT16 and (why := missing(kind, FLOAT16)):
         yield Problem("model.dtype", f"float16 cannot be trained here: {why}; use auto or float32")
+    if kind == CPU and model.dtype == "bfloat16" and config.lora.bias != "none":  # a GPU has autocast for that
+        yield Problem("lora.bias", "is trained in float32, beside bfloat16 only on a GPU; set model.dtype to auto")
     attends = expected_attention(model.attn_implementation, kind).name
     half = False if model.dtype == "float32" else None
     if why := attention_lacks(attends, kind, half=half):

@@ -82,6 +82,8 @@ def test_what_needs_a_gpu_is_refused_without_one_and_says_what_to_take() -> None
     assert found["training.optim"].endswith("use adamw_torch")
     assert here("cpu", training__optim="paged_lion_8bit")["training.optim"].endswith("use lion_8bit")
     assert set(here("cuda", training__optim="paged_adamw_8bit", model__dtype="float16")) == set()
+    biased = {"model__dtype": "bfloat16", "lora__bias": "all"}
+    assert [set(here(kind, **biased)) for kind in ("cpu", "cuda")] == [{"lora.bias"}, set()]
 
 
 @pytest.mark.parametrize(

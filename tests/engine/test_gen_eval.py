@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_studio.config.parsing import parse
 from lora_studio.data.dataset import prepare
 from lora_studio.data.preview import questions
 from lora_studio.engine.models.source import load_tokenizer
 from lora_studio.engine.runtime import EventLog
+from lora_studio.engine.train import program, settings
 from lora_studio.engine.train.callbacks import MAX_TEXT, shorten
 from lora_studio.engine.train.rows import write_suggestions
 from lora_studio.errors import StudioError
@@ -129,3 +131,23 @@ def test_modules_that_are_trained_in_full_fit_into_a_16_bit_base_that_is_asked_m
     assert len(asked.answers) == 2
     weights = load_file(run.adapter / "adapter_model.safetensors")
     assert {weights[name].dtype for name in weights if "lora_" not in name} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_the_model_is_asked_in_the_precision_that_it_trains_in(
+    base: Path, make_run: MakeRun, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a 16-bit base trains under autocast: its biases are float32 then."""
+    own = AutoConfig.from_pretrained(base)
+    shape = {name: getattr(own, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    with_biases = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **shape, **heads))
+    with_biases.save_pretrained(tmp_path)
+    load_tokenizer(str(base)).save_pretrained(tmp_path)
+    monkeypatch.setattr(program, "machine_conflicts", lambda *args: [])
+    values = settings.trainer_values
+    monkeypatch.setattr(settings, "trainer_values", lambda *args, **more: {**values(*args, **more), "bf16": True})
+    short = {"training__max_steps": 1, "evaluation__gen_eval_samples": 2, "generation__max_new_tokens": 4}
+    run = make_run(model__name=str(tmp_path), model__dtype="bfloat16", lora__bias="all", **short)
+    assert train(run) == 0, run.complete.read_text()
+    assert len(events(run, QuestionsAsked)[0].answers) == 2

@@ -100,8 +100,9 @@ class GenEval(TrainerCallback):
     """Sample generations after each evaluation. `loaded` is the model in training, with the training template as the
     base's.
 
-    Inside `base()` the model is the bare base. Of several processes the first asks; all of them have this callback, and
-    wait for it.
+    Inside `base()` the model is the bare base, and inside `autocast()` it computes in the precision of training: a bias
+    that is trained is float32, and does not fit into its 16-bit module otherwise. Of several processes the first asks;
+    all of them have this callback, and wait for it.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class GenEval(TrainerCallback):
         questions: Sequence[Question],
         *,
         base: Callable[[], AbstractContextManager[None]],
+        autocast: Callable[[], AbstractContextManager[Any]],
         at_once: int,
         max_new_tokens: int,
         enable_thinking: bool | None,
@@ -119,7 +121,7 @@ class GenEval(TrainerCallback):
         self.answers = ranks.world().is_first
         self.loaded = loaded
         self.questions = questions
-        self.base = base
+        self.base, self.autocast = base, autocast
         self.at_once = at_once
         self.max_new_tokens = max_new_tokens
         self.enable_thinking = enable_thinking
@@ -168,7 +170,7 @@ class GenEval(TrainerCallback):
         self.log.phase("evaluate", len(self.questions), "answers")
         answers: list[str] = []
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), self.autocast():
                 while len(answers) < len(self.questions):
                     batch = self.questions[len(answers) : len(answers) + self.at_once]
                     generated = generate(

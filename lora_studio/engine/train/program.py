@@ -132,6 +132,7 @@ def build_trainer(context: Context, rows: TrainingRows, model: TrainedModel) -> 
                 model.loaded,
                 rows.questions,
                 base=model.bare,
+                autocast=lambda: trainer.accelerator.autocast(),
                 at_once=config.evaluation.per_device_eval_batch_size,
                 max_new_tokens=config.generation.max_new_tokens,
                 enable_thinking=config.data.enable_thinking,
