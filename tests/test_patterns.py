@@ -27,7 +27,7 @@ BUILT = {
     "data/quality.py": r"'<\|im_end\|>|<s>|</s>'",
     "data/render.py": r"'<\|im_end\|>|<s>|</s>|<think>'",
     "data/readers/tables.py": "_SPACED_MARK.replace('D', ',')",
-    "data/encode.py": "_in_python(_GPT2)",  # a pattern of a tokenizer that repeats groups is refused
+    "data/word_cutting.py": "in_python(GPT2_PATTERN)",  # a pattern of a tokenizer that repeats groups is refused
     "models/adapter_files.py": "'a'",  # people's own, matched in a process that is ended
 }
 LONGEST = (" ", "\n", '"', "[", "a", "0", "[ ", "a\n")

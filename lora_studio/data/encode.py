@@ -1,23 +1,17 @@
 """Conversations to examples: token ids and labels, cut to length. Training and preview both come through here.
 
 A token is trained when it lies in a trained span of the rendered text. Ids are those of the tokenizer's
-`apply_chat_template`; labels are the id itself, or IGNORED.
-
-ASCII text is encoded word by word, each word once, in a fraction of the tokenizer's time: a byte-level BPE tokenizer
-cuts text at its added tokens, then into words by a pattern, and merges within a word alone. So a word that was met
-before is looked up, and Python's `re` cuts ASCII text as the tokenizer's own pattern does.
+`apply_chat_template`; labels are the id itself, or IGNORED. Texts that can be encoded word by word (`word_tokens`) come
+cut from the process that renders them, and are encoded and masked a batch at a time; others go through the tokenizer.
 """
 
 import gc
-import json
-import re
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,9 +19,9 @@ import numpy as np
 from lora_studio.data.chat_templates import Template
 from lora_studio.data.messages import IGNORED, BadRow, Conversation, RowError
 from lora_studio.data.render import MASKS, Rendered, rules_of, trains_all_answers
-from lora_studio.data.render_process import LimitedRenderer
+from lora_studio.data.render_process import MOST_AT_ONCE, CutTexts, LimitedRenderer
+from lora_studio.data.word_tokens import WordEncoder, WordTokens
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
 
 _BATCH = 512
 _AHEAD = 3  # batches that are rendered and tokenised before one is masked
@@ -75,13 +69,22 @@ class Example:
         return replace(self, input_ids=self.input_ids[:longest], labels=labels, trained_tokens=trained)
 
 
+Span = tuple[int, int]
+Row = tuple[Conversation, Rendered]
+
+
 @dataclass(slots=True)
 class _Tokenised:
-    """A batch with the tokenizer's encodings of its texts, before the mask."""
+    """A batch with its texts as tokens, before the mask.
 
-    rendered: list[tuple[Conversation, Rendered]]
-    bad_rows: list[BadRow]
+    `words` are the tokens of those rows that were encoded by words, in their order; `encodings` has None for these,
+    and the tokenizer's encodings of the others.
+    """
+
+    rows: list[Row]
+    refused: list[tuple[Conversation, RowError]]
     encodings: list[Any]
+    words: WordTokens | None
 
 
 class Encoder:
@@ -116,7 +119,9 @@ class Encoder:
         self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.rewritten = self.numbered = self.unknown_masks = 0
         self._words = WordEncoder.of(tokenizer.backend_tokenizer)
-        self._renderer = LimitedRenderer(rules_of(tokenizer, template, train_on, enable_thinking))
+        self._renderer = LimitedRenderer(
+            rules_of(tokenizer, template, train_on, enable_thinking), self._words.cutting if self._words else None
+        )
 
     def render(self, conversation: Conversation) -> str:
         """The text of a conversation, special tokens included. Raises RowError."""
@@ -141,11 +146,11 @@ class Encoder:
     ) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
         """For each batch, in order, the rows as tokens and those that can't be rendered.
 
-        While a batch is masked here, the next ones are rendered (in a process) and tokenised (without Python's lock),
-        each by a thread that waits for it.
+        While a batch is masked here, the next ones are rendered and cut (in processes) and tokenised, each by a thread
+        that waits for it.
         """
         waiting: deque[Future[tuple[list[Encoded], list[BadRow]] | _Tokenised]] = deque()
-        with _no_garbage_collection(), _threads("renderer", "tokenizer") as (renderer, tokenizer):
+        with _no_garbage_collection(), _threads(renderer=MOST_AT_ONCE, tokenizer=1) as (renderer, tokenizer):
             for batch in chat_batches:
                 if any(chat.input_ids is not None for chat in batch):
                     waiting.append(tokenizer.submit(self._take_over, batch))
@@ -183,27 +188,44 @@ class Encoder:
         keep_first = ids[0] == self._bos and ids.count(ids[0]) == 1
         return Encoded(chat.row, ids, spans, keep_first, masks=dict.fromkeys(MASKS, spans))
 
-    def _render(self, batch: Sequence[Conversation]) -> tuple[list[tuple[Conversation, Rendered]], list[BadRow]]:
-        rendered, bad_rows = [], []
-        for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
-            if isinstance(result, RowError):
-                bad_rows.append(result.at(conversation.row))
-                self.unknown_masks += not (self.template.has_marks and trains_all_answers(conversation))
-            else:
-                rendered.append((conversation, result))
-                self.rewritten += result.rewritten
-                self.numbered += result.numbered
-        return rendered, bad_rows
+    def _render(self, batch: Sequence[Conversation]) -> tuple[Sequence[Conversation], CutTexts]:
+        return batch, self._renderer.render_and_cut(batch)
 
-    def _tokenised(self, rendering: "Future[tuple[list[tuple[Conversation, Rendered]], list[BadRow]]]") -> "_Tokenised":
-        rendered, bad_rows = rendering.result()
-        return _Tokenised(rendered, bad_rows, self._tokenise([result.text for _, result in rendered]))
+    def _tokenised(self, rendering: "Future[tuple[Sequence[Conversation], CutTexts]]") -> "_Tokenised":
+        batch, texts = rendering.result()
+        rows, refused = list[Row](), list[tuple[Conversation, RowError]]()
+        for conversation, result in zip(batch, texts.results, strict=True):
+            if isinstance(result, RowError):
+                refused.append((conversation, result))
+            else:
+                rows.append((conversation, result))
+        cut = [(at, words) for at, words in enumerate(texts.words) if words is not None]
+        words = None
+        if self._words and cut:
+            lengths = [len(rows[at][1].text) for at, _ in cut]
+            words = self._words.encode(texts.vocabulary, [each for _, each in cut], lengths)
+            if not words.complete.all():  # the pattern leaves characters out, so the tokenizer is to say what they are
+                cut, words = [], None
+        by_words = {at for at, _ in cut}
+        others = [at for at in range(len(rows)) if at not in by_words]
+        encodings: list[Any] = [None] * len(rows)
+        for at, encoding in zip(others, self._tokenise([rows[at][1].text for at in others]), strict=True):
+            encodings[at] = encoding
+        return _Tokenised(rows, refused, encodings, words)
 
     def _masked(self, batch: "tuple[list[Encoded], list[BadRow]] | _Tokenised") -> tuple[list[Encoded], list[BadRow]]:
         if not isinstance(batch, _Tokenised):
             return batch
-        pairs = zip(batch.rendered, batch.encodings, strict=True)
-        return [self._mask(chat, result, encoding) for (chat, result), encoding in pairs], batch.bad_rows
+        for conversation, _ in batch.refused:
+            self.unknown_masks += not (self.template.has_marks and trains_all_answers(conversation))
+        by_words = [row for row, encoding in zip(batch.rows, batch.encodings, strict=True) if encoding is None]
+        masked = iter(self._mask_words(by_words, batch.words) if batch.words else ())
+        encoded = list[Encoded]()
+        for (conversation, rendered), encoding in zip(batch.rows, batch.encodings, strict=True):
+            self.rewritten += rendered.rewritten
+            self.numbered += rendered.numbered
+            encoded.append(next(masked) if encoding is None else self._mask(conversation, rendered, encoding))
+        return encoded, [error.at(conversation.row) for conversation, error in batch.refused]
 
     def tokens(self, conversation: Conversation) -> tuple[Encoded, list[str], str]:
         """One conversation's tokens with the piece of text each stands for, and the text. Raises RowError.
@@ -234,21 +256,54 @@ class Encoder:
         backend = self._tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        if self._words is None:
-            return backend.encode_batch(texts, add_special_tokens=False)
-        encodings: list[Any] = [self._words.encode(text) for text in texts]
-        others = [place for place, encoding in enumerate(encodings) if encoding is None]
-        encoded = backend.encode_batch([texts[place] for place in others], add_special_tokens=False)
-        for place, encoding in zip(others, encoded, strict=True):
-            encodings[place] = encoding
-        return encodings
+        return backend.encode_batch(texts, add_special_tokens=False) if texts else []
 
     def _mask(self, conversation: Conversation, rendered: Rendered, encoding: Any) -> Encoded:
-        ids, masks = encoding.ids, dict[str, tuple[tuple[int, int], ...]]()
-        ranges = {
-            span: self._tokens_of(encoding, rendered.text, span)
-            for span in {*rendered.spans, *chain.from_iterable(rendered.masks.values())}
-        }
+        ranges = {span: self._tokens_of(encoding, rendered.text, span) for span in _spans(rendered)}
+        return self._encoded(conversation, rendered, encoding.ids, ranges)
+
+    def _mask_words(self, rows: Sequence[Row], words: WordTokens) -> Iterator[Encoded]:
+        """The rows, in order, whose texts have these tokens."""
+        spans = [list(_spans(rendered)) for _, rendered in rows]
+        owner = np.repeat(np.arange(len(rows)), list(map(len, spans)))
+        starts, stops = np.array([span for of_row in spans for span in of_row], np.int64).reshape(-1, 2).T
+        first, last = words.between(owner, starts, stops)
+        self._leave_neighbours(rows, words, (owner, starts, stops), (first, last))
+        before = words.tokens[owner]
+        ranges = iter(zip((first - before).tolist(), (last - before).tolist(), strict=True))
+        ids, token_ends = words.ids.tolist(), words.tokens.tolist()
+        for at, (conversation, rendered) in enumerate(rows):
+            own = {
+                span: tokens if tokens[0] < tokens[1] else None for span, tokens in zip(spans[at], ranges, strict=False)
+            }
+            yield self._encoded(conversation, rendered, ids[token_ends[at] : token_ends[at + 1]], own)
+
+    def _leave_neighbours(
+        self,
+        rows: Sequence[Row],
+        words: WordTokens,
+        spans: tuple[np.ndarray, np.ndarray, np.ndarray],
+        tokens: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Does what `_without_neighbours` does to ranges of tokens, in place: from `tokens[0]` to `tokens[1]`."""
+        (owner, starts, stops), (first, last) = spans, tokens
+        special = np.fromiter(self.special_ids, np.int64, len(self.special_ids))
+        filled = np.flatnonzero(first < last)
+        before = words.characters[owner]
+        for at in filled[np.isin(words.ids[first[filled]], special)]:
+            text, begin = rows[owner[at]][1].text, int(words.begins[first[at]] - before[at])
+            first[at] += begin < starts[at] and bool(text[begin : starts[at]].strip())
+        filled = np.flatnonzero(last > first + 1)
+        for at in filled[np.isin(words.ids[last[filled] - 1], special)]:
+            text, token = rows[owner[at]][1].text, last[at] - 1
+            begin, end = (int(side[token] - before[at]) for side in (words.begins, words.ends))
+            last[at] -= end > stops[at] and not text[begin : stops[at]].strip()
+
+    def _encoded(
+        self, conversation: Conversation, rendered: Rendered, ids: list[int], ranges: Mapping[Span, Span | None]
+    ) -> Encoded:
+        """A row as tokens; `ranges` has the tokens of each span of the text, None for one without a token."""
+        masks: dict[str, tuple[Span, ...]] = {}
         for name, spans in rendered.masks.items():
             masks[name] = tuple(tokens for span in spans if (tokens := ranges[span]))
             if len(masks[name]) < len(spans):  # without its last span, the one before would be taken for the last turn
@@ -283,9 +338,9 @@ class Encoder:
 
 
 @contextmanager
-def _threads(*names: str) -> Iterator[list[ThreadPoolExecutor]]:
-    """A thread of each name. What they have not begun is dropped where the work ends early."""
-    pools = [ThreadPoolExecutor(1, name) for name in names]
+def _threads(**numbers: int) -> Iterator[list[ThreadPoolExecutor]]:
+    """So many threads of each name. What they have not begun is dropped where the work ends early."""
+    pools = [ThreadPoolExecutor(number, name) for name, number in numbers.items()]
     try:
         yield pools
     finally:
@@ -303,6 +358,11 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _spans(rendered: Rendered) -> set[Span]:
+    """All spans of a text that a mask may train."""
+    return {*rendered.spans, *chain.from_iterable(rendered.masks.values())}
 
 
 def batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
@@ -371,214 +431,3 @@ def cut(encoded: Encoded, max_length: int, truncation: str) -> Example:
         ids = [encoded.ids[0], *ids]
         labels = [IGNORED, *labels]
     return Example(encoded.row, ids, labels, len(encoded.ids), total - trained, trained)
-
-
-_MOST_WORDS = 1 << 18
-_LONGEST_WORD = 64  # characters of a word that is remembered
-_BYTE_LETTERS = {byte: 256 + byte for byte in range(33)} | {127: 289}  # of ASCII; the other bytes stand for themselves
-# The pattern of `ByteLevel` in the tokenizers library.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_ASCII_OF = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": "", "N": "0-9"}
-_CATEGORY = re.compile(r"\\p\{(\w+)\}")
-_SET = re.compile(r"\[\^?(?:[^\[\]\\&]|\\p\{\w+\}|\\[rnst/])+\]")
-# What patterns are made of beside sets and categories; all of it means the same to Python on ASCII text. A group is not
-# repeated: a pattern that comes with a model could take for ever.
-_KNOWN = re.compile(r"(?:\(\?(?:i:|!|:)|\)(?![*+{])|\\[srnS]|[A-Za-z0-9' |]|[?*+]|\{\d+,\d*\})*")
-_PROBE = (
-    "".join(map(chr, range(128)))
-    + "Hello  world, it's 12345 o'clock!!\n\n\tif (x == 0) {\n        return Don'T;\r\n    }"
-    "  \n \n<tag>$5.00/day... \n a "
-)
-
-
-class WordEncoder:
-    """Encodes ASCII text as one tokenizer does. `of` makes it."""
-
-    def __init__(self, backend: Any, pattern: str, trim: bool, prefix: bool) -> None:
-        added = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
-        self._added = added
-        longest_first = sorted(filter(None, added), key=len, reverse=True)
-        self._at_added = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-        self._cut = re.compile(pattern, re.ASCII).findall
-        self.trim, self.prefix = trim, prefix
-        self.values = {number: content for content, number in added.items()}
-        self._words = _Words(backend.model, self.values)
-
-    @classmethod
-    def of(cls, backend: Any) -> "WordEncoder | None":
-        """The encoder of a `tokenizers.Tokenizer`; None for one that does not encode word by word in a known way."""
-        pattern = _pattern(_state(backend.pre_tokenizer))
-        trims = _trims(_state(backend.post_processor))
-        if pattern is None or trims is None or not _encodes_words(backend):
-            return None
-        encoder = cls(backend, pattern, *trims)
-        for probe in (_PROBE, *(f"{_PROBE}{token} {token}\n\n{_PROBE}" for token in list(encoder._added)[:4])):
-            own, reference = encoder.encode(probe), backend.encode(probe, add_special_tokens=False)
-            if own is None or own.ids != reference.ids or own.offsets != reference.offsets:
-                return None
-        return encoder
-
-    def encode(self, text: str) -> "WordEncoding | None":
-        """The encoding of a text; None for one with letters beyond ASCII, or that the pattern leaves letters of."""
-        if not text.isascii():
-            return None
-        ids, first_tokens, starts, start = list[int](), list[int](), list[int](), 0
-        words, cut = self._words, self._cut
-        words.shrink()
-        for number, part in enumerate(self._at_added.split(text) if self._at_added else (text,)):
-            if part:
-                first_tokens.append(len(ids))
-                starts.append(start)
-                start += len(part)
-                if number % 2:
-                    ids.append(self._added[part])
-                    continue
-                pieces = cut(part)
-                if sum(map(len, pieces)) != len(part):
-                    return None
-                ids += chain.from_iterable(map(words.__getitem__, pieces))
-        return WordEncoding(self, ids, starts, first_tokens)
-
-
-class WordEncoding:
-    """A text's token ids, and where tokens lie in it: what is used of `tokenizers.Encoding`.
-
-    `starts` and `first_tokens` say of each part between added tokens, and of each of these, at which character and with
-    which token it begins.
-    """
-
-    __slots__ = ("_encoder", "_first_tokens", "_starts", "ids")
-
-    def __init__(self, encoder: WordEncoder, ids: list[int], starts: list[int], first_tokens: list[int]) -> None:
-        self.ids = ids
-        self._encoder = encoder
-        self._starts = starts
-        self._first_tokens = first_tokens
-
-    @property
-    def offsets(self) -> list[tuple[int, int]]:
-        """The characters of each token, as from and to."""
-        values = self._encoder.values
-        ends = accumulate((len(values[token]) for token in self.ids), initial=0)
-        return [self._trimmed(token, start) for token, start in zip(self.ids, ends, strict=False)]
-
-    def char_to_token(self, char: int) -> int | None:
-        """The token that a character belongs to; None for white space that the tokenizer leaves out of offsets."""
-        part = bisect_right(self._starts, char) - 1
-        token, start = self._first_tokens[part], self._starts[part]
-        while (after := start + len(self._encoder.values[self.ids[token]])) <= char:
-            token, start = token + 1, after
-        begin, end = self._trimmed(self.ids[token], start)
-        return token if begin <= char < end else None
-
-    def token_to_chars(self, token: int) -> tuple[int, int]:
-        """The characters of a token, as from and to."""
-        part = bisect_right(self._first_tokens, token) - 1
-        values = self._encoder.values
-        before = sum(len(values[each]) for each in self.ids[self._first_tokens[part] : token])
-        return self._trimmed(self.ids[token], self._starts[part] + before)
-
-    def _trimmed(self, token: int, start: int) -> tuple[int, int]:
-        """The characters of a token that lies at `start`, without the spaces at its ends where they are left out.
-
-        As `process_offsets` of tokenizers' ByteLevel does it.
-        """
-        value = self._encoder.values[token]
-        stop = start + len(value)
-        if not self._encoder.trim:
-            return start, stop
-        leading, trailing = len(value) - len(value.lstrip("Ġ \t\n\r")), len(value) - len(value.rstrip("Ġ \t\n\r"))
-        if start == 0 and self._encoder.prefix:
-            leading = max(leading - 1, 0)
-        start = min(start + leading, stop)
-        return start, max(stop - trailing, start)
-
-
-class _Words(dict[str, tuple[int, ...]]):
-    """The token ids of words; a word that is not there is encoded. `values` gets the text of each token, by its id."""
-
-    def __init__(self, model: Any, values: dict[int, str]) -> None:
-        super().__init__()
-        self._model = model
-        self._values = values
-
-    def __missing__(self, word: str) -> tuple[int, ...]:
-        tokens = self._model.tokenize(word.translate(_BYTE_LETTERS))
-        ids = tuple(token.id for token in tokens)
-        for token in tokens:
-            self._values[token.id] = token.value
-        if len(word) <= _LONGEST_WORD:
-            self[word] = ids
-        return ids
-
-    def shrink(self) -> None:
-        """Forgets all words where there are too many; texts without end hold words without end."""
-        if len(self) > _MOST_WORDS:
-            self.clear()
-
-
-def _state(part: Any) -> JsonObject:
-    """A part of a tokenizer as its tokenizer.json has it; {} for one that it lacks."""
-    state: JsonObject = json.loads(part.__getstate__()) if part is not None else {}
-    return state
-
-
-def _pattern(state: JsonObject) -> str | None:
-    """The pattern of words for Python; None for a pre-tokenizer that does more or otherwise than cut by one pattern."""
-    steps = state.get("pretokenizers", [state])
-    last = steps[-1]
-    if last.get("type") != "ByteLevel" or last["add_prefix_space"] or len(steps) > 2:
-        return None
-    if len(steps) == 1:
-        return _in_python(_GPT2) if last["use_regex"] else None
-    cut = steps[0]
-    isolated = cut.get("type") == "Split" and cut["behavior"] == "Isolated" and not cut["invert"]
-    return _in_python(cut["pattern"].get("Regex", "")) if isolated and not last["use_regex"] else None
-
-
-def _in_python(pattern: str) -> str | None:
-    """A pattern of Oniguruma as Python's, for ASCII text; None for one with anything that might mean something else."""
-
-    def translated(found: re.Match[str]) -> str:
-        return _CATEGORY.sub(lambda name: _ASCII_OF[name[1]], found[0])
-
-    rest = _CATEGORY.sub("", _SET.sub("", pattern))
-    if not pattern or not _KNOWN.fullmatch(rest):
-        return None
-    if any(name not in _ASCII_OF for name in _CATEGORY.findall(pattern)):
-        return None
-    within = _SET.sub(translated, pattern)
-    whole = _CATEGORY.sub(lambda name: f"[{_ASCII_OF[name[1]]}]", within)
-    try:
-        re.compile(whole, re.ASCII)
-    except re.error:  # a set that is empty in ASCII
-        return None
-    return whole
-
-
-def _trims(state: JsonObject) -> tuple[bool, bool] | None:
-    """Whether offsets leave out spaces, and keep the first one; None for a post-processor that is not known."""
-    trim = prefix = False
-    for step in state.get("processors", [state] if state else []):
-        if step["type"] not in ("ByteLevel", "TemplateProcessing"):
-            return None
-        if step["type"] == "ByteLevel" and step["trim_offsets"]:
-            if trim:
-                return None
-            trim, prefix = True, step["add_prefix_space"]
-    return trim, prefix
-
-
-def _encodes_words(backend: Any) -> bool:
-    """Whether all of ASCII is encoded by merges alone, and added tokens are found in the text as they are written."""
-    model, added = backend.model, backend.get_added_tokens_decoder().values()
-    letters = (chr(_BYTE_LETTERS.get(byte, byte)) for byte in range(128))
-    return (
-        _state(backend.normalizer).get("type", "NFC") in ("NFC", "NFKC", "NFD", "NFKD")  # which leave ASCII as it is
-        and type(model).__name__ == "BPE"
-        and not (model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix)
-        and not backend.encode_special_tokens
-        and len({token.normalized for token in added}) < 2
-        and not any(token.lstrip or token.rstrip or token.single_word for token in added)
-        and all(model.token_to_id(letter) is not None for letter in letters)
-    )

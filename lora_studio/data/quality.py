@@ -371,6 +371,8 @@ def _turn_texts(chat: Conversation) -> list[tuple[str, str]]:
 
 
 def _text_of(message: Message) -> str:
+    if not (message.reasoning_content or message.tool_calls):
+        return message.content
     calls = str(message.tool_calls) if message.tool_calls else ""
     return "\n".join(part for part in (message.reasoning_content, message.content, calls) if part)
 

@@ -1,4 +1,6 @@
-"""Renders chat templates in a child process within limits of time and memory; as a program it is that process.
+"""Renders chat templates in child processes within limits of time and memory; as a program it is such a process.
+
+It also cuts texts into words, which takes as long as rendering them.
 
 A template is untrusted code. One that never ends or writes without end costs the process and becomes a `StudioError`;
 the next request starts a new one. Requests are pickles on stdin, each after its length in eight bytes; answers are JSON
@@ -13,11 +15,13 @@ import select
 import signal
 import subprocess
 import sys
-import threading
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any, TypedDict
 
 from jinja2 import TemplateError
@@ -25,10 +29,12 @@ from jinja2 import TemplateError
 from lora_studio.data.chat_templates import ChatTemplate
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.render import TEMPLATE_FAULTS, Rendered, Renderer, Rules
+from lora_studio.data.word_cutting import Cutter, Cutting, Numbers
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 
 MAX_MEMORY = 3 << 29
+MOST_AT_ONCE = 2  # processes; two have as much to do as the one that tokenises and stores what they render
 MAX_CHARACTERS = 1 << 25  # of a rendered text; no row that is read has more
 _PIECE = 1 << 20  # bytes that are written and read at once; what Linux lets a pipe hold
 LENGTH = 8  # bytes before a request that say how long it is
@@ -37,13 +43,18 @@ TOO_LONG = f"The chat template writes more than {MAX_CHARACTERS:,} characters fo
 
 
 class Answer(TypedDict, total=False):
-    """One line of an answer: a rendered conversation, why it can't be rendered, an error, or the end of a request."""
+    """A part of an answer: a rendered conversation, why it can't be rendered, all words, an error, or the end.
+
+    `words` are the places of a text's words in the vocabulary, unsigned integers of 32 bits in hexadecimal.
+    """
 
     text: str
     spans: list[tuple[int, int]]
     rewritten: bool
     numbered: bool
     masks: dict[str, list[tuple[int, int]]]
+    words: str
+    vocabulary: list[str]
     reason: str
     found: str
     field: str
@@ -84,23 +95,29 @@ def _outcomes(work: Callable[..., Iterator[Answer]], arguments: list[Any]) -> It
         yield {"error": TOO_MUCH_MEMORY, "hint": ""}
 
 
-def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[Answer]:
-    """One answer for each conversation, in order. The template is compiled even without conversations."""
+def rows(seconds: float, rules: Rules, cutting: Cutting | None, conversations: list[Any]) -> Iterator[Answer]:
+    """One answer for each conversation, in order, and the vocabulary. The template is compiled in any case."""
     with _Limit(seconds):
-        renderer = _renderer(rules)
+        renderer, cutter = _renderer(rules), _cutter(cutting) if cutting else None
+    numbers = Numbers()
     for conversation in conversations:
         with _Limit(seconds):
             result = renderer.render(conversation)
+            words = cutter.words(_bounded(result.text)) if cutter and isinstance(result, Rendered) else None
         if isinstance(result, RowError):
             yield {"reason": result.reason, "found": result.found, "field": result.field}
-        else:
-            yield {
-                "text": _bounded(result.text),
-                "spans": result.spans,
-                "rewritten": result.rewritten,
-                "numbered": result.numbered,
-                "masks": result.masks,
-            }
+            continue
+        answer: Answer = {
+            "text": _bounded(result.text),
+            "spans": result.spans,
+            "rewritten": result.rewritten,
+            "numbered": result.numbered,
+            "masks": result.masks,
+        }
+        if words is not None:
+            answer["words"] = array("I", numbers.of(words)).tobytes().hex()
+        yield answer
+    yield {"vocabulary": list(numbers)}
 
 
 def text(
@@ -137,6 +154,11 @@ def _renderer(rules: Rules) -> Renderer:
     return Renderer(rules)
 
 
+@lru_cache(maxsize=8)
+def _cutter(cutting: Cutting) -> Cutter:
+    return Cutter(cutting)
+
+
 def _bounded(rendered: str) -> str:
     if len(rendered) > MAX_CHARACTERS:
         raise StudioError(TOO_LONG)
@@ -150,17 +172,42 @@ _HINT = "Fix the chat template. The prompt styles chatml, alpaca and plain train
 _PLACE_OF_PACKAGE = Path(__file__).resolve().parents[2]
 
 
-class LimitedRenderer:
-    """`render.Renderer` in the child process. Raises `StudioError` for an invalid template."""
+@dataclass(slots=True)
+class CutTexts:
+    """What conversations came to, and the words of the texts of those that could be rendered.
 
-    def __init__(self, rules: Rules) -> None:
+    `words` are places in `vocabulary`, unsigned integers of 32 bits; None for a text that only the tokenizer can cut.
+    """
+
+    results: list[Rendered | RowError]
+    words: list[bytes | None]
+    vocabulary: list[str]
+
+
+class LimitedRenderer:
+    """`render.Renderer` in the child process; `cutting` says how to cut texts into words, None not to.
+
+    Raises `StudioError` for an invalid template.
+    """
+
+    def __init__(self, rules: Rules, cutting: Cutting | None = None) -> None:
         self._rules = rules
-        _process().ask("rows", MAX_ROW_SECONDS, rules, [])
+        self._cutting = cutting
+        self._ask([], cutting)
 
     def render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
         """One result for each conversation, in order. Raises `StudioError` if a limit is reached."""
-        answers = _process().ask("rows", MAX_ROW_SECONDS, self._rules, list(conversations))
-        return [_result(answer) for answer in answers]
+        return list(map(_result, self._ask(conversations, None)[:-1]))
+
+    def render_and_cut(self, conversations: Sequence[Conversation]) -> CutTexts:
+        """The same with the words of the texts."""
+        *answers, last = self._ask(conversations, self._cutting)
+        words = [answer.get("words") for answer in answers if "text" in answer]
+        cut = [None if each is None else bytes.fromhex(each) for each in words]
+        return CutTexts(list(map(_result, answers)), cut, last["vocabulary"])
+
+    def _ask(self, conversations: Sequence[Conversation], cutting: Cutting | None) -> list[Answer]:
+        return _processes().ask("rows", MAX_ROW_SECONDS, self._rules, cutting, list(conversations))
 
 
 def render_text(
@@ -178,7 +225,7 @@ def render_text(
     """
     turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
     request = ("text", MAX_TEXT_SECONDS, source, dict(variables), turns, list(tools), prompt)
-    (answer,) = _process().ask(*request)
+    (answer,) = _processes().ask(*request)
     if "refused" in answer:
         raise TemplateError(answer["refused"])
     return str(answer["text"])
@@ -201,24 +248,39 @@ def _pairs(spans: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in spans]
 
 
-class _Process:
-    """The child process, started on demand and restarted after its end. One request at a time."""
+class _Processes:
+    """The child processes, each started when all others are busy. One request at a time each."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-        self._asking = threading.Lock()
+        self.idle = LifoQueue[_Process]()
+        for _ in range(MOST_AT_ONCE):
+            self.idle.put(_Process())
+
+    def ask(self, *request: Any) -> list[Answer]:
+        """All answers to a request, from the process that was busy last. Raises `StudioError` as that does."""
+        process = self.idle.get()
+        try:
+            return process.ask(*request)
+        finally:
+            self.idle.put(process)
+
+
+class _Process:
+    """A child process, started on demand and restarted after its end."""
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
 
     def ask(self, *request: Any) -> list[Answer]:
         """All answers to a request. Raises `StudioError` for an error answer and if the process ends."""
-        with self._asking:
-            child, answers = self._running(), list[Answer]()
-            try:
-                _send(child, pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
-                for answer in _answers(child):
-                    answers.append(answer)
-            finally:
-                if not answers or "end" not in answers[-1]:
-                    self.end()  # remaining answers would be read as the next request's
+        child, answers = self._running(), list[Answer]()
+        try:
+            _send(child, pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
+            for answer in _answers(child):
+                answers.append(answer)
+        finally:
+            if not answers or "end" not in answers[-1]:
+                self.end()  # remaining answers would be read as the next request's
         error = next((answer for answer in answers if "error" in answer), None)
         if error:
             raise StudioError(error["error"], error["hint"] or _HINT)
@@ -226,16 +288,16 @@ class _Process:
 
     def end(self) -> None:
         """Ends the process, whatever it does."""
-        child, self._child = self._child, None
+        child, self.child = self.child, None
         if child is not None:
             child.kill()
             child.communicate()
 
     def _running(self) -> "subprocess.Popen[bytes]":
-        if self._child is None or self._child.poll() is not None:
+        if self.child is None or self.child.poll() is not None:
             self.end()
             paths = [str(_PLACE_OF_PACKAGE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-            self._child = subprocess.Popen(
+            self.child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "lora_studio.data.render_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -243,12 +305,12 @@ class _Process:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
                 pipesize=_PIECE,
             )
-        return self._child
+        return self.child
 
 
 @cache
-def _process() -> _Process:
-    return _Process()
+def _processes() -> _Processes:
+    return _Processes()
 
 
 def _send(child: "subprocess.Popen[bytes]", data: bytes) -> None:

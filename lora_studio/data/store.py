@@ -18,6 +18,7 @@ from lora_studio.data.sources import Source, nothing_usable
 from lora_studio.errors import StudioError
 
 _PIECE = 1000
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # `json.dumps` makes one anew for each row
 
 
 class BadRowWriter:
@@ -204,7 +205,7 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
             bad_rows.add(row)
             continue
         try:
-            text = json.dumps(row.fields, ensure_ascii=False, default=str)
+            text = _ENCODER.encode(row.fields)
         except RecursionError:
             bad_rows.add(BadRow(row.row, TOO_DEEP))
             continue

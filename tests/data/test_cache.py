@@ -92,8 +92,8 @@ def _of_all(prepared):
 
 @pytest.mark.parametrize("first", ["assistant", "last_turn"])
 def test_another_mask_tokenises_nothing_and_comes_to_the_same(write, talks, tokenizer, tmp_path, monkeypatch, first):
-    file, texts, tokenise = str(write("talks.jsonl", talks)), [], Encoder._tokenise
-    monkeypatch.setattr(Encoder, "_tokenise", lambda self, new: texts.extend(new) or tokenise(self, new))
+    file, texts, render = str(write("talks.jsonl", talks)), [], Encoder._render
+    monkeypatch.setattr(Encoder, "_render", lambda self, new: texts.extend(new) or render(self, new))
     _work(file, tokenizer, tmp_path, train_on=first)
     assert len(texts) >= 30
     masks = {"assistant", "last_turn", "all"} - {first}

@@ -134,7 +134,7 @@ def vars_of(result):
 
 def test_a_process_that_was_killed_is_started_again():
     assert render_text("{{ 1 }}", {}, [], prompt=False) == "1"
-    child = render_process._process()._child
+    child = render_process._processes().idle.queue[-1].child
     os.kill(child.pid, signal.SIGKILL)
     psutil.Process(child.pid).wait()
     assert render_text("{{ 2 }}", {}, [], prompt=False) == "2"

@@ -10,9 +10,9 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import WordEncoder
 from lora_studio.data.messages import FORMS, IGNORED, Conversation, Message
 from lora_studio.data.report import inspect
+from lora_studio.data.word_tokens import WordEncoder
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real

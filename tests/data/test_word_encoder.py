@@ -5,11 +5,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from lora_studio.data import encode
-from lora_studio.data.encode import WordEncoder
+from lora_studio.data import word_tokens
+from lora_studio.data.word_cutting import Cutter, Numbers
+from lora_studio.data.word_tokens import WordEncoder
 from lora_studio.workspace import model_source
 
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -34,6 +36,7 @@ POST = {
     "the first space kept": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
 }
 LETTERS = "ab'SsTtlLdD12 \n\r\t .,!-()<|>_im\x0b\x1c\x7f~/"
+BEYOND = LETTERS + "éÉßñçøÅÿλΣДжŠ½²٣‘’“”–—…€№™°§¿«»\xa0\u2003\u3000🙂→"
 
 
 def _split(pattern: str) -> dict[str, Any]:
@@ -47,20 +50,30 @@ def _backend(**parts: Any) -> Any:
     return Tokenizer.from_str(json.dumps({**json.loads(text), **parts}))
 
 
-def _compare(backend: Any, encoder: WordEncoder, texts: int) -> None:
-    """Compares all that is asked of an encoding, in random texts of letters, white space and added tokens."""
+def _compare(backend: Any, encoder: WordEncoder, texts: int, letters: str = LETTERS) -> None:
+    """Compares ids, offsets and spans of random texts of letters, white space and added tokens, encoded together."""
     dice = random.Random(0)
     added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    cutter, numbers = Cutter(encoder.cutting), Numbers()
+    whole, rows = list[str](), list[bytes]()
     for _ in range(texts):
-        pieces = (dice.choice(added) if dice.random() < 0.1 else dice.choice(LETTERS) for _ in range(40))
-        text = "".join(piece * dice.choice((1, 1, 1, 3)) for piece in pieces)
-        own, reference = encoder.encode(text), backend.encode(text, add_special_tokens=False)
-        assert own is not None
-        assert (own.ids, own.offsets) == (reference.ids, reference.offsets), text
-        assert [own.char_to_token(at) for at in range(len(text))] == [
-            reference.char_to_token(at) for at in range(len(text))
-        ]
-        assert [own.token_to_chars(at) for at in range(len(own.ids))] == reference.offsets
+        pieces = (dice.choice(added) if dice.random() < 0.1 else dice.choice(letters) for _ in range(40))
+        whole.append("".join(piece * dice.choice((1, 1, 1, 3)) for piece in pieces))
+        words = cutter.words(whole[-1])
+        assert words is not None, whole[-1]
+        rows.append(np.array(list(numbers.of(words)), np.uint32).tobytes())
+    tokens = encoder.encode(list(numbers), rows, list(map(len, whole)))
+    assert tokens.complete.all()
+    for at, text in enumerate(whole):
+        reference = backend.encode(text, add_special_tokens=False)
+        ids = tokens.ids[tokens.tokens[at] : tokens.tokens[at + 1]].tolist()
+        assert (ids, tokens.offsets(at)) == (reference.ids, reference.offsets), text
+        starts = np.array([dice.randrange(len(text)) for _ in range(5)])
+        stops = np.array([dice.randrange(start, len(text)) + 1 for start in starts])
+        found = tokens.between(np.full(5, at), starts, stops)
+        for start, stop, first, last in zip(starts, stops, *(side - tokens.tokens[at] for side in found), strict=True):
+            inside = [token for token, (begin, end) in enumerate(reference.offsets) if end > start and begin < stop]
+            assert inside == list(range(first, last)), (text, start, stop)
 
 
 @pytest.mark.parametrize("post", POST)
@@ -71,6 +84,7 @@ def test_ids_and_offsets_are_those_of_the_tokenizer(pattern, post):
     encoder = WordEncoder.of(backend)
     assert encoder is not None
     _compare(backend, encoder, 60)
+    _compare(backend, encoder, 60, BEYOND)
 
 
 @pytest.mark.real
@@ -81,12 +95,36 @@ def test_real_byte_level_tokenizers_encode_word_by_word_and_others_do_not(real, 
     assert (encoder is not None) == is_byte_level
     if encoder:
         _compare(backend, encoder, 300)
+        _compare(backend, encoder, 300, BEYOND)
 
 
-def test_text_beyond_ascii_is_left_to_the_tokenizer():
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我们",  # a sentence without spaces would be one word
+        "e\u0301",  # not in the normalization form of the tokenizer
+        "it'\u017f",  # a long s, which is an s where case is ignored
+        "a\u200bb",  # neither letter, number, symbol nor white space
+    ],
+)
+def test_text_that_the_pattern_may_cut_otherwise_is_left_to_the_tokenizer(text):
+    encoder = WordEncoder.of(_backend(pre_tokenizer=_split(PATTERNS["qwen3"]), normalizer={"type": "NFC"}))
+    assert encoder is not None
+    assert encoder.encode_text(text) is None
+    assert encoder.encode_text("naïve") is not None
+
+
+def test_a_pattern_with_letters_beyond_ascii_cuts_ascii_alone():
+    encoder = WordEncoder.of(_backend(pre_tokenizer=_split(r"[äöü]+|\p{L}+|\p{N}|\s+|[^\s\p{L}\p{N}]+")))
+    assert encoder is not None
+    assert encoder.encode_text("naive") is not None
+    assert encoder.encode_text("naïve") is None
+
+
+def test_a_text_that_the_pattern_leaves_letters_of_is_not_complete():
     encoder = WordEncoder.of(_backend())
     assert encoder is not None
-    assert encoder.encode("naïve") is None
+    assert encoder.encode(["one", " two"], [np.array([0, 1], np.uint32).tobytes()], [8]).complete.tolist() == [False]
 
 
 @pytest.mark.parametrize(
@@ -114,13 +152,13 @@ def test_added_tokens_that_take_in_what_is_beside_them_are_left_to_the_tokenizer
 
 
 def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(encode, "_MOST_WORDS", 100)
+    monkeypatch.setattr(word_tokens, "_MOST_CHARACTERS", 500)
     backend = _backend()
     encoder = WordEncoder.of(backend)
     assert encoder is not None
-    for number in range(300):
+    for number in range(100):
         text = f"{number} {'abcdefghij'[number % 10] * (number % 7 + 1)}q{chr(97 + number % 26)}x" + "y" * number
-        own = encoder.encode(text)
+        own = encoder.encode_text(text)
         assert own is not None
-        assert own.ids == backend.encode(text, add_special_tokens=False).ids
-    assert len(encoder._words) < 120
+        assert own.ids.tolist() == backend.encode(text, add_special_tokens=False).ids
+        assert encoder._words.characters.sum() < 500 + len(text)

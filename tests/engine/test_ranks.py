@@ -199,7 +199,7 @@ def train_in_ranks(run: RunFolder, count: int, *flags: str) -> list[int]:
         if not fork:
             code = 70
             try:
-                render_process._process.cache_clear()  # it answers the process that began it
+                render_process._processes.cache_clear()  # they answer the process that began them
                 AcceleratorState._reset_state(reset_partial_state=True)
                 os.environ.update(place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
                 code = run_worker(run, *flags)
