@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from array import array
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,10 @@ from lora_studio.data import render_process
 from lora_studio.data.chat_templates import choose_template
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import Encoder
-from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.messages import Conversation, Message, RowError
 from lora_studio.data.render import REFUSED, Renderer, rules_of
 from lora_studio.data.render_process import LimitedRenderer, render_text
+from lora_studio.data.word_cutting import Cutting
 from lora_studio.errors import StudioError
 from lora_studio.export.ollama import to_go
 
@@ -138,6 +140,29 @@ def test_a_process_that_was_killed_is_started_again():
     os.kill(child.pid, signal.SIGKILL)
     psutil.Process(child.pid).wait()
     assert render_text("{{ 2 }}", {}, [], prompt=False) == "2"
+
+
+def test_a_request_does_not_wait_for_a_busy_process_and_a_row_is_cut_as_its_text_is():
+    processes = render_process._processes()
+    busy = processes.idle.get()
+    try:
+        tokenizer = build_tokenizer(MARKED)
+        rules = rules_of(tokenizer, choose_template(tokenizer, "auto"), "assistant")
+        cutting = Cutting(r"\w+|\W", ("<|im_end|>",), beyond_ascii=False, form=None)
+        chats = [
+            CHAT,
+            Conversation(2, (Message("user", "é"), *CHAT.messages[1:])),
+            Conversation(3, (Message("tool", "x"),)),
+        ]
+        cut = LimitedRenderer(rules, cutting).render_and_cut(chats)
+    finally:
+        processes.idle.put(busy)
+    first, second, refused = cut.results
+    places, beyond = cut.words
+    assert beyond is None
+    assert "".join(cut.vocabulary[place] for place in array("I", places)) == first.text
+    assert "é" in second.text
+    assert isinstance(refused, RowError)
 
 
 def test_templates_run_in_the_process_that_can_be_ended_and_nowhere_else():
