@@ -273,10 +273,10 @@ class Encoder:
         ranges = iter(zip((first - before).tolist(), (last - before).tolist(), strict=True))
         ids, token_ends = words.ids.tolist(), words.tokens.tolist()
         for at, (conversation, rendered) in enumerate(rows):
-            own = {
+            of_spans = {
                 span: tokens if tokens[0] < tokens[1] else None for span, tokens in zip(spans[at], ranges, strict=False)
             }
-            yield self._encoded(conversation, rendered, ids[token_ends[at] : token_ends[at + 1]], own)
+            yield self._encoded(conversation, rendered, ids[token_ends[at] : token_ends[at + 1]], of_spans)
 
     def _leave_neighbours(
         self,

@@ -98,8 +98,8 @@ class _StandIns(dict[int, str]):
         self._pattern = pattern
 
     def __missing__(self, code: int) -> str:
-        self[code] = found = self._of(chr(code))
-        return found
+        stand_in = self[code] = self._of(chr(code))
+        return stand_in
 
     def _of(self, letter: str) -> str:
         if letter.isascii():
@@ -128,8 +128,8 @@ class Numbers(dict[str, int]):
 def in_python(pattern: str) -> str | None:
     """A pattern of Oniguruma as Python's, for `re.ASCII`; None for one with anything that might mean something else."""
 
-    def translated(found: re.Match[str]) -> str:
-        return _CATEGORY.sub(lambda name: _KINDS[name[1]], found[0])
+    def translated(match: re.Match[str]) -> str:
+        return _CATEGORY.sub(lambda name: _KINDS[name[1]], match[0])
 
     rest = _CATEGORY.sub("", _SET.sub("", pattern))
     if not pattern or not _KNOWN.fullmatch(rest):

@@ -50,8 +50,8 @@ class WordTokens:
 
     def offsets(self, text: int) -> list[tuple[int, int]]:
         """The characters of each token of a text, as from and to."""
-        own, first = slice(self.tokens[text], self.tokens[text + 1]), int(self.characters[text])
-        return list(zip((self.begins[own] - first).tolist(), (self.ends[own] - first).tolist(), strict=True))
+        these, first = slice(self.tokens[text], self.tokens[text + 1]), int(self.characters[text])
+        return list(zip((self.begins[these] - first).tolist(), (self.ends[these] - first).tolist(), strict=True))
 
     def between(self, texts: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens that lie, wholly or partly, in spans of characters: from and to, counted through all texts.
@@ -107,23 +107,23 @@ class WordEncoder:
         text_ends = np.cumsum([0, *(len(text) // 4 for text in texts)])
         count = words.counts[place]
         token_ends, character_ends = _starts(count), _starts(words.characters[place])
-        own = np.repeat(words.firsts[place] - token_ends[:-1], count) + np.arange(token_ends[-1])
+        at = np.repeat(words.firsts[place] - token_ends[:-1], count) + np.arange(token_ends[-1])
         before = np.repeat(character_ends[:-1], count)
-        begins, ends = before + words.begins[own], before + words.ends[own]
+        begins, ends = before + words.begins[at], before + words.ends[at]
         tokens, characters = token_ends[text_ends], character_ends[text_ends]
         if self._trim:
-            leading = words.leading[own]
+            leading = words.leading[at]
             if self._prefix:
                 at_start = begins == np.repeat(characters[:-1], np.diff(tokens))
                 leading = np.where(at_start, np.maximum(leading - 1, 0), leading)
             begins = np.minimum(begins + leading, ends)
-            ends = np.maximum(ends - words.trailing[own], begins)
+            ends = np.maximum(ends - words.trailing[at], begins)
         complete = np.diff(characters) == np.asarray(lengths)
-        return WordTokens(words.ids[own], begins, ends, tokens, characters, complete)
+        return WordTokens(words.ids[at], begins, ends, tokens, characters, complete)
 
     def _is_right(self, probe: str, backend: Any) -> bool:
-        own, reference = self.encode_text(probe), backend.encode(probe, add_special_tokens=False)
-        return own is not None and own.ids.tolist() == reference.ids and own.offsets(0) == reference.offsets
+        tokens, reference = self.encode_text(probe), backend.encode(probe, add_special_tokens=False)
+        return tokens is not None and tokens.ids.tolist() == reference.ids and tokens.offsets(0) == reference.offsets
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:
