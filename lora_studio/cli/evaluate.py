@@ -30,6 +30,7 @@ _PHASE_WORDS = {
     "data": "reading file",
     "model": "loading model",
     "download": "downloading base model",
+    "vllm": "starting vLLM and comparing its answers",
     "answer": "answering",
     "measure": "scoring",
 }
