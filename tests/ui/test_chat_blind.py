@@ -84,6 +84,11 @@ def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) 
         assert len(written.read_text(encoding="utf-8").splitlines()) == rows
 
 
+def test_prompts_that_were_typed_stay_over_a_reload_in_this_browser_alone(act: Chat) -> None:
+    prompt_sets.keep_lines(act, WHO, "One?\nTw")
+    assert (prompt_sets.kept_lines(act, WHO), prompt_sets.kept_lines(act, "another")) == ("One?\nTw", "")
+
+
 def test_a_set_of_prompts_is_read_as_a_table_and_stays_over_a_reload(act: Chat) -> None:
     words, table = list(prompt_sets.asked(act, WHO, ["One?", "<b>"], "", DEFAULTS))[-1]
     assert "2 prompts answered by 2 columns." in words

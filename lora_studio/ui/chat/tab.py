@@ -217,7 +217,7 @@ def _build_engine(act: Chat, message: gr.HTML) -> None:
     workspace = act.studio.workspace
     if (remembered := workspace.read_draft(ENGINE)) in (TRANSFORMERS, VLLM):
         act.engine.batch_engine = str(remembered)
-    info = "Answers prompt sets and /v1. vllm is faster with many requests. It needs a GPU and vLLM."
+    info = "For prompt sets and the API. vllm is faster with many requests. It needs a GPU and vLLM."
     box = gr.Dropdown([TRANSFORMERS, VLLM], value=act.engine.batch_engine, label="Engine", info=info)
 
     def choose(engine: str) -> tuple[Any, str]:
@@ -261,7 +261,18 @@ def _saved_sets(act: Chat, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
         prompts.delete(workspace, set_name or "")
         return gr.Dropdown(choices=prompts.names(workspace), value=None), ""
 
-    who.change(lambda: gr.Dropdown(choices=prompts.names(workspace)), None, saved, **QUIET)
+    def keep(person: str, lines: str) -> Any:
+        try:
+            keep_lines(act, person, lines)
+        except StudioError as error:
+            return html.problem(error)
+        return gr.skip()
+
+    def restore(person: str) -> tuple[Any, str]:
+        return gr.Dropdown(choices=prompts.names(workspace)), kept_lines(act, person)
+
+    who.change(restore, who, [saved, lines_box], **QUIET)
+    lines_box.change(keep, [who, lines_box], message, trigger_mode="always_last", **QUIET)
     saved.select(choose, saved, [name, lines_box, message], **QUIET)
     save.click(save_set, [name, lines_box], [saved, message], **QUIET)
     delete.click(delete_set, saved, [saved, message], **QUIET)
@@ -313,6 +324,17 @@ def asked(
 def _keep_rows(act: Chat, who: str, titles: Sequence[str], rows: Sequence[Answered]) -> None:
     table = {"columns": list(titles), "rows": [[row.prompt, *row.answers] for row in rows]}
     act.studio.workspace.write_draft(f"chat-prompts-{draft_key(who)}", table)
+
+
+def keep_lines(act: Chat, who: str, lines: str) -> None:
+    """Keeps the prompts that were typed in this browser. Raises `StudioError` without room for them."""
+    act.studio.workspace.write_draft(f"chat-lines-{draft_key(who)}", lines)
+
+
+def kept_lines(act: Chat, who: str) -> str:
+    """The prompts as they were typed last; "" where none were."""
+    lines = act.studio.workspace.read_draft(f"chat-lines-{draft_key(who)}")
+    return lines if isinstance(lines, str) else ""
 
 
 def kept_rows(act: Chat, who: str) -> tuple[list[str], list[Answered]]:
@@ -432,10 +454,10 @@ def build_external(act: Chat, who: gr.State) -> None:
         with gr.Row(elem_classes="actions"):
             add = gr.Button("Load adapter", scale=0, size="sm")
             zipped = gr.UploadButton("Upload zip", file_types=[".zip"], scale=0, size="sm")
+        message = gr.HTML(elem_id="chat-external-message")
         imported = gr.Dropdown([], label="External adapters", elem_id="chat-imported")
         with gr.Row(elem_classes="actions"):
             remove = gr.Button("Remove adapter", scale=0, size="sm", elem_id="chat-remove")
-        message = gr.HTML(elem_id="chat-external-message")
     outputs = [*act.parts.all(), message, name, imported]
 
     def shown(updates: Updates) -> Updates:
