@@ -1,14 +1,18 @@
-"""What tests of the page share: a quick look at a file without the child process that it usually is."""
+"""What tests of the page share: Gradio as the page sets it up, and a quick look at a file without a child process."""
 
 import functools
 import json
 from pathlib import Path
 
+import gradio  # noqa: F401  # what is patched below
 import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs import session
 from lora_studio.jobs.session import FileSummary
+from lora_studio.ui.gradio_patches import read_signatures_once
+
+read_signatures_once()  # as for every page; tests build parts of one some hundred times
 
 
 @pytest.fixture
