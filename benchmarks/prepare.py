@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="alpaca", help="a file or the name of a shipped data set")
     parser.add_argument("--tokenizer", default=model_source("demo"), help="a folder with a tokenizer")
-    parser.add_argument("--rows", type=int, default=4000, help="the file's rows are repeated to so many")
+    parser.add_argument("--rows", type=int, default=8000, help="the file's rows are repeated to so many")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
