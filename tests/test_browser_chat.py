@@ -153,7 +153,9 @@ def test_three_columns_stream_together_and_come_back_after_a_reload(browser: Bro
 
         texts = [answers(page, column) for column in range(3)]
         assert [len(column) for column in texts] == [2, 1, 2]
+        box.fill("Not asked\nyet")
         page.reload()
+        expect(box).to_have_value("Not asked\nyet", timeout=PATIENCE)
         expect(page.locator("#chat-board .ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
         assert [answers(page, column) for column in range(3)] == texts
         window, composer = (page.locator(name).bounding_box() or {} for name in ("#chat-window", "#chat-composer"))

@@ -4,6 +4,14 @@ window.studio ??= {};
 {
   const more = ({dataset: {column = ''}}) => ({column, text: ''});
   const root = document.documentElement;
+  const QUESTION = 'lora-studio-question';
+  const canKeep = () => {
+    try {
+      return Boolean(sessionStorage);
+    } catch {
+      return false; // a browser that keeps nothing
+    }
+  };
 
   // A list in a column's head counts as a click.
   studio.chatClicks = ({element, trigger}) => {
@@ -93,6 +101,21 @@ window.studio ??= {};
       };
     }
     studio.clicks({element, trigger}, {here: {edit}, more});
+
+    // A question that is not asked yet outlives a reload. Its box is drawn after the board.
+    const typed = () => chat.querySelector('#chat-question textarea');
+    const restore = (frames) => {
+      const box = typed();
+      const text = sessionStorage.getItem(QUESTION);
+      if (!box && frames) return requestAnimationFrame(() => restore(frames - 1));
+      if (!box || !text || box.value) return;
+      box.value = text;
+      box.dispatchEvent(new Event('input', {bubbles: true}));
+    };
+    if (canKeep()) {
+      addEventListener('pagehide', () => typed() && sessionStorage.setItem(QUESTION, typed().value));
+      restore(100);
+    }
 
     // Enter sends by Gradio's own; here it does with Ctrl as well.
     chat.addEventListener(

@@ -139,8 +139,11 @@ studio.showChanges = () =>
     if (top < 0 || bottom > innerHeight) notice.scrollIntoView({block: 'center'});
   }, 150);
 
-studio.showProblems = () =>
+// After a start: problems come into sight, or else the tab of the new run did, before the run is painted.
+studio.started = () => {
+  studio.showRun();
   document.querySelector('#form-summary .ls-notice, #checks .checks')?.scrollIntoView({block: 'nearest'});
+};
 
 // Until a run is painted, nothing of the one before it is in sight.
 studio.hideRun = () => {

@@ -14,7 +14,7 @@ from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import ASK, FAILED, check_before_start
 from lora_studio.ui import html, theme
-from lora_studio.ui.components import Shared, Starter, Updates
+from lora_studio.ui.components import EventOptions, Shared, Starter, Updates
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.train import card as plan_card
 from lora_studio.ui.train import form_state, handlers, tries
@@ -29,6 +29,9 @@ def build(studio: Studio, shared: Shared) -> None:
     handlers.wire(view, shared, studio)
     tries.wire(view.tries, shared, studio, view.form.widgets, lambda raws: form_state.checked(raws, studio.workspace))
     _start(view, shared, studio)
+
+
+STARTING: EventOptions = {"trigger_mode": "once", "show_progress": "minimal", "api_visibility": "private"}
 
 
 def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
@@ -86,9 +89,8 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
             handler,
             [view.preset, view.reported, *view.form.widgets],
             [*view.outputs, shared.run, shared.tabs],
-            trigger_mode="once",
-            show_progress="minimal",
             show_progress_on=button,
-            api_visibility="private",
+            **STARTING,
         )
-        clicked.then(None, js=theme.call("showProblems"), api_visibility="private")
+        button.click(None, js=theme.call("hideRun"), api_visibility="private")
+        clicked.then(None, js=theme.call("started"), api_visibility="private")
