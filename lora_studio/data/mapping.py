@@ -91,6 +91,7 @@ class Mapping:
                 near = difflib.get_close_matches(name, columns, 1)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; the columns are {', '.join(columns[:12])}."
                 problems.append(f"{part}: there is no column `{name}`{hint}")
+        problems += self._answers_named_twice()
         question, pair = self.user or self.user_template, (self.chosen, self.rejected)
         if any(pair) and not all(pair):
             problems.append("A preference mapping needs both `chosen` and `rejected`.")
@@ -109,6 +110,18 @@ class Mapping:
             problems.append("`assistant` has no prompt: add `user` or a `user_template`.")
         if problems:
             raise _problems(problems)
+
+
+    def _answers_named_twice(self) -> list[str]:
+        """The model would be shown what it is to answer. A template may repeat an answer, on purpose."""
+        columns = self.columns()
+        pairs = dict.fromkeys(
+            tuple(sorted((part, other)))
+            for part in ("assistant", "chosen", "rejected")
+            for other, name in columns.items()
+            if other != part and name == columns.get(part)
+        )
+        return [f"`{one}` and `{other}` name the same column, `{columns[one]}`." for one, other in pairs]
 
 
 KNOWN_PARTS = "Known parts: " + ", ".join((*PARTS, "roles", "user_template", "system_prompt")) + "."

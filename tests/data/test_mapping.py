@@ -91,6 +91,8 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once():
         ("has no prompt", {"assistant": "a"}),
         ("contains no column", {"user_template": "same", "assistant": "a"}),
         ("whole rows", {"text": "q", "user": "q", "assistant": "a"}),
+        ("`assistant` and `user` name the same column, `a`", {"user": "a", "assistant": "a"}),
+        ("`chosen` and `rejected` name the same column", {"user": "q", "chosen": "a", "rejected": "a"}),
         ("there is no column", {"user_template": "{nothing}", "assistant": "a"}),
         ("object of names", [1]),
         ("object with the role names", {"roles": [1]}),
