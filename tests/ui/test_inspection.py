@@ -531,6 +531,8 @@ def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says
     assert failed[form.roles[1]].choices == [("customer", "customer"), ("bot", "bot")]
     assert "The first 1 row of the file" in failed[act.view.table]
     assert failed[act.view.result] is None
+    other = act.choose()
+    assert (failed[act.view.rows].open, other[act.view.rows].open, other[form.fold].open) == (True, False, False)
     fields = form_fields(messages="q", roles=[[], ["customer"], ["bot"], []])
     taken = list(act.use_reading(failed[form.rows], *fields, *chosen()))[-1]
     assert taken[act.controls.mapping] == {"messages": "q", "roles": {"customer": "user"}}

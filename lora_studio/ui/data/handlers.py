@@ -198,7 +198,7 @@ class AnalysisHandlers:
             **dict.fromkeys((v.example, v.body), gr.Column(visible=False)),
             **dict.fromkeys((v.summary, v.notes, v.outdated), ""),
             **dict.fromkeys((v.result, v.analyzed)),
-            v.rows: gr.Accordion(visible=False),
+            v.rows: gr.Accordion(visible=False, open=False),
             c.look: gr.Button(variant="primary"),
             c.train: gr.Button(visible=False),
             **mapping_form.hide(v.reading),

@@ -160,8 +160,9 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
 
 
 def hide(form: ReadingForm) -> Updates:
-    """Nothing of the form in sight."""
-    return {form.asking: gr.Column(visible=False), form.box: gr.Column(visible=False)}
+    """Nothing of the form in sight, and folded for the next file."""
+    unseen = dict.fromkeys((form.asking, form.box), gr.Column(visible=False))
+    return {**unseen, form.fold: gr.Accordion(open=False)}
 
 
 def _unread(result: Result) -> "UnreadRows":
