@@ -23,22 +23,25 @@ test: .venv/installed-dev chromium  ## everything, browser tests included
 check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(MAKE) --no-print-directory -j3 --output-sync=target check-page check-models check-data check-types
+	$(MAKE) --no-print-directory -j4 --output-sync=target check-page check-jobs check-models check-data check-types
 
-# Each part imports what it needs alone: gradio; torch and what stands on it; neither. Three run at a time, for those of
-# the page wait for processes now and then; the longest begin first, so that no core is without work before the end.
+# Each part imports what it needs alone: gradio; torch and what stands on it; neither. Those of the page and of jobs wait
+# for processes now and then, so that four run at a time.
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not real"
 MODELS := tests/engine tests/demo_model tests/test_learning.py tests/chat/test_votes.py tests/data/test_ollama_template.py \
   tests/data/test_packing.py tests/data/test_real.py
+JOBS := tests/jobs tests/runs tests/cli tests/config tests/models tests/evaluate tests/export tests/chat
 check-page:
-	$(FAST) -p no:hypothesispytest --ignore=tests/data $(MODELS:%=--ignore=%)
+	$(FAST) -p no:hypothesispytest --ignore=tests/data $(JOBS:%=--ignore=%) $(MODELS:%=--ignore=%)
+check-jobs:
+	$(FAST) -p no:hypothesispytest $(JOBS) $(MODELS:%=--ignore=%)
 check-models:
 	$(FAST) $(MODELS)
 check-data:
 	$(FAST) tests/data $(MODELS:%=--ignore=%)
 check-types:
 	$(BIN)/mypy lora_studio tools app.py
-.PHONY: check-page check-models check-data check-types
+.PHONY: check-page check-jobs check-models check-data check-types
 
 docker-check: .venv/installed-dev  ## what can be checked of the image without Docker: lint, its steps, its page; minutes
 	$(BIN)/python -m tests.docker_check

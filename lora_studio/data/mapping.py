@@ -111,7 +111,6 @@ class Mapping:
         if problems:
             raise _problems(problems)
 
-
     def _answers_named_twice(self) -> list[str]:
         """The model would be shown what it is to answer. A template may repeat an answer, on purpose."""
         columns = self.columns()
