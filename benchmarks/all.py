@@ -105,9 +105,9 @@ BENCHMARKS = (
     ),
     Benchmark(
         "train",
-        ("--steps", "12"),
+        ("--steps", "24"),
         ("--steps", "3"),
-        300,
+        480,
         (
             Figure(
                 "training: real tokens/s against TRL's defaults",
