@@ -107,7 +107,7 @@ BENCHMARKS = (
         "train",
         ("--steps", "24"),
         ("--steps", "3"),
-        480,
+        420,
         (
             Figure(
                 "training: real tokens/s against TRL's defaults",
@@ -160,7 +160,7 @@ BENCHMARKS = (
         "big_file",
         ("--rows", "200000"),
         ("--rows", "6000"),
-        150,
+        120,
         (
             Figure(
                 "200,000 rows of 1 kB: first statistics",
@@ -188,7 +188,7 @@ BENCHMARKS = (
         "overhead",
         (),
         (),
-        200,
+        150,
         (
             Figure(
                 "what callbacks cost a step, at 50 steps a second",
@@ -204,7 +204,7 @@ BENCHMARKS = (
         "ranks",
         ("--only", "random", "--steps", "30"),
         ("--only", "random", "--steps", "2"),
-        150,
+        120,
         (
             Figure(
                 "two processes against one: largest difference of a loss",
