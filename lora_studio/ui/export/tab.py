@@ -140,6 +140,6 @@ def start(studio: Studio, starter: Starter, now: ExportView, values: Mapping[str
         evaluating.check_beside(exporting.memory_for(request, studio.supervisor.allocation().for_session()))
     secrets = {"HF_TOKEN": secret} if secret else None
     return starter.start(
-        (request, studio.workspace.policy.owner_id, secret, at_once),
+        (request, studio.workspace.policy.owner_id, hash(secret), at_once),  # a token is not kept
         lambda: exporting.start(studio.supervisor, request, secrets, at_once=at_once),
     )
