@@ -17,6 +17,25 @@ from starlette.testclient import TestClient
 
 from lora_studio.ui import gradio_patches
 
+GRADIOS = [  # read before a test of any file builds a page
+    (blocks, "inspect", inspect),
+    (component_meta, "inspect", inspect),
+    (blocks.Blocks, "postprocess_data", vars(blocks.Blocks)["postprocess_data"]),
+    (gr.Number, "raise_if_out_of_bounds", vars(gr.Number)["raise_if_out_of_bounds"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def gradio_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away what a page of another test patched in this process, and afterwards what the test patches."""
+    for owner, name, original in GRADIOS:
+        monkeypatch.setattr(owner, name, original)
+
+
+def test_what_is_read_as_gradios_is_gradios() -> None:
+    assert blocks.Blocks.postprocess_data.__module__ == "gradio.blocks"
+    assert gr.Number.raise_if_out_of_bounds.__module__ == "gradio.components.number"
+
 
 def test_a_page_builds_its_web_app_once_when_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
@@ -120,9 +139,7 @@ def test_a_space_is_hidden_from_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "SYSTEM" not in os.environ
 
 
-def test_the_parameters_of_a_component_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (blocks, component_meta):
-        monkeypatch.setattr(module, "inspect", inspect)  # and what is patched is put back
+def test_the_parameters_of_a_component_are_read_once() -> None:
     gradio_patches.read_signatures_once()
     read = blocks.inspect.signature
     assert read(gr.Dropdown.__init__) == inspect.signature(gr.Dropdown.__init__)
@@ -141,7 +158,6 @@ def test_an_event_answers_as_before_and_makes_no_component_that_it_skips(
     answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = blocks.Blocks.postprocess_data
-    monkeypatch.setattr(blocks.Blocks, "postprocess_data", process)  # and what is patched is put back
     with gr.Blocks() as demo:
         name, rows, choice, held = gr.Textbox(), gr.Number(), gr.Dropdown(["a"]), gr.State()
         parts = [name, rows, choice, held]
@@ -161,7 +177,6 @@ def test_an_event_answers_as_before_and_makes_no_component_that_it_skips(
         output = asyncio.run(process(demo, event, answers[answer], state))
         return output, set(state.blocks_config.blocks) - set(demo.default_config.blocks), state.state_data
 
-    monkeypatch.setattr(process, "__module__", "gradio.blocks")
     gradio_patches.leave_alone_what_is_skipped()
     ours = blocks.Blocks.postprocess_data
     assert processed(ours) == processed(process)
@@ -173,19 +188,15 @@ def test_an_event_answers_as_before_and_makes_no_component_that_it_skips(
 
 @pytest.mark.parametrize("field", [gr.Number, gr.Slider])
 def test_a_number_beyond_the_bounds_of_its_field_reaches_the_handler(
-    field: type[gr.Number | gr.Slider], monkeypatch: pytest.MonkeyPatch
+    field: type[gr.Number | gr.Slider],
 ) -> None:
-    monkeypatch.setattr(
-        gr.Number, "raise_if_out_of_bounds", vars(gr.Number)["raise_if_out_of_bounds"]
-    )  # and is put back
     with pytest.raises(gr.Error):
         field(minimum=1, maximum=3).preprocess(9)
     gradio_patches.leave_bounds_to_handlers()
     assert field(minimum=1, maximum=3).preprocess(9) == 9
 
 
-def test_the_only_output_of_an_event_is_skipped_as_gradio_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks.Blocks, "postprocess_data", blocks.Blocks.postprocess_data)
+def test_the_only_output_of_an_event_is_skipped_as_gradio_does() -> None:
     gradio_patches.leave_alone_what_is_skipped()
     with gr.Blocks() as demo:
         demo.load(gr.skip, None, gr.Textbox())
