@@ -4,7 +4,9 @@ Nothing else in the package names `torch.cuda`, `torch.xpu` or `torch.mps`; `mod
 without torch.
 """
 
+import functools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import psutil
 import torch
 
-from lora_studio.models.accelerators import CPU, CUDA, MPS, ROCM, XPU
+from lora_studio.errors import StudioError
+from lora_studio.models.accelerators import CPU, CUDA, MPS, ROCM, XPU, Capability
 from lora_studio.models.hardware import by_number as by_number
-from lora_studio.models.hardware import cpu_only
+from lora_studio.models.hardware import cpu_only, devices
 from lora_studio.models.vendor_tools import apple_chip
 from lora_studio.units import count
 
@@ -23,14 +26,37 @@ _peaks: dict[str, int] = {}  # the most that was read so far, where torch does n
 
 
 def device_kind() -> str:
-    """The kind of this machine's device, one of `accelerators.DEVICE_KINDS`. ROCm's build of torch answers as CUDA."""
+    """The kind of this machine's device, one of `accelerators.DEVICE_KINDS`. ROCm's build of torch answers as CUDA.
+
+    Raises `StudioError` for a GPU that PyTorch can't use: nobody wants to train on the CPU without having chosen it.
+    """
     if cpu_only(os.environ):
         return CPU
     if torch.cuda.is_available():
         return ROCM if torch.version.hip else CUDA
     if torch.xpu.is_available():
         return XPU
-    return MPS if torch.backends.mps.is_available() else CPU
+    if torch.backends.mps.is_available():
+        return MPS
+    if why := _why_unusable():
+        raise StudioError(why, "Update the GPU's driver, or set compute.device to cpu.")
+    return CPU
+
+
+@functools.cache
+def _why_unusable() -> str:
+    """Why PyTorch, which finds no GPU, can't use the one that the driver's programs show; "" where they show none."""
+    shown = devices()[0]
+    if not shown.is_gpu:
+        return ""
+    reason, module = "it finds none", torch.xpu if shown.kind == XPU else torch.cuda
+    try:
+        module.init()
+    except (RuntimeError, AssertionError) as error:  # an old driver, or one that does not work
+        text = str(error).strip()
+        numbered = re.search(r"Error \d+: [^\n]{1,200}", text)  # behind sentences that are not about the cause
+        reason = numbered[0] if numbered else text.partition("\n")[0].partition(". ")[0]
+    return f"PyTorch {torch.__version__} cannot use {shown.title}: {reason.rstrip('.')}."
 
 
 def on_cpu() -> bool:
@@ -39,10 +65,18 @@ def on_cpu() -> bool:
 
 def device() -> torch.device:
     """The first GPU that torch can use, else the CPU: where training, chat, evaluation and export compute. Of several
-    processes of a training each has a GPU of its own."""
+    processes of a training each has a GPU of its own. Raises `StudioError` for one that torch has no kernels for."""
     kind = device_kind()
     if kind in (CPU, MPS):
         return torch.device(kind)
+    own, built = capability(), torch.cuda.get_arch_list() if kind == CUDA else []
+    if own and built and not any(runs_on(target, own) for target in built):
+        raise StudioError(
+            f"PyTorch {torch.__version__} has no kernels for {device_name()}, whose compute capability is "
+            f"{own[0]}.{own[1]}: it is built for {', '.join(built)}.",
+            "Install a build of PyTorch for this GPU (an older version of CUDA for an older GPU), or set "
+            "compute.device to cpu.",
+        )
     return torch.device(XPU if kind == XPU else "cuda", _index())
 
 
@@ -74,9 +108,22 @@ def supports_bf16() -> bool:
     return kind == CPU or torch.backends.mps.is_macos_or_newer(14, 0)
 
 
-def capability() -> int | None:
-    """The major compute capability of an NVIDIA GPU (8: Ampere, 9: Hopper); None for other devices."""
-    return torch.cuda.get_device_capability(_index())[0] if device_kind() == CUDA else None
+def capability() -> Capability | None:
+    """The compute capability of an NVIDIA GPU; None for other devices."""
+    return torch.cuda.get_device_capability(_index()) if device_kind() == CUDA else None
+
+
+def runs_on(target: str, own: Capability) -> bool:
+    """Whether what was compiled for a target of NVIDIA's compiler runs on a GPU of that compute capability: `sm_80` on
+    those of the same major one that are not older, `sm_90a` on that one alone, `compute_90` (which the driver compiles
+    itself) on all later ones (CUDA Programming Guide, "Compute Capabilities")."""
+    match = re.fullmatch(r"(sm|compute)_(\d{2,4})([af]?)", target)
+    if not match:
+        return False
+    built = divmod(int(match[2]), 10)
+    if match[3] == "a":
+        return own == built
+    return own >= built if match[1] == "compute" and not match[3] else own[0] == built[0] and own >= built
 
 
 def auto_dtype() -> torch.dtype:

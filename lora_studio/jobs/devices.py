@@ -16,7 +16,7 @@ from lora_studio.config.sections import Config
 from lora_studio.config.settings import effective_batch
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.models.accelerators import AUTO
+from lora_studio.models.accelerators import AUTO, generation_lacks
 from lora_studio.models.hardware import Device, choose, default_devices, device_for
 from lora_studio.units import GIB, gib
 from lora_studio.workspace import JobFolder, RunFolder, write_atomically
@@ -97,6 +97,9 @@ def problems_here(config: Config, offered: Sequence[Device]) -> list[Problem]:
         return [Problem("compute.device", f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}", choice)]
     device, gpus = device_for(choice, offered), sum(device.is_gpu for device in offered)
     problems = list(machine_conflicts(config, device.kind))
+    if why := generation_lacks(config.model.quantization, device.capability):
+        words = f"{config.model.quantization} cannot run here: {why}; use 4bit or none"
+        problems.append(Problem("model.quantization", words, config.model.quantization))
     together = max(device_count(config.compute, offered), config.compute.gpus)
     if together > 1 and any(each.is_slice for each in choose(choice, offered)):
         words = "a process sees one MIG slice alone, and slices do not train together: choose one, or whole GPUs"

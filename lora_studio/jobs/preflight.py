@@ -114,7 +114,7 @@ def preflight(
         *_code(config),
         *_settings(config, machine),
         *_precision(config, model, machine.device),
-        *_attention(config, numbers, machine.device.kind),
+        *_attention(config, numbers, machine.device),
         _data(config, data, seen),
         _template(data),
         _modules(config, model, seen),
@@ -183,7 +183,7 @@ def _precision(config: Config, model: Architecture | None, device: Device) -> li
     if model is None or model.stored == "none":
         return []
     title, stored, chosen = "Precision", BITS[model.stored], config.model.quantization
-    if why := device.facts.lacks.get(model.stored):
+    if why := device.lacks.get(model.stored):
         found = f"The base is stored in {stored}, which cannot run here: {why}."
         return [Check(title, FAILED, found, "Use a 16-bit version of the base.")]
     if chosen not in ("none", model.stored):
@@ -205,13 +205,16 @@ def _precision(config: Config, model: Architecture | None, device: Device) -> li
     return [Check(title, OK, f"The base is stored in {stored}, as configured.")]
 
 
-def _attention(config: Config, numbers: Mapping[str, Any] | None, kind: str) -> list[Check]:
+def _attention(config: Config, numbers: Mapping[str, Any] | None, device: Device) -> list[Check]:
     """Which attention the run will most likely take and why, and that rows may share a sequence; nothing where the
     settings already told that it can't run."""
     title, training = "Attention", config.training
-    expected = expected_attention(config.model.attn_implementation, kind, config.model.dtype)
+    kind, capability = device.kind, device.capability
+    expected = expected_attention(config.model.attn_implementation, kind, config.model.dtype, capability)
     if attention_lacks(expected.name, kind):
         return []
+    if why := attention_lacks(expected.name, kind, capability=capability):
+        return [Check(title, FAILED, f"{expected.name} cannot run here: {why}.", "Use auto or sdpa.")]
     joined = training.packing or training.padding_free is True
     layer = linear_layers(numbers or {})
     if joined and layer and lacks_state_kernels():

@@ -185,8 +185,12 @@ BEST_FIRST = (FLASH_ATTENTION_3, FLASH_ATTENTION)
 """What `auto` looks for: what is installed and needs no download. PyTorch's own attention (SDPA) is always there."""
 FLASH = (*BEST_FIRST, *HUB_KERNELS)
 """FlashAttention of any origin: it attends to rows of different lengths in one sequence without a mask."""
-HOPPER, AMPERE = 9, 8
-"""Major compute capabilities: FlashAttention 3 is written for Hopper (9), FlashAttention 2 needs Ampere (8)."""
+Capability = tuple[int, int]
+"""The compute capability of an NVIDIA GPU, major and minor."""
+TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
+"""FlashAttention 2 needs Ampere, and so does the only kernel of PyTorch's own attention that reads keys which several
+heads share (`check_batch_size_and_num_heads_dense` in aten/src/ATen/native/transformers/cuda/sdp_utils.cpp);
+FlashAttention 3 is written for Hopper alone; products in 8 bits need Turing (bitsandbytes 0.50, installation guide)."""
 LONGEST_HEAD = 256
 """The largest head size that FlashAttention has kernels for."""
 
@@ -203,10 +207,12 @@ class Attention:
         return f"{self.name}: {self.reason}"
 
 
-def attention_lacks(implementation: str, kind: str, *, half: bool | None = None, capability: int | None = None) -> str:
+def attention_lacks(
+    implementation: str, kind: str, *, half: bool | None = None, capability: Capability | None = None
+) -> str:
     """Why an implementation can't run on a device of that kind; "" where it can.
 
-    `half` says whether the model computes in 16 bits, `capability` is an NVIDIA GPU's major one; None for unknown.
+    `half` says whether the model computes in 16 bits, `capability` is an NVIDIA GPU's; None for unknown.
     """
     if implementation in (SDPA, EAGER):
         return ""
@@ -216,9 +222,10 @@ def attention_lacks(implementation: str, kind: str, *, half: bool | None = None,
         return ""
     if half is False:
         return "it needs 16-bit precision"
-    least = HOPPER if "3" in implementation else AMPERE
-    if capability is not None and capability < least:
-        return f"it needs a GPU of compute capability {least}.0 or higher, and this one has {capability}"
+    if capability is not None and "3" in implementation and capability[0] != HOPPER[0]:
+        return f"it is written for GPUs of compute capability {_dotted(HOPPER)}, and this one has {_dotted(capability)}"
+    if capability is not None and capability < AMPERE:
+        return _too_old(AMPERE, capability)
     module, distribution = PACKAGES[implementation]
     if importlib.util.find_spec(module) is None or not _has(distribution):
         return f"the package {distribution} is not installed"
@@ -227,8 +234,32 @@ def attention_lacks(implementation: str, kind: str, *, half: bool | None = None,
     return ""
 
 
+def generation_lacks(feature: str, capability: Capability | None) -> str:
+    """Why an NVIDIA GPU of that compute capability can't do what others can; "" where it can, or is none."""
+    too_old = feature == EIGHT_BIT and capability is not None and capability < TURING
+    return _too_old(TURING, capability) if too_old and capability else ""
+
+
+def _too_old(least: Capability, capability: Capability) -> str:
+    return f"it needs a GPU of compute capability {_dotted(least)} or higher, and this one has {_dotted(capability)}"
+
+
+def _dotted(capability: Capability) -> str:
+    return ".".join(map(str, capability))
+
+
+def repeats_keys(kind: str, *, half: bool, capability: Capability | None = None) -> bool:
+    """Whether keys and values that several heads share have to be repeated for each of them on a device of that kind.
+
+    Without a mask transformers leaves that to PyTorch's attention (`use_gqa_in_sdpa`). On GPUs before Ampere, and in
+    float32, PyTorch then has nothing but its plain kernel, which builds the whole matrix of weights
+    (huggingface/transformers#48633); for repeated keys it has the memory-efficient one.
+    """
+    return kind in (CUDA, ROCM) and (not half or (capability is not None and capability < AMPERE))
+
+
 def automatic_attention(
-    kind: str, *, half: bool | None = None, capability: int | None = None, unsupported: Sequence[str] = ()
+    kind: str, *, half: bool | None = None, capability: Capability | None = None, unsupported: Sequence[str] = ()
 ) -> Attention:
     """What `auto` takes on a device of that kind: the best that is installed. `unsupported` are those that the model's
     class does not have."""
@@ -242,12 +273,14 @@ def automatic_attention(
     return Attention(SDPA, reasons[-1])
 
 
-def expected_attention(implementation: str, kind: str, dtype: str = "auto") -> Attention:
+def expected_attention(
+    implementation: str, kind: str, dtype: str = "auto", capability: Capability | None = None
+) -> Attention:
     """The attention of a run on a device of that kind, as far as it is known without loading the model. `dtype` is the
     setting `model.dtype`."""
     if implementation != "auto":
         return Attention(implementation, "as configured")
-    return automatic_attention(kind, half=False if dtype == "float32" else None)
+    return automatic_attention(kind, half=False if dtype == "float32" else None, capability=capability)
 
 
 def is_flash(implementation: str) -> bool:

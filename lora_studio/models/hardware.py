@@ -19,7 +19,21 @@ import psutil
 import pynvml
 
 from lora_studio.errors import StudioError
-from lora_studio.models.accelerators import AUTO, CPU, CUDA, DEVICE_KINDS, MPS, ROCM, SWITCHES, XPU, Kind
+from lora_studio.models.accelerators import (
+    AMPERE,
+    AUTO,
+    CPU,
+    CUDA,
+    DEVICE_KINDS,
+    EIGHT_BIT,
+    MPS,
+    ROCM,
+    SWITCHES,
+    XPU,
+    Capability,
+    Kind,
+    generation_lacks,
+)
 from lora_studio.models.vendor_tools import RECENT_SECONDS, Card, amd_cards, apple_card, intel_cards
 from lora_studio.units import GIB
 
@@ -31,7 +45,6 @@ VISIBLE: Mapping[str, tuple[tuple[str, ...], ...]] = {
 """The variables that choose among the GPUs of a kind, one choice after the other; of several names the first set."""
 CPU_ONLY = {"LORA_STUDIO_DEVICE": CPU, "CUDA_VISIBLE_DEVICES": ""}
 """The variables with which a process uses no GPU of any kind: the first is ours, for those that nothing else hides."""
-BFLOAT16_CAPABILITY = 8  # NVIDIA's Ampere; earlier GPUs only emulate bfloat16
 ENTRIES_OF_TORCH = {CUDA: "cuda", ROCM: "hip", XPU: "xpu"}
 
 
@@ -40,7 +53,8 @@ class Device:
     """A GPU, or the CPU with the machine's memory. Memory in bytes, load in percent; None for what is not reported.
 
     `index` is the device's number among those of its kind that this process may use, as PyTorch counts them. `uuid` is
-    the driver's name for it, "" where there is none. `bf16` says that it computes in bfloat16 without emulation.
+    the driver's name for it, "" where there is none. `bf16` says that it computes in bfloat16 without emulation;
+    `capability` is an NVIDIA GPU's compute capability.
     `key` tells it from all others of the machine, whatever part of them a process may use.
     """
 
@@ -54,6 +68,7 @@ class Device:
     load: float | None = None
     celsius: float | None = None
     key: str = field(default="", compare=False)
+    capability: Capability | None = None
 
     def __str__(self) -> str:
         shared = ", shared with the system" if self.facts.unified else ""
@@ -97,8 +112,9 @@ class Device:
     @property
     def lacks(self) -> Mapping[str, str]:
         """What is not available on the device, with the reason."""
-        emulated = self.is_gpu and not self.bf16
-        return {**self.facts.lacks, **({"bfloat16": "this GPU only emulates it"} if emulated else {})}
+        emulated, why = self.is_gpu and not self.bf16, generation_lacks(EIGHT_BIT, self.capability)
+        own = {**({"bfloat16": "this GPU only emulates it"} if emulated else {}), **({EIGHT_BIT: why} if why else {})}
+        return {**self.facts.lacks, **own}
 
     def describe(self) -> str:
         """The device in sentences: its kind, load and temperature, and what is not available on it."""
@@ -178,6 +194,7 @@ def gpus(kind: str, cards: Sequence[Card]) -> list[Device]:
             load=card.load,
             celsius=card.celsius,
             key=keys[id(card)],
+            capability=card.capability,
         )
         for index, card in enumerate(visible(kind, cards, os.environ))
         if card.memory_total
@@ -371,15 +388,17 @@ def _nvidia_card(handle: Any, uuid: str = "") -> Card:
         return Card("NVIDIA GPU", 0, 0)
     uuid = uuid or _ask(pynvml.nvmlDeviceGetUUID, handle) or ""
     capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, _whole(handle))
+    capability = None if capability is None else (int(capability[0]), int(capability[1]))
     reading = _nvidia_reading(handle)
     return Card(
         name,
         memory.total,
         memory.free,
         uuid=uuid,
-        bf16=capability is None or capability[0] >= BFLOAT16_CAPABILITY,
+        bf16=capability is None or capability >= AMPERE,  # earlier ones only emulate it
         load=reading.load,
         celsius=reading.celsius,
+        capability=capability,
     )
 
 

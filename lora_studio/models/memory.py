@@ -13,7 +13,7 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config, Training
 from lora_studio.files import JsonObject
-from lora_studio.models.accelerators import DEVICE_KINDS, EAGER, MIB, expected_attention, is_flash
+from lora_studio.models.accelerators import DEVICE_KINDS, EAGER, MIB, expected_attention, is_flash, repeats_keys
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.hardware import Device
 from lora_studio.models.shape import Architecture, Linear, Stack, shape_of
@@ -30,7 +30,8 @@ class Arithmetic:
 
     `mixed` says that adapter weights are 32-bit below 16-bit products; `quantized` that the base is in 8 or 4 bits;
     `mask_bytes` what a dropout keeps for each number (one byte in PyTorch's fused kernel, else the number's size);
-    `masked` that attention gets a mask, as it does for rows that share a sequence.
+    `masked` that attention gets a mask, as it does for rows that share a sequence; `repeats` that keys and values are
+    repeated for every head without one too.
     """
 
     width: int
@@ -40,6 +41,7 @@ class Arithmetic:
     mask_bytes: int
     eager: bool = False
     masked: bool = False
+    repeats: bool = False
 
 
 def layer_bytes(model: Architecture, adapter: Adapter, how: Arithmetic, sequence: int, layer: int) -> int:
@@ -72,7 +74,7 @@ def _attention(model: Architecture, how: Arithmetic, sequence: int) -> int:
     """
     queries, keys = model.heads * model.head_size, model.kv_heads * model.head_size
     whole = queries + 2 * keys if any(item.leaf == "qkv_proj" for item in model.linears) else 0
-    repeated = queries if how.masked or how.eager else keys
+    repeated = queries if how.masked or how.eager or how.repeats else keys
     if how.eager:
         weights = model.heads * sequence * (4 if how.width == 4 else 4 + how.width)
         return how.width * (queries + 2 * repeated) + weights
@@ -365,6 +367,7 @@ def arithmetic(config: Config, device: str, quantization: str | None = None) -> 
         mask_bytes=1 if kind.fused else width if kind.is_gpu else 4,
         eager=attends == EAGER or kind.whole_attention,
         masked=not is_flash(attends) and (training.packing or training.padding_free is True),
+        repeats=repeats_keys(device, half=width == 2),
     )
 
 

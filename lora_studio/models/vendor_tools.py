@@ -47,6 +47,7 @@ class Card:
     bf16: bool = True
     load: float | None = None
     celsius: float | None = None
+    capability: tuple[int, int] | None = None
 
 
 class Tool:

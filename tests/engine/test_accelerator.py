@@ -1,6 +1,7 @@
 """Each kind of device by stand-ins of torch's modules: which is chosen, its memory, precision, random numbers."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from lora_studio.engine.runtime import is_out_of_memory
 from lora_studio.engine.train import memory
 from lora_studio.engine.train.settings import trainer_values
 from lora_studio.errors import StudioError
-from lora_studio.models.hardware import CPU_ONLY
+from lora_studio.models import accelerators
+from lora_studio.models.hardware import CPU_ONLY, Device
 from lora_studio.units import GIB
 
 TORCH_TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps"}
@@ -26,8 +28,9 @@ Use = Callable[..., "StandIn"]
 class StandIn:
     """A module of torch for GPUs, as `torch.cuda` and `torch.xpu` are; it records what is set."""
 
-    def __init__(self, *, bf16: bool = True) -> None:
+    def __init__(self, *, bf16: bool = True, capability: tuple[int, int] = (9, 0), built: Sequence[str] = ()) -> None:
         self.bf16 = bf16
+        self.capability, self.built = capability, list(built)
         self.emptied = 0
         self.states = [torch.tensor([1], dtype=torch.uint8)]
         self.memory = (50 * GIB, 80 * GIB)
@@ -41,6 +44,12 @@ class StandIn:
     def is_bf16_supported(self, including_emulation: bool = True) -> bool:
         assert not including_emulation
         return self.bf16
+
+    def get_device_capability(self, index: int) -> tuple[int, int]:
+        return self.capability
+
+    def get_arch_list(self) -> list[str]:
+        return self.built
 
     def get_device_name(self, index: int) -> str:
         return f"GPU {index}"
@@ -95,14 +104,14 @@ class Metal(StandIn):
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Pretends that this machine has a GPU of a kind; the stand-in of torch's module for it."""
 
-    def pretend(kind: str, *, bf16: bool = True) -> StandIn:
-        module = Metal(bf16=bf16) if kind == "mps" else StandIn(bf16=bf16)
+    def pretend(kind: str, **what: Any) -> StandIn:
+        module = (Metal if kind == "mps" else StandIn)(**what)
         for name in ("cuda", "xpu"):
             monkeypatch.setattr(getattr(torch, name), "is_available", lambda: False)
         monkeypatch.setattr(torch, TORCH_TYPES[kind], module)
         monkeypatch.setattr(torch.version, "hip", "6.4" if kind == "rocm" else None)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
-        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: bf16)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: module.bf16)
         monkeypatch.setattr(accelerator, "apple_chip", lambda: "Apple M2 Pro")
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=24 * GIB, available=10 * GIB))
         monkeypatch.setattr(accelerator, "_peaks", {})
@@ -256,6 +265,102 @@ def test_quantized_bases_and_flash_attention_are_refused_where_they_cannot_run(u
 def test_the_trainer_is_told_what_the_device_is(kind: str, expected: dict[str, bool]) -> None:
     values = trainer_values(parse(nest({})), "bfloat16", kind=kind, measured=False, checkpointing=False)
     assert {name: values[name] for name in expected} == expected
+
+
+BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+"""What PyTorch's build for CUDA 13 has kernels for."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "with_both", "keys_repeated", "eight_bit", "runs"),
+    [
+        ((7, 0), torch.float16, "sdpa", True, False, False),  # V100
+        ((7, 5), torch.float16, "sdpa", True, True, True),  # T4, RTX 20
+        ((8, 0), torch.bfloat16, "flash_attention_2", False, True, True),  # A100
+        ((8, 6), torch.bfloat16, "flash_attention_2", False, True, True),  # RTX 30, A10
+        ((8, 9), torch.bfloat16, "flash_attention_2", False, True, True),  # RTX 40, L4, L40
+        ((9, 0), torch.bfloat16, "flash_attention_3", False, True, True),  # H100, H200
+        ((10, 0), torch.bfloat16, "flash_attention_2", False, True, True),  # B200
+        ((12, 0), torch.bfloat16, "flash_attention_2", False, True, True),  # RTX 50
+    ],
+)
+def test_what_auto_comes_to_on_each_generation_of_nvidias_gpus(
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    with_both: str,
+    keys_repeated: bool,
+    eight_bit: bool,
+    runs: bool,
+) -> None:
+    use("cuda", bf16=capability >= (8, 0), capability=capability, built=BUILT)
+    model, shared = load.read_config("demo"), load.sdpa_attention.use_gqa_in_sdpa
+    assert load.choose_dtype("auto") is dtype
+    assert load.choose_attention("auto", model, dtype) is None  # PyTorch's own: nothing else is installed
+    monkeypatch.setattr(accelerators, "_has", lambda distribution: True)
+    spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec("json" if "flash_attn" in name else name))
+    assert (load.choose_attention("auto", model, dtype) or "sdpa") == with_both
+    for name in ("flash_attention_2", "flash_attention_3"):
+        if name == with_both or (name == "flash_attention_2" and with_both != "sdpa"):
+            assert load.choose_attention(name, model, dtype) == name
+        else:
+            with pytest.raises(StudioError, match=f"{name} cannot run here: it (needs|is written for)"):
+                load.choose_attention(name, model, dtype)
+    keys = torch.zeros(1, 2, 4, 64, dtype=dtype)
+    try:
+        for kind, repeated in ((dtype, keys_repeated), (torch.float32, True)):
+            load.repeat_keys(kind)
+            assert load.sdpa_attention.use_gqa_in_sdpa(None, keys, keys) is not repeated
+    finally:
+        load.sdpa_attention.use_gqa_in_sdpa = shared
+    if not eight_bit:
+        with pytest.raises(StudioError, match=r"demo cannot run in 8bit here: it needs a GPU of .* 7\.5 or higher"):
+            load.load_model("demo", quantization="8bit")
+    if runs:
+        assert accelerator.device() == torch.device("cuda:0")
+    else:
+        with pytest.raises(
+            StudioError, match=r"has no kernels for GPU 0, whose compute capability is 7\.0: it is built"
+        ):
+            accelerator.device()
+
+
+@pytest.mark.parametrize(
+    ("target", "on"),
+    [
+        ("sm_80", [(8, 0), (8, 6), (8, 9)]),
+        ("sm_86", [(8, 6), (8, 9)]),
+        ("sm_90a", [(9, 0)]),
+        ("sm_100f", [(10, 0), (10, 3)]),
+        ("compute_90", [(9, 0), (10, 0), (10, 3), (12, 0)]),
+        ("gfx942", []),
+    ],
+)
+def test_compiled_kernels_run_on_the_gpus_that_nvidia_says(target: str, on: list[tuple[int, int]]) -> None:
+    every = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
+    assert [own for own in every if accelerator.runs_on(target, own)] == on
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told_and_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020). Please update it.")
+
+    monkeypatch.setattr(accelerator, "devices", lambda: [Device("RTX 4090", "cuda", 24 * GIB, 23 * GIB)])
+    monkeypatch.setattr(torch.cuda, "init", refuses)
+    accelerator._why_unusable.cache_clear()
+    try:
+        with pytest.raises(
+            StudioError, match=r"cannot use GPU 0 \(RTX 4090\): The NVIDIA driver .* \(found version 12020"
+        ) as told:
+            accelerator.device_kind()
+        assert "compute.device to cpu" in told.value.hint
+        for name, value in CPU_ONLY.items():
+            monkeypatch.setenv(name, value)
+        assert accelerator.device_kind() == "cpu"
+    finally:
+        accelerator._why_unusable.cache_clear()
 
 
 def test_tf32_is_switched_by_both_names_so_that_the_compiler_can_read_either() -> None:

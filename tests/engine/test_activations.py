@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import sdpa_attention
 
 from lora_studio.models.memory import Arithmetic, fixed_bytes, layer_bytes
 from lora_studio.models.shape import architecture
@@ -81,3 +82,16 @@ def test_a_layer_keeps_what_the_estimate_counts(
     copies = 2 * trained.lora // 3 if mixed else 0  # 16-bit copies of the adapter: counted with the adapter
     counted = ROWS * TOKENS * layer_bytes(model, trained, how, TOKENS, 1) + fixed_bytes(model, trained, how, 1)
     assert counted == pytest.approx(more - fewer - copies, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "phi3"])
+def test_keys_that_are_repeated_for_every_head_are_counted_so(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)
+    more, fewer = (
+        kept_bytes(family, layers, mixed=False, masked=False, eager=False, lora_dropout=0.05) for layers in (3, 2)
+    )
+    model = architecture({"model_type": family, "num_hidden_layers": 3, **SIZES})
+    assert model is not None
+    trained, how = adapter(model, r=8), Arithmetic(4, False, "none", True, 4, repeats=True)
+    counted = ROWS * TOKENS * layer_bytes(model, trained, how, TOKENS, 1) + fixed_bytes(model, trained, how, 1)
+    assert counted == pytest.approx(more - fewer, rel=0.01)

@@ -9,12 +9,12 @@ import pytest
 
 from lora_studio.access.policy import Users
 from lora_studio.config.compute import Compute
-from lora_studio.config.parsing import ConfigError
+from lora_studio.config.parsing import ConfigError, parse
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import job as evaluating
 from lora_studio.evaluate.job import EvaluatedColumn, EvaluationRequest, Measuring
-from lora_studio.jobs.devices import Allocation, Demand, Holder, change_processes, demand_of, read_held
+from lora_studio.jobs.devices import Allocation, Demand, Holder, change_processes, demand_of, problems_here, read_held
 from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill
 from lora_studio.jobs.supervisor import Supervisor
@@ -233,6 +233,19 @@ def test_a_device_that_is_not_there_is_told_before_anything_starts(make: Make, m
 
 
 # -- the rules alone
+
+
+def test_what_an_old_gpu_cannot_do_is_told_before_the_start() -> None:
+    volta, turing = (
+        Device("Tesla", "cuda", 16 * GIB, 15 * GIB, bf16=False, capability=capability)
+        for capability in ((7, 0), (7, 5))
+    )
+    eight = parse({"model": {"quantization": "8bit"}})
+    problems = {problem.path: problem.message for problem in problems_here(eight, [volta])}
+    assert "compute capability 7.5 or higher, and this one has 7.0; use 4bit or none" in problems["model.quantization"]
+    assert "8bit" in volta.lacks
+    assert "8bit" not in turing.lacks
+    assert not problems_here(eight, [turing])
 
 
 def holder(*ids: str, job: str = "1", owner: str = "", memory: int = 0) -> Holder:

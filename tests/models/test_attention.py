@@ -76,13 +76,14 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(install: Any) -> Non
     )
     assert automatic_attention("cpu").words == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU"
     install("flash-attn")
-    assert automatic_attention("cuda", half=True, capability=8).name == FLASH_2
+    assert automatic_attention("cuda", half=True, capability=(8, 0)).name == FLASH_2
     assert automatic_attention("cuda", half=False).reason.endswith("it needs 16-bit precision")
-    assert "this one has 7" in automatic_attention("cuda", half=True, capability=7).reason
+    assert "this one has 7.5" in automatic_attention("cuda", half=True, capability=(7, 5)).reason
     assert automatic_attention("cuda", unsupported=[FLASH_3, FLASH_2]).reason.endswith("the model does not support it")
     install("flash-attn", "flash-attn-3", "kernels")
-    assert automatic_attention("cuda", half=True, capability=9).name == FLASH_3
-    assert automatic_attention("cuda", half=True, capability=8).name == FLASH_2
+    assert automatic_attention("cuda", half=True, capability=(9, 0)).name == FLASH_3
+    assert automatic_attention("cuda", half=True, capability=(8, 0)).name == FLASH_2
+    assert automatic_attention("cuda", half=True, capability=(10, 0)).name == FLASH_2
 
 
 def test_what_auto_would_not_take_can_be_chosen_or_is_refused_with_a_reason(install: Any) -> None:

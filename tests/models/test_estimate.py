@@ -217,6 +217,12 @@ def test_attention_on_an_apple_gpu_keeps_its_matrix() -> None:
     assert kept[1] / kept[0] < 4.5 < kept[3] / kept[2]
 
 
+def test_float32_on_a_gpu_repeats_the_keys_that_heads_share() -> None:
+    kinds = {kind for kind in DEVICE_KINDS if arithmetic(config(model__dtype="float32"), kind).repeats}
+    assert kinds == {"cuda", "rocm"}
+    assert not any(arithmetic(config(), kind).repeats for kind in DEVICE_KINDS)
+
+
 def test_changes_that_a_device_lacks_are_not_offered() -> None:
     plain = {"model__quantization": "none", "training__gradient_checkpointing": True}
     offered = {kind: {change.kind for change in _changes(config(**plain), kind, None)} for kind in DEVICE_KINDS}

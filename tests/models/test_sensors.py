@@ -86,8 +86,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_cards_whose_memory_is_known_are_the_devices(driver: None) -> None:
     memory = 8 * GIB, 3 * GIB
     assert devices() == [
-        Device("Card 1", "cuda", *memory, index=0, uuid="GPU-1", load=57.0, celsius=61.0),
-        Device("Card 2", "cuda", *memory, index=1, uuid="GPU-2", bf16=False, celsius=61.0),
+        Device("Card 1", "cuda", *memory, index=0, uuid="GPU-1", load=57.0, celsius=61.0, capability=(9, 0)),
+        Device("Card 2", "cuda", *memory, index=1, uuid="GPU-2", bf16=False, celsius=61.0, capability=(7, 5)),
     ]
     assert devices()[0].describe() == "NVIDIA GPU (CUDA), 57 % busy, 61 °C."
     assert devices()[1].describe() == "NVIDIA GPU (CUDA), 61 °C. No bfloat16: this GPU only emulates it."
@@ -188,9 +188,11 @@ def test_a_divided_card_is_listed_slice_by_slice(driver: None, monkeypatch: pyte
     }
     for name, function in answers.items():
         monkeypatch.setattr(pynvml, name, function)
-    whole = Device("Card 2", "cuda", 8 * GIB, 3 * GIB, index=1, uuid="GPU-2", bf16=False, celsius=61.0)
+    whole = Device(
+        "Card 2", "cuda", 8 * GIB, 3 * GIB, index=1, uuid="GPU-2", bf16=False, celsius=61.0, capability=(7, 5)
+    )
     first, second = (
-        Device(f"Card {name}", "cuda", 5 * GIB, GIB, index=at, uuid=f"MIG-{name}", celsius=61.0)
+        Device(f"Card {name}", "cuda", 5 * GIB, GIB, index=at, uuid=f"MIG-{name}", celsius=61.0, capability=(9, 0))
         for name, at in (("a", 0), ("b", 3))
     )
     assert devices() == [first, whole, second]

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.integrations import sdpa_attention
 from transformers.utils.quantization_config import Mxfp4Config
 
 from lora_studio.engine.accelerator import auto_dtype, capability, device, device_kind, empty_cache, read_memory
@@ -31,8 +32,10 @@ from lora_studio.models.accelerators import (
     Attention,
     attention_lacks,
     automatic_attention,
+    generation_lacks,
     is_flash,
     missing,
+    repeats_keys,
 )
 from lora_studio.models.hub import may_run_code_of
 from lora_studio.models.shape import stored_quantization
@@ -96,6 +99,7 @@ def load_model(
     rounding = _rounding(name, stored, quantization)
     torch_dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
     attends = choose_attention(attn_implementation, config, torch_dtype)
+    repeat_keys(torch_dtype)
     try:
         loaded: Any = auto_class(name, config).from_pretrained(
             source,
@@ -139,7 +143,8 @@ def _rounding(name: str, stored: str, quantization: str) -> str:
             f"Set model.quantization to {stored}, or use a 16-bit version of the base.",
         )
     rounding = quantization if stored == "none" else stored
-    if rounding != "none" and (why := missing(device_kind(), rounding)):
+    why = missing(device_kind(), rounding) or generation_lacks(rounding, capability())
+    if why:
         raise StudioError(f"{name} cannot run in {rounding} here: {why}.", "Use a 16-bit base, without quantization.")
     return rounding
 
@@ -226,6 +231,20 @@ def choose_attention(setting: str, config: PretrainedConfig, dtype: torch.dtype)
     if lacks:
         raise StudioError(f"{setting} cannot run here: {lacks}.", "Use auto or sdpa.")
     return setting
+
+
+def repeat_keys(dtype: torch.dtype) -> None:
+    """Lets transformers repeat the keys that heads share before PyTorch's attention, where PyTorch has no fast kernel
+    that reads them shared (`accelerators.repeats_keys`); for all models of this process until the next call."""
+    repeats = repeats_keys(device_kind(), half=dtype is not torch.float32, capability=capability())
+    sdpa_attention.use_gqa_in_sdpa = _repeated if repeats else SHARED_KEYS
+
+
+SHARED_KEYS = sdpa_attention.use_gqa_in_sdpa
+
+
+def _repeated(*_: Any) -> bool:
+    return False
 
 
 def _automatic(config: PretrainedConfig, dtype: torch.dtype) -> Attention:

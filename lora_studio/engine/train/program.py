@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from lora_studio.config.parsing import ConfigError, load_config, machine_conflicts
 from lora_studio.config.sections import Config
 from lora_studio.engine import ranks
-from lora_studio.engine.accelerator import device_kind, device_name, on_cpu, read_memory, set_tf32
+from lora_studio.engine.accelerator import device, device_kind, device_name, on_cpu, read_memory, set_tf32
 from lora_studio.engine.chat.logprobs import against_base
 from lora_studio.engine.models.load import choose_dtype, dtype_name
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
@@ -92,6 +92,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
 def begin(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> Context:
     """Reads the config, meets the other processes of the run if there are any, and finds where to start from."""
     config = load_config(run.config)
+    device()  # a GPU that can't be used is told before anything slow
     if problems := list(machine_conflicts(config, device_kind())):
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
