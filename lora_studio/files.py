@@ -15,6 +15,34 @@ from lora_studio.errors import StudioError
 JsonObject = dict[str, Any]
 """An object of JSON with any keys."""
 
+SHEET = "?sheet="
+"""What stands between a workbook's name and that of its sheet, which may hold none of the characters \\ / ? * [ ] :"""
+
+
+def split_sheet(name: str | Path) -> tuple[str, str]:
+    """The file of a data source, and the sheet that is named behind it (book.xlsx?sheet=Answers); "" for none."""
+    path, _, sheet = str(name).partition(SHEET)
+    return path, sheet.strip()
+
+
+def with_sheet(path: str, sheet: str) -> str:
+    """The data source that is a sheet of a file, or the file as it is."""
+    return f"{path}{SHEET}{sheet}" if sheet else path
+
+
+def source_title(name: str) -> str:
+    """What people call a data source: the name of its file, with the sheet."""
+    path, sheet = split_sheet(name)
+    return f"{Path(path).name or path}, sheet {sheet}" if sheet else Path(path).name or path
+
+
+def absolute(name: str) -> str:
+    """A data source by its whole path, its sheet included; a name that no file bears stays as it is."""
+    path, sheet = split_sheet(name)
+    place = Path(path).expanduser()
+    return with_sheet(str(place.resolve()), sheet) if os.path.exists(place) else name
+
+
 MAX_TIME = 1e11
 """Seconds: later than any time that a file of ours can name."""
 

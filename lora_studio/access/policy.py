@@ -16,7 +16,7 @@ from typing import Any
 from lora_studio.access.accounts import JobsTokens
 from lora_studio.config.fields import read_yaml
 from lora_studio.errors import StudioError
-from lora_studio.files import bytes_in
+from lora_studio.files import bytes_in, split_sheet
 from lora_studio.jobs.kinds import EVALUATE, TRAIN, EvaluationFolder, JobIndex, made_by
 from lora_studio.models.hub import NO_TOKEN
 from lora_studio.workspace import DEMO_MODEL, JobFolder, Policy, RunFolder, Workspace, demo_folder, shipped_data
@@ -78,11 +78,12 @@ def _unfinished_jobs(workspace: Workspace) -> Iterator[tuple[JobFolder, str]]:
 
 def _reads(job: JobFolder) -> list[Path]:
     if isinstance(job, EvaluationFolder):
-        return [job.data]
+        return [Path(split_sheet(job.data)[0])]
     if not isinstance(job, RunFolder):
         return []
     data = read_yaml(job.config)["data"]
-    return [Path(str(data[name])).expanduser() for name in ("train_file", "validation_file") if data.get(name)]
+    names = [split_sheet(str(data[name]))[0] for name in ("train_file", "validation_file") if data.get(name)]
+    return [Path(name).expanduser() for name in names]
 
 
 USERS = "users"
@@ -237,12 +238,14 @@ class UserPolicy(Policy):
             return
         if "\0" in name or _DRIVE.match(name):
             raise self._refusal(name)
-        path = Path(os.path.abspath(os.path.expanduser(name)))
-        paths = [path]
-        if _GLOB & set(path.name) and not os.path.exists(path):
-            paths = [path.parent, *path.parent.glob(path.name)] if self._is_readable(path.parent) else [path]
-        if not all(self._is_readable(path) for path in paths):
-            raise self._refusal(name)
+        # As a whole too: a model's name is opened as it stands, where that of data is a file and its sheet.
+        for part in {name, split_sheet(name)[0]}:
+            path = Path(os.path.abspath(os.path.expanduser(part)))
+            paths = [path]
+            if _GLOB & set(path.name) and not os.path.exists(path):
+                paths = [path.parent, *path.parent.glob(path.name)] if self._is_readable(path.parent) else [path]
+            if not all(self._is_readable(path) for path in paths):
+                raise self._refusal(name)
 
     def check_request(self, params: Mapping[str, Any]) -> None:
         for name in FILE_PARAMETERS:

@@ -30,6 +30,7 @@ from lora_studio.config.training import (
     speed_contradictions,
 )
 from lora_studio.errors import LINE, StudioError, check_length
+from lora_studio.files import absolute
 from lora_studio.models.accelerators import (
     CPU,
     FLOAT16,
@@ -573,5 +574,4 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _absolute(name: str) -> str:
-    path = Path(os.path.expanduser(name))
-    return str(path.resolve()) if name not in shipped_data() and os.path.exists(path) else name
+    return name if name in shipped_data() else absolute(name)

@@ -71,12 +71,13 @@ class Tally:
 class Reading:
     """How to read a file: `rows()` begins anew at each call and is lazy; `assumptions` are known before.
 
-    `tally` is what rows that have been read added to them.
+    `tally` is what rows that have been read added to them. `sheets` are those of a workbook that can be chosen.
     """
 
     rows: Callable[[], Iterator[Record | BadRow]]
     assumptions: list[str] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    sheets: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """All that was assumed so far."""

@@ -179,7 +179,10 @@ class Preparation:
     def part(self, source: Source, choose: Choose | None, choice: Any) -> EncodedSource:
         """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
         those to encode, None all of them; `choice` is that in a JSON-able form."""
-        digests = [digest(path, self.cache, self._tell) for path in source.files] if self.most is None else []
+        digests = [
+            digest(path, self.cache, self._tell) + sheet
+            for path, sheet in (zip(source.files, source.sheets, strict=True) if self.most is None else ())
+        ]
         names = (
             [path.name for path in source.files] if len(source.files) > 1 else [path.suffix for path in source.files]
         )

@@ -35,6 +35,7 @@ from lora_studio.data.readers.text_encoding import (
 )
 from lora_studio.data.turns import is_turn, without_filled
 from lora_studio.errors import StudioError
+from lora_studio.files import SHEET, split_sheet
 from lora_studio.models.hub import DATASET_PREFIX, is_dataset_name, parse_dataset_name
 
 _WAY_OUT = (
@@ -240,7 +241,7 @@ _ARROW_STREAM = b"\xff\xff\xff\xff"
 @dataclass
 class Source:
     """A stream of rows. `choices` are notes on the choice of files, `encoding` is the configured one;
-    `starts` has the number of rows before each file, in reading order."""
+    `starts` has the number of rows before each file, in reading order, `sheets` the sheet that is named for each."""
 
     name: str
     files: list[Path]
@@ -249,6 +250,7 @@ class Source:
     choices: list[str] = field(default_factory=list)
     encoding: str | None = None
     starts: list[tuple[str, int]] = field(default_factory=list)
+    sheets: list[str] = field(default_factory=list)
 
     def rows(self) -> Iterator[Record | BadRow]:
         """Every row, lazily and each time anew; over several files the row numbers go on counting."""
@@ -281,8 +283,8 @@ def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = 
     """The rows of a file, of several files, of a folder, or of a Hub data set.
 
     `encoding` is that of text files, None finds it. A Hub data set is named "owner/name" or
-    "hub:owner/name?config=C&split=S&revision=R". Raises StudioError where
-    nothing can be read.
+    "hub:owner/name?config=C&split=S&revision=R", the sheet of a workbook "book.xlsx?sheet=NAME". Raises StudioError
+    where nothing can be read.
     """
     names = [name] if isinstance(name, str | Path) else list(name)
     if not names:
@@ -290,23 +292,28 @@ def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = 
     if len(names) == 1 and is_dataset_name(str(names[0])):
         reading, resolved = read_hub(str(names[0]))
         return Source(resolved, [], "hub", [reading])
-    files, assumptions = data_files([Path(item).expanduser() for item in names], ENDINGS)
-    if len(files) == 1:
-        kind, reading = open_file(files[0], encoding)
-        return Source(str(names[0]), files, kind, [reading], assumptions, encoding)
-    opened = [open_file(path, encoding) for path in files]
-    kinds = {kind for kind, _ in opened}
-    assumptions += _unlike_columns(files, [reading for _, reading in opened])
-    joined = ", ".join(map(str, names))
-    return Source(
-        joined, files, kinds.pop() if len(kinds) == 1 else "mixed", [item for _, item in opened], assumptions, encoding
-    )
+    parts: dict[tuple[Path, str], None] = {}
+    assumptions: list[str] = []
+    for item in names:
+        path, sheet = split_sheet(item)
+        of_name, sentences = data_files([Path(path).expanduser()], ENDINGS)
+        parts |= dict.fromkeys((file, sheet) for file in of_name)
+        assumptions += sentences
+    files, sheets = [file for file, _ in parts], [sheet for _, sheet in parts]
+    opened = [open_file(file, encoding, sheet) for file, sheet in parts]
+    kinds, readings = {kind for kind, _ in opened}, [reading for _, reading in opened]
+    if len(files) > 1:
+        assumptions += _unlike_columns(files, readings)
+    kind = kinds.pop() if len(kinds) == 1 else "mixed"
+    return Source(", ".join(map(str, names)), files, kind, readings, assumptions, encoding, sheets=sheets)
 
 
-def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:
-    """The kind of a file, and its reading; `configured` is the encoding set for text files."""
+def open_file(path: Path, configured: str | None = None, sheet: str = "") -> tuple[str, Reading]:
+    """The kind of a file, and its reading; `configured` is the encoding set for text files, `sheet` a workbook's."""
     if is_workbook(path):
-        return "xlsx", read_workbook(path)
+        return "xlsx", read_workbook(path, sheet)
+    if sheet and path.is_file():
+        raise StudioError(f"{path.name} is not an Excel workbook and has no sheets.", f"Leave out {SHEET}{sheet}.")
     refuse_no_workbook(path)
     head = _head(path)
     refuse_stand_in(path, head)

@@ -15,7 +15,7 @@ from lora_studio.config.fields import Section, setting
 from lora_studio.config.parsing import load_config, parse
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
+from lora_studio.files import JsonObject, absolute, source_title
 from lora_studio.jobs.devices import request_facts, single_device
 from lora_studio.jobs.kinds import (
     BENCHMARK,
@@ -228,11 +228,11 @@ class _Source:
 
 def _source(column: EvaluatedColumn, own: Config, data: str) -> _Source:
     """What a name of test data means. Raises `StudioError` if the run has no validation rows."""
-    path, shipped = Path(data).expanduser(), shipped_data().get(data)
+    shipped = shipped_data().get(data)
     if shipped:
         return _Source(data, shipped.title, str(shipped.heldout))
-    if data != VALIDATION or os.path.exists(path):
-        return _Source(data, path.name, str(path.resolve()) if os.path.exists(path) else data)
+    if data != VALIDATION or os.path.exists(data):
+        return _Source(data, source_title(data), absolute(data))
     if not has_validation_rows(column.run, own):
         raise StudioError(
             f"{column.title} has no validation rows: its run has no validation file and no validation split.",
@@ -241,9 +241,8 @@ def _source(column: EvaluatedColumn, own: Config, data: str) -> _Source:
     rules = ("validation_fraction", "split_seed", "max_samples", "max_eval_samples")
     split = {name: getattr(own.data, name) for name in rules} | {"goal": own.training.goal}
     name = own.data.validation_file or own.data.train_file
-    train = shipped_data()[name].train if name in shipped_data() else Path(name).expanduser()
-    place = str(train.resolve()) if os.path.exists(train) else name
-    return _Source(name, f"validation rows of {Path(name).name}", place, None if own.data.validation_file else split)
+    place = str(shipped_data()[name].train) if name in shipped_data() else absolute(name)
+    return _Source(name, f"validation rows of {source_title(name)}", place, None if own.data.validation_file else split)
 
 
 def has_validation_rows(run: str, config: Config) -> bool:

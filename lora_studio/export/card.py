@@ -15,7 +15,7 @@ import yaml
 from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import batch_words, effective_batch
-from lora_studio.files import JsonObject
+from lora_studio.files import JsonObject, source_title
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
 from lora_studio.models.adapter_files import (
     SETTINGS_FILE,
@@ -260,7 +260,7 @@ def _data_name(name: str, hub_data: str) -> str:
     shipped = shipped_data().get(name)
     if hub_data:
         return code(hub_data)
-    return f"{plain(shipped.title)}, built into LoRA Studio" if shipped else code(Path(name).name)
+    return f"{plain(shipped.title)}, built into LoRA Studio" if shipped else code(source_title(name))
 
 
 def _settings(source: _Known) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
+from lora_studio.config.parsing import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS, with_absolute_paths
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
@@ -457,10 +457,7 @@ def look_at_model_alone(config: Config, workspace: Workspace) -> ModelFacts | St
 
 def request_of(config: Config) -> LookAtFirst:
     """The look at the first rows: the data section, what it is read for, and whose tokenizer is meant."""
-    data = config.data.model_dump()
-    for name in ("train_file", "validation_file"):
-        path = Path(str(data[name] or "")).expanduser()
-        data[name] = str(path.resolve()) if data[name] and os.path.exists(path) else data[name]
+    data = with_absolute_paths(config).data.model_dump()
     model = config.model
     return LookAtFirst(**data, goal=config.training.goal, model=model.name, revision=model.revision)
 

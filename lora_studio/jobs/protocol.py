@@ -36,10 +36,9 @@ class Message(BaseModel):
 
 
 class Progress(Message):
-    """How far a request is; `done` of `total` rows, bytes or adapters, 0 where that is not known.
-
-    An analysis of data also sends `sample`, the report on the first rows of a large file, and `unread`, the first rows
-    of a file that can't be used as it is read.
+    """How far a request is; `done` of `total` rows, bytes or adapters, 0 where that is not known. An analysis of data
+    also sends the `sheets` of a workbook, `sample`, the report on the first rows of a large file, and `unread`, the
+    first rows of a file that can't be used as it is read.
     """
 
     phase: str
@@ -49,6 +48,7 @@ class Progress(Message):
     seconds_left: float | None = None
     sample: Report | None = None
     unread: JsonObject | None = None
+    sheets: list[str] | None = None
 
 
 class Piece(Message):

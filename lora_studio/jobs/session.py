@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from lora_studio.errors import EngineError, StudioError
+from lora_studio.files import absolute, split_sheet
 from lora_studio.jobs.launchers import last_lines
 from lora_studio.jobs.launchers.local import ProcessPipes, child_environment, python_module
 from lora_studio.jobs.protocol import (
@@ -372,17 +373,20 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class FileSummary:
-    """Usable rows of a file, and how they are read; None and "" where that is not known."""
+    """Usable rows of a file, how they are read, and its size; None, "" and 0 where that is not known."""
 
     rows: int | None = None
     reading: str = ""
+    octets: int = 0
 
 
 def count_rows(
-    path: Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None, encoding: str | None = None
+    name: str | Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None, encoding: str | None = None
 ) -> FileSummary:
-    """A file's rows for a goal; nothing where there is no such file, it can't be read, or takes too long here."""
+    """The rows of a file, or of its sheet, for a goal; nothing where it is not there, can't be read, or takes too long
+    here."""
     options = json.dumps({"goal": goal, "mapping": mapping, "encoding": encoding}, sort_keys=True)
+    path = Path(split_sheet(name)[0]).expanduser()
     try:
         stamp = path.stat()
     except (OSError, ValueError):  # also a name that no file can bear
@@ -392,7 +396,7 @@ def count_rows(
     if not _one_at_a_time.acquire(timeout=WAIT_SECONDS):
         return FileSummary()
     try:
-        return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size, options)
+        return _count(absolute(str(name)), stamp.st_mtime_ns, stamp.st_size, options)
     except subprocess.TimeoutExpired:  # a machine that is busy now; asked again, it may have the time
         return FileSummary()
     finally:
@@ -400,10 +404,10 @@ def count_rows(
 
 
 @functools.lru_cache(maxsize=64)
-def _count(path: Path, _changed: int, _size: int, options: str) -> FileSummary:
-    command = [*python_module("lora_studio.data.preview"), str(path), options]
+def _count(name: str, _changed: int, size: int, options: str) -> FileSummary:
+    command = [*python_module("lora_studio.data.preview"), name, options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
     if ended.returncode:
         return FileSummary()
     answer = json.loads(ended.stdout)
-    return FileSummary(answer["rows"] or None, answer["reading"])
+    return FileSummary(answer["rows"] or None, answer["reading"], size)

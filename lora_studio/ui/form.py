@@ -17,6 +17,7 @@ from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
+from lora_studio.files import source_title, split_sheet, with_sheet
 from lora_studio.models.accelerators import AUTO, CPU, expected_attention
 from lora_studio.models.hardware import Device
 from lora_studio.units import float_text, gib
@@ -81,7 +82,7 @@ def in_words(path: str, value: Any) -> str:
     if isinstance(value, bool):
         return SWITCH[value]
     if path in PATHS and Path(str(value)).is_absolute():
-        return Path(str(value)).name or str(value)
+        return source_title(str(value))
     text = to_widget(setting, value)
     return setting.names.get(text, text) if isinstance(text, str) else f"{text:,}"
 
@@ -246,12 +247,41 @@ def known_devices(offered: Iterable[Device]) -> list[tuple[str, str]]:
     ]
 
 
-def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tuple[str, str]]:
+def known_files(shipped: Mapping[str, str], workspace: Workspace) -> list[tuple[str, str]]:
     """What a data field offers: the sets that come with the studio (name -> title), then uploaded files."""
+    return [*((f"{title} ({name})", name) for name, title in shipped.items()), *uploaded(workspace)]
+
+
+SHEETS = "sheets"
+MAX_WORKBOOKS = 20
+
+
+def uploaded(workspace: Workspace) -> list[tuple[str, str]]:
+    """The uploaded files, and after each workbook the sheets that were read of it, as (label, value)."""
+    sheets = workbooks(workspace)
     return [
-        *((f"{title} ({name})", name) for name, title in shipped.items()),
-        *((path.name, str(path)) for path in uploads),
+        (source_title(name), name)
+        for path in map(str, workspace.uploads())
+        for name in (path, *(with_sheet(path, sheet) for sheet in sheets.get(path, ())))
     ]
+
+
+def workbooks(workspace: Workspace) -> dict[str, list[str]]:
+    """The sheets of the workbooks with several that were analyzed, by their files."""
+    draft = workspace.read_draft(SHEETS)
+    sheets = draft if isinstance(draft, dict) else {}
+    return {path: [str(title) for title in titles] for path, titles in sheets.items() if isinstance(titles, list)}
+
+
+def keep_sheets(workspace: Workspace, source: str, sheets: Sequence[str]) -> bool:
+    """Keeps which sheets a dataset's file has, and says whether that is news; a file with no choice is forgotten."""
+    path, before = split_sheet(source)[0], workbooks(workspace)
+    several = list(sheets) if len(sheets) > 1 else []
+    if before.pop(path, []) == several:
+        return False
+    after = before | ({path: several} if several else {})
+    workspace.write_draft(SHEETS, dict(list(after.items())[-MAX_WORKBOOKS:]))
+    return True
 
 
 def known_targets(names: Iterable[str]) -> list[tuple[str, str]]:

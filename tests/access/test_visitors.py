@@ -219,6 +219,8 @@ def test_an_uploaded_adapter_can_not_name_a_base_that_its_visitor_may_not(visit:
         "note?.jsonl",
         "runs*",
         "/proc/self/environ",
+        "/etc/passwd?sheet=A",
+        "{own}/x?sheet=/../../../../../../../../../../etc/passwd",
     ],
 )
 def test_no_path_leaves_what_a_visitor_may_use(
@@ -251,6 +253,7 @@ def test_no_path_leaves_what_a_visitor_may_use(
         "",
         "{own}/uploads/x.jsonl",
         "{own}/uploads/*.jsonl",
+        "{own}/uploads/book.xlsx?sheet=Answers",
         "{shared}/models/llama",
         "{shared}",
         "{mine}/adapter",

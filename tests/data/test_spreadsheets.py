@@ -10,9 +10,12 @@ import openpyxl
 import pytest
 from openpyxl.styles import Alignment
 
+from lora_studio.data.dataset import prepare
+from lora_studio.data.messages import Record
 from lora_studio.data.readers import binary
 from lora_studio.data.sources import open_source
 from lora_studio.errors import StudioError
+from tests.data.conftest import MARKED, build_tokenizer
 from tests.data.reading import read_records
 
 Fill = Callable[[Any], None]
@@ -99,6 +102,33 @@ def test_the_first_visible_sheet_with_rows_is_read_and_the_others_are_named(tmp_
     file = read_records(path)
     assert file.records[0].fields == {"question": "a", "answer": "b"}
     assert "The sheet `Chats` is read, not `Sheet`, `More`" in file.assumptions[0]
+
+
+def test_a_sheet_is_named_behind_the_file_as_the_subset_of_a_hub_dataset_is(tmp_path: Path) -> None:
+    tables = {name: rows(("question", "answer"), ("?", name)) for name in ("Train", "More rows", "Old")}
+    path = workbook(tmp_path / "a.xlsx", rows(("a note",), ("on all this",)), **tables)
+    source = open_source(f"{path}?sheet=more ROWS")
+    assert [row.fields["answer"] for row in source.rows() if isinstance(row, Record)] == ["More rows"]
+    assert source.assumptions[0] == "The sheet `More rows` is read."
+    assert source.readings[0].sheets == ["Sheet", "Train", "More rows", "Old"]
+    both = open_source([f"{path}?sheet=Train", f"{path}?sheet=Old"])
+    assert [row.fields["answer"] for row in both.rows() if isinstance(row, Record)] == ["Train", "Old"]
+    with pytest.raises(StudioError, match=r"a\.xlsx has no sheet `Test`\.\s.*`Train`, `More rows`"):
+        open_source(f"{path}?sheet=Test")
+    (tmp_path / "b.csv").write_text("question,answer\n?,x\n")
+    with pytest.raises(StudioError, match=r"b\.csv is not an Excel workbook"):
+        open_source(f"{tmp_path}/b.csv?sheet=Test")
+
+
+def test_each_sheet_is_prepared_and_cached_by_itself(tmp_path: Path) -> None:
+    tables = {name: rows(("question", "answer"), *((f"{at}?", name) for at in range(4))) for name in ("Two", "Three")}
+    path = workbook(tmp_path / "a.xlsx", rows(("question", "answer"), ("?", "One")), **tables)
+    tokenizer, prepared = build_tokenizer(MARKED), []
+    for name in (str(path), f"{path}?sheet=Two", f"{path}?sheet=Three", f"{path}?sheet=Two"):
+        at = prepare(name, tokenizer, validation_file=f"{path}?sheet=Two", cache_folder=tmp_path / "cache")
+        prepared.append((len(at.train), len(at.validation), at.fingerprint))
+    assert [counts for *counts, _ in prepared] == [[1, 4], [4, 4], [4, 4], [4, 4]]
+    assert len({fingerprint for *_, fingerprint in prepared}) == 3
 
 
 def test_a_title_and_empty_rows_and_columns_around_the_table_are_no_data(tmp_path: Path) -> None:

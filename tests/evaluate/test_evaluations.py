@@ -75,6 +75,11 @@ def test_validation_stands_for_the_rows_that_a_run_was_validated_with(workspace:
     whole = asked(train_file="pirate", validation_file=str(own))
     assert (whole.data, whole.split) == (str(own), None)
     assert asked(train_file="pirate").data == str(shipped_data()["pirate"].train)
+    sheet = asked(validation_file=f"{own}?sheet=Test")
+    assert (sheet.data, sheet.title) == (
+        f"{own}?sheet=Test",
+        "Films and base on validation rows of own.jsonl, sheet Test",
+    )
     with pytest.raises(StudioError, match="no validation rows"):
         asked(validation_fraction=0.0)
 

@@ -202,6 +202,13 @@ def test_only_what_the_run_reads_travels_and_no_secret(workspace: Workspace, tmp
         (folder / "adapter.safetensors").write_text("weights")
     (whole / "trainer_state.json").write_text("{}")
     place = Place("hf-jobs:a", "t4-small", "", 0.4, 3600, "image", "module", namespace="me", nonce="n")
+    book = tmp_path / "book 1.xlsx"
+    book.write_bytes(b"")
+    of_sheet = workspace.create_run("s", f"data:\n  train_file: '{book}?sheet=My answers'\n", {})
+    parcels = {name: source for source, name in bundle(of_sheet, place, 10)}
+    assert parcels["files/0/book-1.xlsx"] == book
+    sheet = ["files/0/book-1.xlsx?sheet=My answers", f"{book}?sheet=My answers"]
+    assert json.loads(parcels["order.json"])["paths"] == {"data.train_file": sheet}
     parcels = {name: source for source, name in bundle(run, place, 10)}
     assert set(parcels) == {
         "files/0/part-1.jsonl",

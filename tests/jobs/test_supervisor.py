@@ -51,8 +51,9 @@ def test_a_file_named_from_the_current_folder_is_found_by_the_worker(
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    config = with_absolute_paths(Config(data=Data(train_file="rows.jsonl", validation_file="rows.jsonl")))
-    assert config.data.train_file == config.data.validation_file == str(tmp_path / "rows.jsonl")
+    config = with_absolute_paths(Config(data=Data(train_file="rows.jsonl", validation_file="rows.jsonl?sheet=B")))
+    assert config.data.train_file == str(tmp_path / "rows.jsonl")
+    assert config.data.validation_file == str(tmp_path / "rows.jsonl?sheet=B")
 
 
 def test_the_name_of_a_shipped_set_and_the_demo_model_stay_names(

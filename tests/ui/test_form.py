@@ -10,6 +10,7 @@ from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.ui import form
 from lora_studio.units import float_text
+from lora_studio.workspace import Workspace
 
 BY_PATH = {setting.path: setting for setting in settings()}
 
@@ -136,11 +137,21 @@ def test_known_settings_are_taken_from_a_mapping_right_or_wrong() -> None:
     assert form.known_values(given) == {"title": "x", "lora.r": "many"}
 
 
-def test_data_fields_offer_shipped_sets_and_uploads(tmp_path: Path) -> None:
-    assert form.known_files({"pirate": "Pirate persona"}, [tmp_path / "mine.csv"]) == [
+def test_data_fields_offer_shipped_sets_uploads_and_the_sheets_of_workbooks(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    book = workspace.uploads_folder / "book.xlsx"
+    book.write_bytes(b"")
+    assert form.keep_sheets(workspace, f"{book}?sheet=Answers", ["Notes", "Answers"])
+    assert not form.keep_sheets(workspace, str(book), ["Notes", "Answers"])
+    assert form.known_files({"pirate": "Pirate persona"}, workspace) == [
         ("Pirate persona (pirate)", "pirate"),
-        ("mine.csv", str(tmp_path / "mine.csv")),
+        ("book.xlsx", str(book)),
+        ("book.xlsx, sheet Notes", f"{book}?sheet=Notes"),
+        ("book.xlsx, sheet Answers", f"{book}?sheet=Answers"),
     ]
+    assert form.in_words("data.train_file", f"{book}?sheet=Answers") == "book.xlsx, sheet Answers"
+    assert form.keep_sheets(workspace, str(book), ["Notes"])  # the others were deleted: nothing is left to choose
+    assert form.workbooks(workspace) == {}
 
 
 def test_a_model_chosen_with_what_the_list_says_of_it_is_its_name_alone() -> None:

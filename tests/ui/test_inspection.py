@@ -117,6 +117,10 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
         return [{"kind": "result", "rows": 1}]
     if method == "try_reading":
         return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "marked_bad": 0, "of": 3, "rows": []}]
+    if ".xlsx" in params["train_file"]:
+        sheets = {"kind": "progress", "phase": "tokenizer", "sheets": ["Notes", "Answers"]}
+        refused = StudioError("The format of the rows is not known.")
+        return [sheets, RESULT if params["train_file"].endswith("Answers") else refused]
     if params["train_file"] == "nobody":
         return [UNREAD, StudioError("The format of the rows is not known.")]
     if params["model"] == "gone":
@@ -522,6 +526,30 @@ def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: A
     assert data_choice.remembered(act.studio.workspace)["data.mapping"] is None
 
 
+def test_the_sheet_of_a_workbook_is_chosen_even_where_its_first_one_is_no_dataset(act: AnalysisHandlers) -> None:
+    workspace, controls = act.studio.workspace, act.controls
+    book = workspace.uploads_folder / "book.xlsx"
+    book.write_bytes(b"")
+    assert act.choose(book)[controls.sheet].visible is False
+    updates = list(act.look_anew(*chosen(**{"data.train_file": str(book)})))
+    assert "not known" in updates[-1][act.view.status].value
+    (offered,) = [update for update in updates if controls.sheet in update]
+    field = offered[controls.sheet]
+    assert (field.visible, field.value) == (True, "")
+    assert field.choices == [("First sheet with rows", ""), ("Notes", "Notes"), ("Answers", "Answers")]
+    sheet = ("book.xlsx, sheet Answers", f"{book}?sheet=Answers")
+    assert sheet in offered[controls.source].choices
+    assert sheet in offered[controls.validation].choices
+    named = act.choose_sheet(str(book), "Answers")
+    assert (named[controls.source].value, named[controls.sheet].visible) == (sheet[1], True)
+    updates = list(act.analyze_other(*chosen(**{"data.train_file": sheet[1]})))
+    assert updates[-1][act.view.body].visible is True
+    again = act.repaint()
+    assert (again[controls.source].value, again[controls.sheet].value) == (sheet[1], "Answers")
+    assert act.choose_sheet(sheet[1], "")[controls.source].value == str(book)
+    assert act.choose_other("pirate")[controls.sheet].visible is False
+
+
 def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says(act: AnalysisHandlers) -> None:
     form = act.view.reading
     failed = list(act.look(*chosen(**{"data.train_file": "nobody"})))[-1]
@@ -531,7 +559,7 @@ def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says
     assert failed[form.roles[1]].choices == [("customer", "customer"), ("bot", "bot")]
     assert "The first 1 row of the file" in failed[act.view.table]
     assert failed[act.view.result] is None
-    other = act.choose()
+    other = act.choose("pirate")
     assert (failed[act.view.rows].open, other[act.view.rows].open, other[form.fold].open) == (True, False, False)
     fields = form_fields(messages="q", roles=[[], ["customer"], ["bot"], []])
     taken = list(act.use_reading(failed[form.rows], *fields, *chosen()))[-1]

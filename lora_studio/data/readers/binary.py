@@ -1,4 +1,4 @@
-"""Reads tables in binary files: Parquet, Arrow (file and stream), and the first sheet with rows of an Excel workbook.
+"""Reads tables in binary files: Parquet, Arrow (file and stream), and a sheet of an Excel workbook.
 
 A cell that can't be read makes only its row bad. The cells of a workbook are the texts that saving it as CSV gives.
 Cells become JSON values. Arrow fills fields that a row lacks with null: these are removed, as trl's
@@ -28,7 +28,7 @@ from lora_studio.data.readers.json import BROKEN_BYTES
 from lora_studio.data.readers.tables import FIRST_ROW, WRONG_WIDTH, name_columns, width_of
 from lora_studio.data.readers.text_encoding import BOMB_RATIO, BOMB_SIZE, is_torn, open_bytes
 from lora_studio.errors import StudioError
-from lora_studio.files import JsonObject
+from lora_studio.files import SHEET, JsonObject
 
 AS_TEXT = "{cells} bytes, which are read as UTF-8 text."
 Mend = Callable[[Any], Any]
@@ -306,18 +306,24 @@ def refuse_no_workbook(path: Path) -> None:
         raise StudioError(f"{path.name} {problem}.", _SAVE_AGAIN)
 
 
-def read_workbook(path: Path) -> Reading:
-    """The rows of the first visible sheet that holds any. Raises `StudioError` for a damaged or far too large file."""
+def read_workbook(path: Path, name: str = "") -> Reading:
+    """The rows of the sheet `name`, else of the first visible one that holds any.
+
+    Raises `StudioError` for a damaged or far too large file, and for a sheet that is not there or holds no rows.
+    """
     _refuse_bomb(path)
     with _opened(path) as workbook:
-        sheets = [sheet for sheet in workbook.worksheets if sheet.sheet_state == "visible"] or workbook.worksheets
+        visible = [sheet for sheet in workbook.worksheets if sheet.sheet_state == "visible"] or workbook.worksheets
+        titles = [str(sheet.title) for sheet in visible]
+        sheets = [_sheet_called(name, workbook.worksheets, path, titles)] if name else visible
         samples = ((sheet, list(islice(_sheet_rows(sheet, path), _SAMPLE_ROWS))) for sheet in sheets)
         sheet, first = next(((sheet, rows) for sheet, rows in samples if rows), (None, []))
         if sheet is None:
-            raise StudioError(f"{path.name} holds no rows.", "The first row of a sheet names its columns.")
-        title, titles = str(sheet.title), [str(other.title) for other in sheets]
+            subject = f"The sheet `{shorten(name, 60)}` of {path.name}" if name else path.name
+            raise StudioError(f"{subject} holds no rows.", "The first row of a sheet names its columns.")
+        title = str(sheet.title)
         warnings = _warnings(path, sheet)
-    notes = [f"The sheet `{title}` is read."] if len(titles) == 1 else [_of_several(title, titles)]
+    notes = [f"The sheet `{title}` is read." if name or len(titles) == 1 else _of_several(title, titles)]
     skipped = 0
     if len(first) > 1 and _filled(first[0]) == 1 and _filled(first[1]) > 1:
         skipped = 1
@@ -335,7 +341,7 @@ def read_workbook(path: Path) -> Reading:
             for number, cells in enumerate(data, 1):
                 yield _record(number, cells, columns, header.names, tally)
 
-    return Reading(rows, [*notes, header.note, *warnings], tally)
+    return Reading(rows, [*notes, header.note, *warnings], tally, titles)
 
 
 def _record(number: int, cells: Cells, columns: list[int], names: list[str], tally: Tally) -> Record | BadRow:
@@ -357,9 +363,22 @@ def _filled(cells: Cells) -> int:
     return sum(bool(cell.strip()) for cell in cells)
 
 
+def _sheet_called(name: str, sheets: list[Any], path: Path, titles: list[str]) -> Any:
+    """The sheet of that name, capital letters aside as in Excel. Raises `StudioError` where there is none."""
+    for sheet in sheets:
+        if str(sheet.title).strip().casefold() == name.casefold():
+            return sheet
+    raise StudioError(f"{path.name} has no sheet `{shorten(name, 60)}`.", f"Its sheets: {_listed(titles)}.")
+
+
+def _listed(titles: list[str]) -> str:
+    more = f" and {len(titles) - 9} more" if len(titles) > 9 else ""
+    return ", ".join(f"`{shorten(title, 40)}`" for title in titles[:9]) + more
+
+
 def _of_several(title: str, titles: list[str]) -> str:
-    rest = ", ".join(f"`{shorten(name, 40)}`" for name in titles[:9] if name != title)
-    return f"The sheet `{title}` is read, not {rest}: move another to the front, or save it as CSV."
+    rest = _listed([other for other in titles if other != title])
+    return f"The sheet `{title}` is read, not {rest}. To read another, choose it or add {SHEET}NAME to the path."
 
 
 def _refuse_bomb(path: Path) -> None:

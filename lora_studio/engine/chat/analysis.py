@@ -20,6 +20,7 @@ from lora_studio.data.preview import first_records, tried, unread
 from lora_studio.data.quality import near_groups
 from lora_studio.data.readers.documents import Chunk, read_document, split, write_chunks
 from lora_studio.data.report import Look, describe, preview, save_bad_rows
+from lora_studio.data.sources import Source
 from lora_studio.engine.runtime import repeating
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -135,7 +136,10 @@ class DataAnalysis:
         settings, view = message.settings(), Look(**message.view())
         length, truncation = settings.pop("max_length", 1024), settings.pop("truncation", "keep_answer")
         encoding = message.encoding
-        stamps = [_stamps(name, encoding) for name in (message.train_file, message.validation_file) if name]
+        sources = [open_data(name, encoding) for name in (message.train_file, message.validation_file) if name]
+        sheets = sources[0].readings[0].sheets if len(sources[0].readings) == 1 else []
+        call.answer(protocol.Progress(phase="tokenizer", sheets=sheets))
+        stamps = [_stamps(source) for source in sources]
         key = (message.model, message.revision, json.dumps(settings, sort_keys=True), stamps)
 
         def first_look(sample: Prepared) -> None:
@@ -178,7 +182,7 @@ class DataAnalysis:
     def try_reading(self, call: Call[protocol.TryReading]) -> protocol.TriedReading:
         """The first rows read with a mapping, before the whole file is."""
         name, encoding = call.message.train_file, call.message.encoding
-        key = (name, encoding, _stamps(name, encoding))
+        key = (name, encoding, _stamps(open_data(name, encoding)))
         if key != self._first_for:
             self._first, self._first_for = first_records(name, encoding=encoding), key
         return protocol.TriedReading(**tried(self._first, call.message.mapping))
@@ -276,9 +280,12 @@ def _progress(call: Call[Any]) -> Callable[[str, int, int], None]:
     return progress
 
 
-def _stamps(name: str, encoding: str | None) -> list[tuple[str, int, int]]:
-    """Path, modification time and size of a source's files, to detect changes."""
-    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name, encoding).files]
+def _stamps(source: Source) -> list[tuple[str, str, int, int]]:
+    """Path, sheet, modification time and size of a source's files, to detect changes."""
+    return [
+        (str(path), sheet, path.stat().st_mtime_ns, path.stat().st_size)
+        for path, sheet in zip(source.files, source.sheets, strict=True)
+    ]
 
 
 def _report(report: JsonObject) -> protocol.Report:

@@ -23,7 +23,7 @@ from lora_studio.engine.evaluate import tasks
 from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.job import EvaluationRequest
-from lora_studio.files import JsonObject
+from lora_studio.files import JsonObject, split_sheet
 from lora_studio.jobs.events import read_state
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.models.hub import is_dataset_name
@@ -490,6 +490,7 @@ def _same_file(trained: str, tested: str) -> bool:
     if is_dataset_name(trained) or is_dataset_name(tested):
         return trained == tested
     try:
-        return os.path.samefile(resolve_source(trained), tested)
+        (path, sheet), (other, other_sheet) = split_sheet(resolve_source(trained)), split_sheet(tested)
+        return sheet == other_sheet and os.path.samefile(path, other)
     except (OSError, StudioError):
         return False

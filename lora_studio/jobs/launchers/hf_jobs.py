@@ -24,7 +24,7 @@ from typing import Any
 
 from lora_studio.config.fields import read_yaml, setting
 from lora_studio.errors import StudioError
-from lora_studio.files import is_time, read_object
+from lora_studio.files import is_time, read_object, split_sheet, with_sheet
 from lora_studio.jobs.events import Reason
 from lora_studio.jobs.launchers import Exit, Target, Wait
 from lora_studio.jobs.launchers.local import (
@@ -256,13 +256,17 @@ def files_of_config(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         path: name
         for path, name in local.items()
-        if name != DEMO_MODEL and name not in shipped_data() and (os.path.exists(name) or _matches(name))
+        if name != DEMO_MODEL and name not in shipped_data() and (_exists(name) or _matches(name))
     }
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(split_sheet(name)[0])
 
 
 def _matches(name: str) -> list[Path]:
     """The files of a pattern such as /data/part-*.jsonl."""
-    pattern = Path(name)
+    pattern = Path(split_sheet(name)[0])
     if not set("*?[") & set(pattern.name) or not pattern.parent.is_dir():
         return []
     return sorted(path for path in pattern.parent.iterdir() if fnmatch.fnmatch(path.name, pattern.name))
@@ -275,9 +279,9 @@ def bundle(folder: RunFolder, place: Place, every: float) -> list[tuple[Path | b
     parcels: list[tuple[Path | bytes, str]] = []
     paths: dict[str, list[str]] = {}
     for number, (path_of_setting, name) in enumerate(files_of_config(config).items()):
-        source = Path(name)
-        below = f"files/{number}"
-        paths[path_of_setting] = [f"{below}/{_plain_name(source)}", name]
+        path, sheet = split_sheet(name)
+        source, below = Path(path), f"files/{number}"
+        paths[path_of_setting] = [with_sheet(f"{below}/{_plain_name(source)}", sheet), name]
         parcels += [(path, f"{below}/{inner}") for path, inner in _contents(source)]
     order = {
         "run": folder.id,

@@ -10,11 +10,12 @@ from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.data.readers.documents import BINARY
 from lora_studio.errors import StudioError
+from lora_studio.files import split_sheet
 from lora_studio.jobs.protocol import Inspect
 from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
 from lora_studio.ui.form import read_draft
-from lora_studio.workspace import Workspace, shipped_data
+from lora_studio.workspace import Workspace, safe_name, shipped_data
 
 CHOICE = "data"  # the draft of what was chosen
 BAD_ROWS = "data.bad_rows"
@@ -53,13 +54,14 @@ STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 def sources(workspace: Workspace) -> list[tuple[str, str]]:
     """What is offered: uploads, newest first, then the sets that come with the studio, as (label, value)."""
-    uploads = [(path.name, str(path)) for path in workspace.uploads() if path.suffix.lower() not in BINARY]
+    uploads = [item for item in forms.uploaded(workspace) if Path(item[1]).suffix.lower() not in BINARY]
     shipped = [(f"{data.title} (built in)", name) for name, data in shipped_data().items()]
     return uploads + shipped
 
 
 def is_there(name: str, workspace: Workspace) -> bool:
-    """Whether a name can mean data: a set that comes with the studio, files, a folder, a pattern, a set of the Hub.
+    """Whether a name can mean data: a set that comes with the studio, files, a sheet, a folder, a pattern, or a set
+    of the Hub.
 
     Of files that may not be read it is not told whether they are there.
     """
@@ -69,11 +71,17 @@ def is_there(name: str, workspace: Workspace) -> bool:
         return False
     if name in shipped_data() or is_dataset_name(name):
         return True
-    path = Path(name).expanduser()
+    path = Path(split_sheet(name)[0]).expanduser()
     try:
         return path.exists() or (set("*?[") & set(path.name) != set() and any(path.parent.glob(path.name)))
     except (OSError, ValueError):  # a name that no file can bear
         return False
+
+
+def stem_of(name: str) -> str:
+    """The name of a dataset for a file that is made of it, without ending and options."""
+    path, sheet = split_sheet(name)
+    return safe_name("-".join(filter(None, (Path(path.partition("?")[0]).stem, sheet))), "dataset")
 
 
 def remembered(workspace: Workspace) -> SettingValues:

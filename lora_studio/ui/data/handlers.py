@@ -23,7 +23,6 @@ from lora_studio.jobs.protocol import (
     SavedCopy,
     TryReading,
 )
-from lora_studio.models.hub import dataset_name, is_dataset_name, parse_dataset_name
 from lora_studio.ui import form, html, job_views, plots
 from lora_studio.ui.components import Handover, Updates, Wish
 from lora_studio.ui.data import mapping_form, report
@@ -40,8 +39,10 @@ from lora_studio.ui.data.choice import (
     remembered,
     request_of,
     sources,
+    stem_of,
     values_of,
 )
+from lora_studio.ui.data.controls import DataControls, from_hub, hub_of, on_sheet, sheet_of
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
 from lora_studio.ui.studio import Studio, analysis_of
@@ -52,47 +53,6 @@ if TYPE_CHECKING:
 
 STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
 SPLIT_OFF = ("Split from the training rows", "")
-
-
-@dataclass(frozen=True)
-class DataControls:
-    """What a person chooses; `chosen` has it in the order of `PATHS`."""
-
-    source: gr.Dropdown
-    model: gr.Textbox
-    max_length: gr.Number
-    truncation: gr.Dropdown
-    train_on: gr.Dropdown
-    prompt_style: gr.Dropdown
-    system_prompt: gr.Textbox
-    enable_thinking: gr.Dropdown
-    encoding: gr.Textbox
-    validation: gr.Dropdown
-    validation_fraction: gr.Number
-    split_seed: gr.Number
-    max_samples: gr.Number
-    max_eval_samples: gr.Number
-    percentiles: gr.Textbox
-    bad_rows: gr.Radio
-    mapping: gr.State
-    upload: gr.File
-    upload_validation: gr.UploadButton
-    uploads: gr.HTML
-    hub_id: gr.Textbox
-    hub_subset: gr.Textbox
-    hub_split: gr.Textbox
-    hub_load: gr.Button
-    whole: gr.Column
-    look: gr.Button
-    train: gr.Button
-    stop: gr.Button
-
-    def chosen(self) -> list[Any]:
-        """The settings' widgets in the order of `PATHS`."""
-        return self.all()[: len(PATHS)]
-
-    def all(self) -> list[Any]:
-        return list(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -156,7 +116,7 @@ class AnalysisHandlers:
 
     def choose_other(self, source: Any) -> Updates:
         """Other data may be chosen: what is in sight is not of it, and goes."""
-        return self.choose() if self.other("data.train_file", source) else self._unchanged()
+        return self.choose(source) if self.other("data.train_file", source) else self._unchanged()
 
     def analyze_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data where it is not what was analyzed last."""
@@ -187,9 +147,18 @@ class AnalysisHandlers:
         else:
             yield self._unchanged()
 
-    def choose(self) -> Updates:
+    def choose(self, source: Any) -> Updates:
         """Other data is chosen: what is in sight is not of it, and goes."""
-        return self._nothing() | {self.view.status: gr.HTML(html.progress("Opening the data"), visible=True)}
+        return self._nothing() | {
+            self.view.status: gr.HTML(html.progress("Opening the data"), visible=True),
+            self.controls.sheet: sheet_of(self.studio.workspace, str(source or "")),
+        }
+
+    def choose_sheet(self, source: str, sheet: str) -> Updates:
+        """Another sheet of the workbook becomes the dataset."""
+        name = on_sheet(source, sheet)
+        offered = gr.Dropdown(choices=sources(self.studio.workspace), value=name)
+        return self.choose_other(name) | {self.controls.source: offered}
 
     def _nothing(self) -> Updates:
         """Nothing of a file in sight."""
@@ -221,16 +190,16 @@ class AnalysisHandlers:
     def _choose_upload(self, path: Path) -> Updates:
         """A file that was added to the uploads is the dataset."""
         c, offered = self.controls, sources(self.studio.workspace)
-        return self.choose() | {
+        return self.choose(path) | {
             c.source: gr.Dropdown(choices=offered, value=str(path)),
             c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
             c.uploads: report.uploads(self.studio.workspace),
         }
 
-    def choose_hub(self, identifier: str, subset: str, split: str) -> Updates:
+    def choose_hub(self, *fields: str) -> Updates:
         """A dataset of the Hub by its id, subset and split becomes the dataset."""
         try:
-            name = dataset_name(identifier or "", subset or "", split or "")
+            name = from_hub(*fields)
         except StudioError as error:
             return {self.view.status: gr.HTML(html.problem(error), visible=True)}
         return self.choose_other(name) | {self.controls.source: gr.Dropdown(value=name)}
@@ -246,9 +215,7 @@ class AnalysisHandlers:
         copy, last_update = SavedCopy(rows=0, removed=0), time.monotonic()
         try:
             of = self._analysis(analyzed)
-            source = of.train_file
-            stem = Path(source.partition("?")[0]).stem or "dataset"
-            target = job_views.new_file(workspace, f"{stem}-deduplicated.jsonl")
+            target = job_views.new_file(workspace, f"{stem_of(of.train_file)}-deduplicated.jsonl")
             for answer in self.studio.inspector.stream(SaveCleaned(path=str(target), near=near, of=of)):
                 if isinstance(answer, SavedCopy):
                     copy = answer
@@ -344,6 +311,9 @@ class AnalysisHandlers:
                 if isinstance(answer, Inspected):
                     content = answer.report
                     continue
+                if isinstance(answer, Progress) and answer.sheets is not None:
+                    yield self._offer_sheets(values, answer.sheets)
+                    continue
                 if not isinstance(answer, Progress):
                     yield self._unchanged()  # a visitor who left is noticed where something is told
                     continue
@@ -368,6 +338,18 @@ class AnalysisHandlers:
             look.begun = False
             if self._looks.get(maker) is look:
                 del self._looks[maker]
+
+    def _offer_sheets(self, values: SettingValues, sheets: list[str]) -> Updates:
+        """The sheets of a workbook that is being analyzed, in their field and in the lists of datasets."""
+        workspace, c, source = self.studio.workspace, self.controls, str(values["data.train_file"])
+        if not form.keep_sheets(workspace, source, sheets):
+            return self._unchanged()
+        offered = sources(workspace)
+        return {
+            c.sheet: sheet_of(workspace, source),
+            c.source: gr.Dropdown(choices=offered),
+            c.validation: gr.Dropdown(choices=[SPLIT_OFF, *offered]),
+        }
 
     def _failed(
         self, error: StudioError, correcting: "UnreadRows | None", unread: "UnreadRows | None", *, stopped: bool
@@ -537,7 +519,7 @@ class AnalysisHandlers:
         """All bad rows into a file, and the link to it."""
         try:
             of = self._analysis(analyzed)
-            target = job_views.new_file(self.studio.workspace, f"{Path(of.train_file).stem}-invalid-rows.jsonl")
+            target = job_views.new_file(self.studio.workspace, f"{stem_of(of.train_file)}-invalid-rows.jsonl")
             self.studio.inspector.call(SaveBadRows(path=str(target), of=of))
         except StudioError as error:
             return html.problem(error)
@@ -563,23 +545,16 @@ class AnalysisHandlers:
         updates[self.controls.validation] = second
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
         updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
-        updates |= self._hub_fields(str(values["data.train_file"]))
+        source, c = str(values["data.train_file"]), self.controls
+        updates |= {c.sheet: sheet_of(workspace, source)}
+        if hub := hub_of(source):
+            updates |= dict(zip((c.hub_id, c.hub_subset, c.hub_split), hub, strict=True))
         updates |= self.measure_disk() | {self.controls.whole: gr.Column(visible=True)}
         result = analysis_of(workspace, values)
         if result is not None:
             updates |= self.show(result, values) | {self.view.status: gr.HTML("", visible=False)}
             updates[self.controls.look] = gr.Button(variant="secondary")
         return updates
-
-    def _hub_fields(self, source: str) -> Updates:
-        """The fields of the Hub for a chosen dataset of it; as they are for any other."""
-        try:
-            plain, options = parse_dataset_name(source) if is_dataset_name(source) else ("", {})
-        except StudioError:
-            return {}
-        c = self.controls
-        named = {c.hub_id: plain, c.hub_subset: options.get("config", ""), c.hub_split: options.get("split", "")}
-        return named if plain else {}
 
     def hand_over(self, *widget_values: Any) -> tuple[Handover, gr.Tabs, gr.Button]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on.

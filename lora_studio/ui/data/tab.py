@@ -11,12 +11,12 @@ from lora_studio.ui import form, html, job_views, plots, theme
 from lora_studio.ui.components import QUIET, EventOptions, Shared
 from lora_studio.ui.data import documents, mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
-from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataControls, DataView
+from lora_studio.ui.data.controls import DataControls, draw_source
+from lora_studio.ui.data.handlers import SPLIT_OFF, AnalysisHandlers, DataView
 from lora_studio.ui.studio import Studio
 
 TRY_LENGTH = "Try a max length (tokens)"
 TRIED = "Shows what would be cut; the setting changes only when you use it."
-DELETES = "Delete this file? Unfinished runs can't be resumed without it."
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -38,7 +38,7 @@ def draw_controls(studio: Studio) -> DataControls:
 def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: gr.Column) -> DataControls:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
-            source, upload, uploads, hub = _draw_source(values, offered)
+            fields = draw_source(values, offered)
         with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(values["model.name"], label="Base model", info="Its tokenizer counts the tokens.")
             with gr.Row():
@@ -67,41 +67,10 @@ def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: 
         look = gr.Button("Analyze dataset", variant="primary", scale=0, min_width=180, elem_id="data-look")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
     read = (style, system, thinking, encoding, validation)
-    settings = (source, model, length, truncation, train_on, *read, *parts, percentiles)
+    settings = (fields.source, model, length, truncation, train_on, *read, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
     buttons = (whole, look, train, stop)
-    return DataControls(*settings, _draw_bad_rows(values), mapping, upload, second, uploads, *hub, *buttons)
-
-
-Hub = tuple[gr.Textbox, gr.Textbox, gr.Textbox, gr.Button]
-
-
-def _draw_source(values: SettingValues, offered: list[tuple[str, str]]) -> tuple[gr.Dropdown, gr.File, gr.HTML, Hub]:
-    source = gr.Dropdown(
-        offered,
-        value=values["data.train_file"],
-        label="Dataset",
-        filterable=True,
-        allow_custom_value=True,
-        info="A built-in dataset, an uploaded file, or a path.",
-        elem_id="data-source",
-    )
-    upload = gr.File(
-        label="Upload JSON, JSONL, CSV, Excel, Parquet, Arrow, text",
-        height=112,
-        elem_id="data-upload",
-        type="filepath",
-        file_count="multiple",
-    )
-    with gr.Accordion("Uploaded files", open=False, elem_id="data-kept"):
-        uploads = gr.HTML(js_on_load=theme.on_load("clicks", questions={"delete": DELETES}))
-    with gr.Accordion("From the Hub", open=False, elem_id="data-hub"):
-        with gr.Row():
-            identifier = gr.Textbox(label="Dataset ID", placeholder="owner/name", max_lines=1, min_width=180, scale=2)
-            subset = gr.Textbox(label="Subset", placeholder="default", max_lines=1, min_width=100)
-            split = gr.Textbox(label="Split", placeholder="train", max_lines=1, min_width=100)
-        load = gr.Button("Load dataset", size="sm", scale=0, min_width=140)
-    return source, upload, uploads, (identifier, subset, split, load)
+    return DataControls(*settings, _draw_bad_rows(values), mapping, second, *fields[1:], *buttons)
 
 
 def _draw_folded(
@@ -251,6 +220,8 @@ def _wire(act: AnalysisHandlers, shared: Shared, rows_wish: gr.State) -> None:
     for wish in (shared.wish, rows_wish):
         analyze(wish.change, act.open_wished, [wish, *settings])
     rows_wish.change(None, js=theme.call("showAnalysis"), api_visibility="private")
+    sheet = c.sheet.input(act.choose_sheet, [c.source, c.sheet], outputs, **QUIET)
+    analyze(sheet.then, act.analyze_other, settings)
     loaded = c.hub_load.click(act.choose_hub, [c.hub_id, c.hub_subset, c.hub_split], outputs, **QUIET)
     analyze(loaded.then, act.analyze_other, settings)
     for trigger, look in (

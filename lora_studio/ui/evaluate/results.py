@@ -30,6 +30,7 @@ from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 from lora_studio.ui.components import stat_of
 from lora_studio.ui.data.choice import is_there
+from lora_studio.ui.form import uploaded
 from lora_studio.ui.html import bubbles, count, empty, notice, pager, render, shorten
 from lora_studio.ui.words import figure
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
@@ -385,7 +386,7 @@ def data_choices(workspace: Workspace, adapters: Sequence[str] = ()) -> list[tup
     """Held-out data that come with the studio, and uploads, as (label, value); those of the adapter go first."""
     own = [("Validation rows of the run", VALIDATION)] if adapters and _validated(workspace, adapters[0]) else []
     shipped = [(f"{data.title}: held-out rows (built-in)", name) for name, data in shipped_data().items()]
-    return own + shipped + [(path.name, str(path)) for path in workspace.uploads()]
+    return own + shipped + uploaded(workspace)
 
 
 def default_data(workspace: Workspace, adapter: str) -> str:

@@ -307,7 +307,7 @@ def device_choices() -> list[tuple[str, str]]:
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     """Files that the form offers: the studio's own sets, then what was uploaded."""
-    return forms.known_files({name: item.title for name, item in shipped_data().items()}, workspace.uploads())
+    return forms.known_files({name: item.title for name, item in shipped_data().items()}, workspace)
 
 
 def model_facts(config: Config, planned: Plan) -> str:

@@ -6,7 +6,6 @@ the tokens and what the device can do.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.sections import Config, Data
@@ -194,14 +193,10 @@ def row_lengths(config: Config, measured: "Seen | None", earlier: Speed | None) 
         return RowLengths(measured.mean, measured.longest)
     if earlier and earlier.data == config.data.train_file:
         return RowLengths(earlier.tokens_per_row)
-    rows = _quick_look(config).rows
-    try:
-        octets = data_path(config.data.train_file).stat().st_size
-    except (OSError, ValueError):  # also a name that no file can bear
+    seen = _quick_look(config)
+    if not seen.rows:
         return None
-    if not rows:
-        return None
-    return RowLengths(min(float(config.data.max_length), octets / rows / BYTES_A_TOKEN), counted=False)
+    return RowLengths(min(float(config.data.max_length), seen.octets / seen.rows / BYTES_A_TOKEN), counted=False)
 
 
 def _as_trained(config: Config, workspace: Workspace) -> Config:
@@ -279,7 +274,7 @@ def reading(config: Config, look: DataLook | None) -> str:
 
 def _quick_look(config: Config) -> FileSummary:
     data = config.data
-    return count_rows(data_path(data.train_file), config.training.goal, data.mapping or None, data.encoding)
+    return count_rows(data_source(data.train_file), config.training.goal, data.mapping or None, data.encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,10 +318,10 @@ def total_steps(config: Config, rows: int | None, measured: Seen | None) -> int 
     return optimizer_steps(config, units)
 
 
-def data_path(name: str) -> Path:
-    """The file that a config's training data names."""
+def data_source(name: str) -> str:
+    """The file, with its sheet, that a config's training data names."""
     shipped = shipped_data()
-    return shipped[name].train if name in shipped else Path(name).expanduser()
+    return str(shipped[name].train) if name in shipped else name
 
 
 TERA, GIGA = 1e12, 1e9
