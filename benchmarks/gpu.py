@@ -70,7 +70,7 @@ ROOM = 40 * 2**30
 """Bytes that the models take on a disk or in memory."""
 SWITCHES: dict[str, Mapping[str, Any]] = {
     "ours": {},
-    "ours, packed": {"training.packing": True, "training.per_device_train_batch_size": 1},
+    "ours, packed": {"training.packing": True, "training.per_device_train_batch_size": 4},
     "ours, padding-free": {"training.padding_free": True},
     "ours, Liger": {"training.use_liger_kernel": True},
     "ours, checkpointing": {"training.gradient_checkpointing": True},
@@ -87,6 +87,9 @@ SWITCHES: dict[str, Mapping[str, Any]] = {
     "ours, 2 workers": {"training.dataloader_num_workers": 2},
     "ours, torch.compile": {"training.torch_compile": True},
 }
+ROWS, STEPS, WARM = 16, 18, 4
+"""Of the measured trainings: rows of a batch, so many that the GPU is what takes the time; steps; and those of them
+before the clock starts, in which Triton compiles kernels and cuBLAS chooses its own."""
 THRICE = ("ours", "ours, packed", "ours, padding-free")
 """Measured three times; the others once, since the spread of these says what a difference is worth."""
 ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
@@ -319,7 +322,11 @@ def speed(world: World) -> Iterator[Case]:
 
     def ours(shape: str, name: str) -> Callable[[], Result]:
         def run() -> Result:
-            return outcome(world.train(world.short(world.model(shape), 14, **SWITCHES[name])))
+            rows = {} if world.dry else {"training.per_device_train_batch_size": ROWS}
+            result = world.train(world.short(world.model(shape), STEPS, **{**rows, **SWITCHES[name]}))
+            if result.get("state") != "done":
+                return outcome(result)
+            return {"tokens_per_second": settled_speed(Path(result["folder"]), 0 if world.dry else WARM)}
 
         return lambda: speed_of(world, run, rate(), world.model(shape), 3 if name in THRICE else 1)
 
@@ -351,6 +358,16 @@ def speed_of(world: World, run: Callable[[], Result], rate: float, model: str, t
     return {"tokens_per_second": round(tokens, 1), "share_of_matrix_rate": round(share, 4), **spread}
 
 
+def settled_speed(folder: Path, warm: int) -> float:
+    """Tokens a second from the end of one step of a run to that of its last, as `benchmarks.train` counts those of trl;
+    so many steps before that one are left out."""
+    from lora_studio.jobs.events import fold_lines
+    from lora_studio.workspace import RunFolder
+
+    points = fold_lines(RunFolder(folder).events.read_text(encoding="utf-8").split("\n")).steps[warm:]
+    return (points[-1].tokens - points[0].tokens) / max(points[-1].time - points[0].time, 1e-9)
+
+
 def parameters_of(model: str) -> int:
     from lora_studio.models.shape import architecture, read_config
 
@@ -363,11 +380,17 @@ def trl_speed(world: World, model: str) -> Result:
     """trl's trainer with its own defaults on our rows (`benchmarks.train`)."""
     from benchmarks.train import trl
 
-    steps = 3 if world.dry else 14
     given = argparse.Namespace(
-        data="alpaca", model=model, shape=None, steps=steps, max_length=64 if world.dry else 512, contender=None
+        data="alpaca",
+        model=model,
+        shape=None,
+        steps=3 if world.dry else STEPS,
+        warm=0 if world.dry else WARM,
+        max_length=64 if world.dry else 512,
+        contender=None,
     )
-    (began, before), (ended, after) = trl(given, gradient_accumulation_steps=1)["marks"]
+    rows = {} if world.dry else {"per_device_train_batch_size": ROWS}
+    (began, before), (ended, after) = trl(given, gradient_accumulation_steps=1, **rows)["marks"]
     return {"tokens_per_second": (after - before) / max(ended - began, 1e-9)}
 
 
@@ -541,10 +564,11 @@ def lines_of(path: Path) -> dict[str, Result]:
     return dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
 
 
-def everything(given: argparse.Namespace, out: Path) -> Result:
-    """All parts, each as far as it comes, and the two files, which are written anew after each."""
+def everything(given: argparse.Namespace, out: Path, began: float) -> Result:
+    """All parts, each as far as it comes, and the two files, which are written anew after each. The time runs since
+    `began` on the monotonic clock."""
     out.mkdir(parents=True, exist_ok=True)
-    began, deadline = time.monotonic(), time.monotonic()
+    deadline = began
     reasons, found = dict[str, str](), Result()
     about = machine()
     with tempfile.TemporaryDirectory(dir=None if given.dry else roomy()) as folder:
@@ -594,7 +618,7 @@ def main() -> int:
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given, began = parser.parse_args(), time.monotonic()
     if given.pack:
         from benchmarks.gpu_pack import pack
 
@@ -606,7 +630,7 @@ def main() -> int:
     if not given.dry and not torch.cuda.is_available():
         print("This machine shows no CUDA GPU. --dry tries the script with tiny shapes.", file=sys.stderr)
         return 2
-    found = everything(given, given.out)
+    found = everything(given, given.out, began)
     for line in found["missing"]:
         print(f"missing: {line}")
     print(json.dumps({"seconds": found["seconds"], "missing": len(found["missing"]), "out": str(given.out)}))

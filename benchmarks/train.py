@@ -75,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=model_source("demo"), help="a folder with a model")
     parser.add_argument("--shape", type=Path, help="a config.json; its model gets random weights")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm", type=int, default=0, help="steps of trl's trainer before the first mark")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -255,7 +256,7 @@ def trl(given: argparse.Namespace, **settings: Any) -> dict[str, Any]:
 
         trainer.data_collator = counted
         trainer.train()
-    return told(clock.marks, clock.grad_norm, memory_bytes())
+    return told(clock.marks[given.warm :], clock.grad_norm, memory_bytes())
 
 
 def trl_with_ours(given: argparse.Namespace) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import gpu, gpu_pack
+from lora_studio.jobs.events import StepLogged, to_line
+from lora_studio.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a dry run of all parts."""
     out = tmp_path_factory.mktemp("gpu")
-    gpu.everything(argparse.Namespace(only=list(gpu.PARTS), dry=True), out)
+    gpu.everything(argparse.Namespace(only=list(gpu.PARTS), dry=True), out, time.monotonic())
     return out
 
 
@@ -74,6 +76,14 @@ def test_a_case_that_fails_leaves_the_next_ones_and_no_time_is_said(
         "smoke, first: failed: boom",
         "smoke, second: no time was left",
     ]
+
+
+def test_the_steps_in_which_kernels_are_compiled_are_not_measured(tmp_path: Path) -> None:
+    run, at = Workspace(tmp_path).create_run("gpu", "{}", {}), [0.0, 30.0, 31.0, 32.0, 34.0]
+    points = [StepLogged(time, step, 5, 1.0, 1.0, 1e-4, tokens=100 * step) for step, time in enumerate(at, 1)]
+    run.events.write_text("".join(to_line(point) for point in points), encoding="utf-8")
+    assert gpu.settled_speed(run.path, 0) == pytest.approx(400 / 34)
+    assert gpu.settled_speed(run.path, 1) == pytest.approx(300 / 4)
 
 
 def test_whatever_the_packed_wheels_need_is_packed_or_on_the_machine() -> None:
