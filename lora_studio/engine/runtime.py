@@ -413,6 +413,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return not kinds.isdisjoint(("MemoryError", "OutOfMemoryError")) or any(sign in text for sign in MEMORY_SIGNS)
 
 
+DEVICE_FAULTS = (
+    "cuda error",
+    "cudaerror",
+    "hip error",
+    "cublas_status_",
+    "hipblas_status_",
+    "cudnn_status_",
+    "device-side assert",
+    "ur_result_error_device_lost",
+)
+"""Parts of messages, in lower case, after which a process can't use its GPU any more ("sticky" errors of CUDA)."""
+
+
+def lost_device(error: BaseException) -> bool:
+    """Whether this process can do no more on its GPU. A lack of memory is no such fault."""
+    text = str(error).lower()
+    return not is_out_of_memory(error) and any(sign in text for sign in DEVICE_FAULTS)
+
+
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORDS = (
     "No space left on device",

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from lora_studio.config.parsing import resolve
+from lora_studio.engine.chat.analysis import Call
+from lora_studio.engine.chat.session import SessionWorker, serve
+from lora_studio.jobs import protocol
 from lora_studio.jobs.preflight import request_of
 from lora_studio.workspace import RunFolder
 from tests.cpu_time import CpuTime, of_process
@@ -245,3 +248,30 @@ def test_the_child_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     child.process.stdin.close()
     assert child.process.wait(200) == 0
     child.log.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "last", "gives_back", "words"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", False, True, "Out of memory."),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False, True, "Out of memory."),
+        ("CUDA error: an illegal memory access was encountered\nCUDA kernel errors", True, False, "illegal memory"),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", True, False, "EXECUTION_FAILED"),
+        ("HIP error: unspecified launch failure", True, False, "unspecified launch failure"),
+        ("something else", False, True, "RuntimeError: something else"),
+    ],
+)
+def test_a_process_that_lost_its_gpu_ends_and_one_out_of_memory_gives_back(
+    error: str, last: bool, gives_back: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(call: Any) -> Any:
+        raise RuntimeError(error)
+
+    session, lines, freed = SessionWorker(), list[dict[str, Any]](), list[bool]()
+    session.methods[protocol.Rest] = fails
+    monkeypatch.setattr(session, "give_back", lambda: freed.append(True))
+    assert serve(session, Call(1, protocol.Rest(), lines.append)) is not last
+    assert bool(freed) is gives_back
+    assert words in lines[-1]["message"]
+    assert bool(lines[-1].get("last")) is last
+    assert "\n" not in lines[-1]["message"]

@@ -258,6 +258,13 @@ class SessionWorker:
         if self._served is not None:
             self._served.close()
 
+    def give_back(self) -> None:
+        """Frees what a failed answer held beside the model, such as its keys and values."""
+        if self._loaded is not None:
+            from lora_studio.engine.models.load import give_back_memory
+
+            give_back_memory()
+
     def _forget_model(self) -> None:
         self.leave()
         self._served = None
@@ -317,7 +324,8 @@ class Inbox(threading.Thread):
 def serve(session: SessionWorker, call: Call[Any]) -> bool:
     """Answers one request with a result or a failure; returns whether the process can take another request.
 
-    After the memory limit was hit it cannot, because the memory may still be referenced somewhere.
+    After the memory limit was hit it cannot, because the memory may still be referenced somewhere; nor after a fault
+    of the GPU, with which all that follows would fail. What an answer held when the GPU's memory ran out is given back.
     """
     try:
         limit = limited() if isinstance(call.message, protocol.READING) else nullcontext()
@@ -329,17 +337,28 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
         return fit
     except Exception as error:  # a failed request must not cost the loaded model
         traceback.print_exc()
-        from lora_studio.engine.runtime import is_out_of_memory
-
-        memory = is_out_of_memory(error)
-        message = "Out of memory." if memory else f"{type(error).__name__}: {error}"
-        hint = (
-            "Use a smaller model, 4-bit quantization, or fewer adapters."
-            if memory
-            else "See the session's log for details."
-        )
-        call.answer(protocol.Failure(message=message, hint=hint, internal=True))
+        failure = failure_of(error)
+        call.answer(failure)
+        if failure.last:
+            return False
+    else:
+        return True
+    session.give_back()
     return True
+
+
+def failure_of(error: Exception) -> protocol.Failure:
+    """An unexpected error in words, and whether it is the last of this process."""
+    from lora_studio.engine.runtime import is_out_of_memory, lost_device
+
+    message, hint = f"{type(error).__name__}: {error}", "See the session's log for details."
+    if is_out_of_memory(error):
+        message, hint = "Out of memory.", "Use a smaller model, 4-bit quantization, or fewer adapters."
+    elif lost_device(error):
+        message = f"The GPU reported an error: {str(error).strip().partition(chr(10))[0]}"
+        hint = "The next request starts a new process and loads the model again. The session's log says more."
+        return protocol.Failure(message=message, hint=hint, internal=True, last=True)
+    return protocol.Failure(message=message, hint=hint, internal=True)
 
 
 def main() -> None:
