@@ -509,12 +509,7 @@ class Engine:
     def _behind_the_page(self, selection: ModelSelection, work: Answers) -> Answers:
         loaded_models, (theirs, used) = self._loaded_for if self.loaded else None, self._page
         recent = time.monotonic() - used < KEPT_SECONDS
-        if (
-            loaded_models is not None
-            and loaded_models.of_base == theirs
-            and recent
-            and loaded_models.of_base != selection.of_base
-        ):
+        if loaded_models and recent and theirs == loaded_models.of_base != selection.of_base:
             raise HeldError(
                 f"The chat on the page holds {loaded_models.base}; "
                 f"{selection.base if selection.base != loaded_models.base else selection.engine} would replace it.",
@@ -568,6 +563,10 @@ class Engine:
                         yield Ready()
                     elif isinstance(answer, Progress):
                         yield _loading(answer)
+        except GeneratorExit:
+            if self._loaded is None:  # nobody waits any more: what it goes on loading would hold memory unseen
+                self._session.end()
+            raise
         finally:
             self._loading = False
 

@@ -67,7 +67,7 @@ class ChatState:
 
     `system` None is each adapter's own; `columns` keeps columns that are not shown now, so that they can come back.
     `marks`, `blinded` and `scored` are what is switched on: differences, the blind comparison, token probabilities.
-    `mix` is what is set for mixing adapters.
+    `mix` is what is set for mixing adapters, `unsent` a question whose page was left before it was answered.
     """
 
     adapters: list[str] = field(default_factory=list)
@@ -81,6 +81,7 @@ class ChatState:
     scored: bool = False
     blind: BlindTrial = field(default_factory=BlindTrial)
     mix: JsonObject = field(default_factory=dict)
+    unsent: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -203,6 +204,11 @@ def _complete(column: Sequence[Message]) -> list[Message]:
     """The turns that got an answer."""
     turns = zip(column[::2], column[1::2], strict=True)
     return [message for turn in turns if turn[1]["content"] for message in turn]
+
+
+def holds(columns: Mapping[str, Sequence[Message]] | None, question: str) -> bool:
+    """Whether one of these conversations has the question: it can be asked again from there."""
+    return any(message["content"] == question for column in (columns or {}).values() for message in column)
 
 
 def draft_key(who: str) -> str:

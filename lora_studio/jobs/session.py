@@ -334,6 +334,13 @@ class Session:
         if child is not None and self._one_request.locked():
             child.post(next(self._ids), request)
 
+    def end(self) -> None:
+        """The same as `close`, by force and without waiting: for whoever may not wait, such as a page that is gone."""
+        child = self._child
+        if child is not None:
+            child.closed_on_purpose = True
+            child.end()
+
     def close(self) -> None:
         """Ends the child, and with it whatever it holds. The next request starts a new one."""
         with self._starting:

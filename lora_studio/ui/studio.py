@@ -115,7 +115,7 @@ class Studio(Services):
         others_train = any(job.kind == TRAIN.name and job.id not in own for job in working)
         evaluating, exporting = (any(job.kind == kind.name for job in working) for kind in (EVALUATE, EXPORT))
         waiting = sum(entry.kind != TRAIN.name for entry in self.supervisor.waiting())
-        return words.status_line(runs, self.chat.running, evaluating, others_train, exporting, waiting)
+        return words.status_line(runs, self.engine.loaded is not None, evaluating, others_train, exporting, waiting)
 
 
 ViewValues = dict[str, str | bool | Update | Drawing | None]

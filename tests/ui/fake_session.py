@@ -52,5 +52,8 @@ class FakeSession:
     def join(self, request: JoinBatch) -> None:
         self.joined.append(request)
 
+    def end(self) -> None:
+        self.running = False
+
     def close(self) -> None:
         self.running = False

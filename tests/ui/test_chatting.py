@@ -269,7 +269,7 @@ def test_an_answer_that_could_not_be_had_again_leaves_the_old_one(act: Chat, run
     send(act, "One?")
     last = click(act, "edit", run.id, "0", "fail at once")[-1]
     assert "No memory is left." in last[act.parts.message]
-    assert act.parts.question not in last
+    assert last[act.parts.question] == "fail at once", "what was typed is not lost"
     assert answers(act, run.id) == ["Arr, One?"]
 
 
@@ -330,6 +330,47 @@ def test_a_page_that_goes_away_stops_the_engine_and_keeps_what_was_said(act: Cha
     assert act.studio.chat.left_early == 1
     assert answers(act, BASE) == ["Rome"]
     assert send(act, "Next?")
+
+
+def test_a_page_that_is_opened_while_an_answer_grows_follows_it_to_its_end(act: Chat) -> None:
+    asking = act.send(WHO, "Capital?", "", *DEFAULTS)
+    for update in asking:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    assert tab.is_followed(act, WHO)
+    assert list(tab.follow(act, WHO, "")) == [act.parts.board]
+    assert "Rome" in str(tab.follow(act, WHO, "")[act.parts.board])
+    asking.close()
+    last = tab.follow(act, WHO, "")
+    assert (last[act.parts.send].visible, last[act.parts.stop].visible) == (True, False)
+    assert act.parts.question not in last
+    assert "Rome" in str(last[act.parts.board])
+    assert not tab.is_followed(act, WHO)
+
+
+@pytest.mark.parametrize("way", ["columns", "blind", "edit"])
+def test_a_question_whose_page_was_left_before_the_answer_comes_back_on_the_next_one(act: Chat, way: str) -> None:
+    if way == "edit":
+        send(act, "Old?")
+        asking = act.act(Click("edit", value="0", text="New?"), WHO, "Be a pirate.", act.parts.copied, DEFAULTS)
+        list(act.unload(WHO))
+    elif way == "blind":
+        click(act, "blind")
+        asking = tab.ask(act, WHO, "New?", "", DEFAULTS)
+    else:
+        asking = act.send(WHO, "New?", "", *DEFAULTS)
+    for update in asking:
+        if "Downloading" in str(update.get(act.parts.status, "")):
+            break
+    asking.close()
+    assert not act.studio.chat.running, "half a model holds no memory"
+    assert act.parts.question not in tab.follow(act, WHO, "I type"), "what is typed now stays"
+    assert tab.is_followed(act, WHO)
+    back = tab.follow(act, WHO, "")
+    assert back[act.parts.question] == "New?"
+    assert "question is below again" in back[act.parts.message]
+    assert not tab.is_followed(act, WHO)
+    assert answers(act, BASE) == (["Rome, Old?"] if way == "edit" else [])
 
 
 def test_no_question_and_no_adapter_are_sentences(act: Chat) -> None:

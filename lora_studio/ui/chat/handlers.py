@@ -309,9 +309,14 @@ class Chat:
         turn = self._answering.get(self.asker(who))
         return turn is not None and question in turn.questions
 
+    def growing(self, who: str) -> ChatState | None:
+        """A browser's chat while it is answered, with what is not written down yet."""
+        turn = self._answering.get(self.asker(who))
+        return turn.talk if turn else None
+
     def check_idle(self, who: str) -> None:
-        """Raises `StudioError` while a browser's chat is answered: the next question would follow half an answer."""
-        if self.asker(who) in self._answering:
+        """Raises `StudioError` while a browser's chat is answered: a question would follow half an answer."""
+        if self.is_busy(who):
             raise StudioError("The last question is still being answered.", "Wait for it, or press Stop and ask again.")
 
     def ask(
@@ -325,38 +330,44 @@ class Chat:
         before: Mapping[str, list[dict[str, str]]] | None = None,
     ) -> Iterator[Updates]:
         """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
-        it was `before`, and a new question comes back."""
+        it was `before`, and a question that was typed comes back, to the next page where this one is gone."""
         self.check_idle(who)
-        for question in questions.values():
-            check_length("The question", question, QUESTION)
+        for asked in questions.values():
+            check_length("The question", asked, QUESTION)
         check_length("The system prompt", system, SYSTEM_PROMPT)
         p, names = self.parts, list(questions)
+        question = questions[names[0]]
         workspace = self.studio.workspace.bound()  # what is kept at the end is kept for whoever asked
         selected = columns.chosen
         own = selected[0].card().system_prompt
         talk.sampling, talk.system = form.sampling(sampling), None if system == own else system
         with self.answering(who, talk, questions.values()):
-            for name, question in questions.items():
-                talk.ask(question, [name])
+            for name, asked in questions.items():
+                talk.ask(asked, [name])
             self.keep(who, talk)
             requests = [
                 ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system))
                 for name in names
             ]
             begun = {p.question: "", p.extra: "", p.tools: markup.tools(talk, busy=True)}
-            yield self.buttons(who) | begun | {p.board: self.board(talk, columns, busy=True)}
+            failure, gone = None, False
             try:
+                yield self.buttons(who) | begun | {p.board: self.board(talk, columns, busy=True)}
                 with contextlib.closing(
                     self.engine.answer(self.asker(who), select_models(selected), requests, plain(talk.sampling))
                 ) as answers:
                     yield from self._carry(who, talk, columns, names, answers)
-                failure = None
             except StudioError as error:
                 failure = error
+            except GeneratorExit:
+                gone = True
+                raise
             finally:
                 unanswered = talk.take_back(names, before)
+                typed = question if unanswered and not conversation.holds(before, question) else ""
+                talk.unsent = typed if gone and typed else talk.unsent
                 conversation.write_state(workspace, who, talk)
-        if self.asker(who) in self._answering:
+        if self.is_busy(who):
             return  # stopped, and the next question is on the board already
         if failure is None:
             yield self.buttons(who) | {p.tools: markup.tools(talk), p.board: self.board(talk, columns)}
@@ -365,14 +376,13 @@ class Chat:
             return
         # A run may have deleted a checkpoint while that was loaded.
         columns, updates = self._follow(talk) if unanswered else (columns, {})
-        question = questions[names[0]]
         if updates and not before:
             yield updates
             yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
             return
         if updates:
             self.keep(who, talk)
-        back = {p.question: question} if unanswered and not before else {}
+        back = {p.question: typed} if typed else {}
         painted = {p.board: self.board(talk, columns), p.tools: markup.tools(talk)}
         yield self.failed(who, columns, failure) | updates | back | painted
 
@@ -415,9 +425,13 @@ class Chat:
                 written = time.monotonic()
             yield {p.board: self.board(talk, columns, busy=True)}
 
+    def is_busy(self, who: str) -> bool:
+        """Whether a browser's chat is being answered."""
+        return self.asker(who) in self._answering
+
     def buttons(self, who: str) -> Updates:
         """Stop in the place of Send while a browser's chat is being answered."""
-        busy = self.asker(who) in self._answering
+        busy = self.is_busy(who)
         return {self.parts.send: gr.Button(visible=not busy), self.parts.stop: gr.Button(visible=busy)}
 
     def failed(self, who: str, columns: Columns, error: StudioError) -> Updates:

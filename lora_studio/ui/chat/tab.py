@@ -15,7 +15,7 @@ import gradio as gr
 from lora_studio.chat import choices, prompts
 from lora_studio.chat.arbiter import Ready, Status
 from lora_studio.chat.choices import FOLDER, MAX_ADAPTERS, select_models
-from lora_studio.chat.conversation import BASE, BlindTrial, ChatState, draft_key, plain
+from lora_studio.chat.conversation import BASE, BlindTrial, ChatState, draft_key, plain, write_state
 from lora_studio.chat.prompts import Answered, examples_for
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.protocol import TRANSFORMERS, VLLM, BatchColumn, ColumnPrompt, Ended, Generated, Piece
@@ -34,6 +34,8 @@ ENGINE_WORDS = (
 )
 FIRST_SECONDS = 3
 """Between two looks of a chat without adapters for a first one."""
+FOLLOW_SECONDS = 1
+"""Between two looks at an answer that an earlier page asked for."""
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -150,7 +152,7 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
 def _wire_arrivals(act: Chat, who: gr.State, wish: gr.State) -> None:
     """What the tab shows when the page or the tab is opened, and once there is a first adapter."""
     everything = act.parts.all()
-    empty, waiting = gr.State(True), gr.Timer(FIRST_SECONDS)
+    empty, waiting, following = gr.State(True), gr.Timer(FIRST_SECONDS), gr.Timer(FOLLOW_SECONDS, active=False)
 
     def open_page(browser: str) -> Updates:
         return {who: browser} | arrived(browser)
@@ -160,7 +162,11 @@ def _wire_arrivals(act: Chat, who: gr.State, wish: gr.State) -> None:
 
     def arrived(person: str, *wished: Any) -> Updates:
         updates = act.arrive(person, *wished)
-        return updates | {empty: act.parts.board not in updates}
+        return updates | {empty: act.parts.board not in updates, following: gr.Timer(active=is_followed(act, person))}
+
+    def look_again(person: str, typed: str) -> Updates:
+        ended = not act.is_busy(person)
+        return follow(act, person, typed) | ({following: gr.Timer(active=False)} if ended else {})
 
     def look(person: str, still_empty: bool) -> Updates:
         """The first checkpoint of a run at work appears by itself; then nobody looks until the tab is opened again."""
@@ -169,11 +175,37 @@ def _wire_arrivals(act: Chat, who: gr.State, wish: gr.State) -> None:
         return (arrived(person) if still_empty else {}) | {waiting: gr.Timer(active=False)}
 
     name = gr.Textbox(visible=False)
-    gr.on(fn=open_page, inputs=name, outputs=[who, *everything, empty], js=theme.call("chatName"), **QUIET)
+    gr.on(fn=open_page, inputs=name, outputs=[who, *everything, empty, following], js=theme.call("chatName"), **QUIET)
     tab = act.parts.body.parent
     assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
-    job_views.open_anew(tab, take_up, [who, wish], [*everything, wish, empty])
-    waiting.tick(look, [who, empty], [*everything, empty, waiting], trigger_mode="once", **QUIET)
+    job_views.open_anew(tab, take_up, [who, wish], [*everything, wish, empty, following])
+    waiting.tick(look, [who, empty], [*everything, empty, waiting, following], trigger_mode="once", **QUIET)
+    following.tick(look_again, [who, act.parts.question], [*everything, following], trigger_mode="once", **QUIET)
+
+
+def is_followed(act: Chat, who: str) -> bool:
+    """Whether a page that is opened has to look again: an answer grows that an earlier page asked for, or a question
+    was left unanswered there."""
+    return act.is_busy(who) or bool(act.talk(who).unsent)
+
+
+def follow(act: Chat, who: str, typed: str) -> Updates:
+    """The answer that an earlier page asked for, as it grows and as it ended. A question that was left unanswered comes
+    back, unless another is being typed."""
+    p, growing = act.parts, act.growing(who)
+    if growing:
+        return {} if growing.blinded else {p.board: act.board(growing, act.columns(growing), busy=True)}
+    talk = act.talk(who)
+    columns = act.columns(talk)
+    back: Updates = {}
+    if talk.unsent and not typed.strip():
+        words = "The page was left before the answer began, so your question is below again."
+        back = {p.question: talk.unsent, p.message: html.notice(words)}
+        talk.unsent = ""
+        act.keep(who, talk)
+    return (
+        {p.board: act.board(talk, columns), p.tools: markup.tools(talk)} | act.memory(columns) | act.buttons(who) | back
+    )
 
 
 def build_prompt_sets(act: Chat, who: gr.State) -> None:
@@ -362,12 +394,16 @@ def ask(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]
         return
     talk, columns, updates = act.followed(who)
     yield updates
-    failure = None
+    failure, workspace = None, act.studio.workspace.bound()
     try:
         act.check_idle(who)
         with act.answering(who, talk, [question]):
             yield act.buttons(who) | {p.question: "", p.tools: markup.tools(talk, busy=True)}
             yield from _answered(act, who, talk, question, system, sampling)
+    except GeneratorExit:  # its page is gone: the next one gets the question back
+        talk.unsent = question
+        write_state(workspace, who, talk)
+        raise
     except StudioError as error:
         failure = error
     board = {p.board: markup.blind_board(act.talk(who).blind, prompts.read_votes(act.studio.workspace))}
