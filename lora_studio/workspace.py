@@ -364,7 +364,8 @@ class Workspace:
             return cls(root)
         except OSError as error:
             hint = "Choose another folder with --workspace or LORA_STUDIO_HOME."
-            raise StudioError(f"The folder {root} cannot be created: {error.strerror}.", hint) from None
+            problem = "can't be written" if root.is_dir() else "can't be created"
+            raise StudioError(f"The workspace {root} {problem}: {error.strerror}.", hint) from None
 
     def with_policy(self, policy: Callable[[], Policy]) -> "Workspace":
         """The same folder, as callers with that policy see it."""

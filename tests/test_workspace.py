@@ -1,5 +1,6 @@
 """The workspace keeps names inside it, files whole and runs listed."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -105,8 +106,21 @@ def test_a_slash_in_a_title_leaves_the_rest_of_the_title_in_the_id(workspace: Wo
 
 def test_a_workspace_that_can_not_be_made_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudioError, match=r"cannot be created: .*\n.*--workspace"):
+    with pytest.raises(StudioError, match=r"can't be created: Not a directory.*\n.*--workspace"):
         Workspace.find(str(tmp_path / "file" / "workspace"))
+    with pytest.raises(StudioError, match=r"file can't be created: File exists\."):
+        Workspace.find(str(tmp_path / "file"))
+
+
+def test_a_workspace_that_is_read_only_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StudioError, match=r"can't be written: Read-only file system\."):
+        Workspace.find(str(tmp_path))
 
 
 def test_a_space_keeps_things_where_it_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

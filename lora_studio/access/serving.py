@@ -38,6 +38,7 @@ HOST, PORT, FOLDERS, MAX_UPLOAD = (
 PROXIES, NAMES = "LORA_STUDIO_TRUSTED_PROXIES", "LORA_STUDIO_ALLOWED_HOSTS"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
+MAX_PORT = 65535
 GUEST_GB = 0.005  # largest file that a guest may upload
 QUOTA, SHARE = "LORA_STUDIO_QUOTA_GB", "LORA_STUDIO_DEVICES_PER_VISITOR"
 USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
@@ -196,6 +197,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _checked_port(port: float) -> int:
+    if port != int(port) or not 1 <= port <= MAX_PORT:
+        raise StudioError(f"There is no port {port:g}.", f"Use a number from 1 to {MAX_PORT} for --port or {PORT}.")
+    return int(port)
+
+
 def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
     """The checked settings from flags and environment. Raises `StudioError` if they would open the page to anyone."""
     accounts, alone = read_accounts(args.users_file, environment), _token(args, environment)
@@ -210,7 +217,7 @@ def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.env
     folders = args.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
     serving = Serving(
         host=host or ("0.0.0.0" if in_space(environment) else "127.0.0.1"),
-        port=args.port if args.port is not None else int(_number(PORT, port, 7860)),
+        port=_checked_port(args.port if args.port is not None else _number(PORT, port, 7860)),
         accounts=accounts,
         insecure=args.insecure,
         api_key=read_api_key(environment),

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from lora_studio import __version__
 from lora_studio.access.serving import add_flags as add_serving_flags
-from lora_studio.cli.output import plain_output
+from lora_studio.cli.output import PlainOutput, plain_output, program_of
 from lora_studio.errors import EngineError, StudioError
 from lora_studio.models.accelerators import AUTO, DEVICE_KINDS, LOCAL
 from lora_studio.workspace import Workspace
@@ -353,6 +353,9 @@ def _answered(arguments: list[str]) -> int:
     args.unknown = unknown
     if args.unknown and args.command not in WITH_ALL_SETTINGS:
         parser.error(f"unrecognized arguments: {' '.join(args.unknown)}")
+    for stream in (sys.stderr, sys.stdout):
+        if isinstance(stream, PlainOutput) and not (stream is sys.stdout and vars(args).get("json")):
+            stream.program, stream.workspace = program_of(sys.orig_argv), args.workspace or ""
     try:
         return _run(args)
     except StudioError as error:

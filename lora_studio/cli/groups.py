@@ -49,7 +49,8 @@ def train_group(workspace: Workspace, args: argparse.Namespace) -> int:
         memory = report.memory if report.state == OK else None
     group_id, runs = start_group(supervisor, made, name=args.group_name, stop_weak=args.stop_weak, memory=memory)
     say(f"Group {group_id}: {len(runs)} runs. They continue if this terminal is closed.")
-    say(f"  `python -m lora_studio groups show {group_id}` shows results, `groups stop {group_id}` stops all.")
+    groups = "python -m lora_studio groups"
+    say(f"  `{groups} show {group_id}` shows results, `{groups} stop {group_id}` stops all.")
     return follow(supervisor, group_id, args.json)
 
 

@@ -5,9 +5,12 @@ import contextlib
 import io
 import json
 import re
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_studio.errors import StudioError
@@ -26,15 +29,38 @@ def plain(text: str) -> str:
     return _CODES.sub(lambda sign: f"\\x{ord(sign[0]):02x}" if sign[0] < " " else f"\\u{ord(sign[0]):04x}", text)
 
 
+_CALL = re.compile(r"(?<![\w./-])(python -m lora_studio|lora-studio) ([a-z][^`\n]*)")
+"""A command of this program in a message: it ends with its quotation or its line."""
+
+
+def program_of(arguments: Sequence[str]) -> str:
+    """How this program was started, for the terminal that it was started in; "" where that is not known.
+
+    `arguments` are those of the process (`sys.orig_argv`): its Python, then `-m lora_studio` or the installed script.
+    """
+    if "lora_studio" in arguments[1:3]:
+        return shlex.join([arguments[0], "-m", "lora_studio"])
+    script = arguments[1] if len(arguments) > 1 and Path(arguments[1]).name == "lora-studio" else ""
+    return "lora-studio" if script and shutil.which("lora-studio") == script else shlex.quote(script) if script else ""
+
+
 class PlainOutput(io.TextIOBase):
-    """A stream that all output goes through: a file, a model or a run can write nothing that steers the terminal."""
+    """A stream that all output goes through: a file, a model or a run can write nothing that steers the terminal.
+
+    Commands in messages are written with `program`, where that is known, and `workspace`, where one was named: they can
+    be pasted.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self.stream, self.program, self.workspace = stream, "", ""
 
     def write(self, text: str) -> int:
-        self.stream.write(plain(text))
+        self.stream.write(plain(_CALL.sub(self._pasted, text) if self.program or self.workspace else text))
         return len(text)
+
+    def _pasted(self, call: re.Match[str]) -> str:
+        place = f" --workspace {shlex.quote(self.workspace)}" if self.workspace else ""
+        return f"{self.program or call[1]} {call[2]}{place}"
 
     def flush(self) -> None:
         self.stream.flush()

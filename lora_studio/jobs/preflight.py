@@ -33,7 +33,7 @@ from lora_studio.models.hardware import Device, all_devices, choose, device_for
 from lora_studio.models.hub import may_run_code_of, warning
 from lora_studio.models.memory import UNLIMITED, checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.models.shape import Architecture, architecture, beyond, linear_layers, read_config
-from lora_studio.units import GIB
+from lora_studio.units import GIB, count
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
 
 BITS = {"4bit": "4 bits", "8bit": "8 bits"}
@@ -311,14 +311,13 @@ def _batch(config: Config, data: FirstRows | StudioError) -> Check:
     training = config.training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * config.compute.world_size
     if isinstance(data, StudioError) or data.report["sampled"] or training.packing:
-        return Check(title, OK, f"{rows:,} rows per step.")
+        return Check(title, OK, f"{count(rows, 'row')} per step.")
     there = data.report["train_rows"]
     if there < rows:
         advice = "Lower training.gradient_accumulation_steps or training.per_device_train_batch_size."
-        return Check(
-            title, NOTE, f"{rows:,} rows per step, but only {there:,} rows: an epoch is a single step.", advice
-        )
-    return Check(title, OK, f"{rows:,} rows per step, {there:,} rows.")
+        words = f"{count(rows, 'row')} per step, but only {count(there, 'row')}: an epoch is a single step."
+        return Check(title, NOTE, words, advice)
+    return Check(title, OK, f"{count(rows, 'row')} per step, {count(there, 'row')}.")
 
 
 def _evaluation(config: Config, data: FirstRows | StudioError) -> Check:

@@ -31,6 +31,15 @@ def test_the_address_that_is_told_can_be_opened_and_says_who_reaches_it() -> Non
     assert told("::1", 80) == "LoRA Studio is on http://[::1]:80"
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999"])
+def test_a_port_that_no_machine_has_is_refused_in_a_sentence(port: str) -> None:
+    with pytest.raises(StudioError, match=rf"There is no port {port}\.\n.*1 to 65535"):
+        flags("--port", port)
+    if port > "0":
+        with pytest.raises(StudioError, match=rf"There is no port {port}"):
+            flags(**{serving.PORT: port})
+
+
 def test_the_terminal_is_told_where_things_are_kept_and_how_to_stop(tmp_path: Path) -> None:
     where, stop = serving.where_words(tmp_path).splitlines()
     assert where.endswith(str(tmp_path))

@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -332,8 +332,8 @@ class Chat:
         """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
         it was `before`, and a question that was typed comes back, to the next page where this one is gone."""
         self.check_idle(who)
-        for asked in questions.values():
-            check_length("The question", asked, QUESTION)
+        for text in questions.values():
+            check_length("The question", text, QUESTION)
         check_length("The system prompt", system, SYSTEM_PROMPT)
         p, names = self.parts, list(questions)
         question = questions[names[0]]
@@ -342,20 +342,14 @@ class Chat:
         own = selected[0].card().system_prompt
         talk.sampling, talk.system = form.sampling(sampling), None if system == own else system
         with self.answering(who, talk, questions.values()):
-            for name, asked in questions.items():
-                talk.ask(asked, [name])
+            for name, text in questions.items():
+                talk.ask(text, [name])
             self.keep(who, talk)
-            requests = [
-                ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system))
-                for name in names
-            ]
             begun = {p.question: "", p.extra: "", p.tools: markup.tools(talk, busy=True)}
             failure, gone = None, False
             try:
                 yield self.buttons(who) | begun | {p.board: self.board(talk, columns, busy=True)}
-                with contextlib.closing(
-                    self.engine.answer(self.asker(who), select_models(selected), requests, plain(talk.sampling))
-                ) as answers:
+                with contextlib.closing(self._answers(who, talk, selected, names, system)) as answers:
                     yield from self._carry(who, talk, columns, names, answers)
             except StudioError as error:
                 failure = error
@@ -385,6 +379,15 @@ class Chat:
         back = {p.question: typed} if typed else {}
         painted = {p.board: self.board(talk, columns), p.tools: markup.tools(talk)}
         yield self.failed(who, columns, failure) | updates | back | painted
+
+    def _answers(
+        self, who: str, talk: ChatState, selected: Sequence[Choice], names: Sequence[str], system: str
+    ) -> Generator[Answer, None, None]:
+        """The engine's answers to the last question of these columns."""
+        requests = [
+            ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system)) for name in names
+        ]
+        return self.engine.answer(self.asker(who), select_models(selected), requests, plain(talk.sampling))
 
     @contextlib.contextmanager
     def answering(self, who: str, talk: ChatState, questions: Iterable[str]) -> Iterator[None]:
