@@ -255,16 +255,16 @@ def test_quantized_bases_and_flash_attention_are_refused_where_they_cannot_run(u
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("cpu", {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}),
-        ("cuda", {"use_cpu": False, "bf16": True, "dataloader_pin_memory": True}),
+        ("cpu", {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False, "accelerator_config": None}),
+        ("cuda", {"use_cpu": False, "bf16": True, "accelerator_config": {"non_blocking": True}}),
         ("rocm", {"use_cpu": False, "bf16": True, "dataloader_pin_memory": True}),
         ("xpu", {"use_cpu": False, "bf16": True, "dataloader_pin_memory": True}),
         ("mps", {"use_cpu": False, "bf16": True, "dataloader_pin_memory": False}),
     ],
 )
-def test_the_trainer_is_told_what_the_device_is(kind: str, expected: dict[str, bool]) -> None:
+def test_the_trainer_is_told_what_the_device_is(kind: str, expected: dict[str, Any]) -> None:
     values = trainer_values(parse(nest({})), "bfloat16", kind=kind, measured=False, checkpointing=False)
-    assert {name: values[name] for name in expected} == expected
+    assert {name: values.get(name) for name in expected} == expected
 
 
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")

@@ -115,6 +115,57 @@ def test_a_batch_without_a_trained_token_has_a_loss_of_zero_and_gradients_of_zer
     assert all(not gradient.any() for gradient in gradients.values())
 
 
+def _with_known_places(model: Any) -> Any:
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    fused.KnownPlaces(model)
+    return model
+
+
+def _places(labels: torch.Tensor) -> torch.Tensor:
+    return fused.with_places(lambda _: {"labels": labels})([])[fused.PLACES]
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.full_like(LABELS, -100)], ids=["some", "none"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_scored_at_the_places_of_a_batch_is_what_trl_scores_by_a_mask(
+    labels: torch.Tensor, checkpointing: bool
+) -> None:
+    theirs = _model(lora_dropout=0.3)
+    ours = _with_known_places(copy.deepcopy(theirs))
+    add_fused_lm_head(theirs.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    scored, results = [], []
+    for model, places in ((theirs, {}), (ours, {fused.PLACES: _places(labels)})):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        torch.manual_seed(1)
+        output = model(input_ids=IDS, labels=labels, use_cache=False, fused_lm_head=True, **places)
+        output.loss.backward()
+        scored.append(output)
+        results.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert scored[1].log_probs.shape == (1, int((labels[:, 1:] != -100).sum()))
+    for name in ("log_probs", "entropy", "is_top1", "label_mask"):
+        sums = [float(getattr(output, name).sum()) for output in scored]
+        assert sums[1] == pytest.approx(sums[0], rel=1e-6), name
+    assert scored[1].loss.item() == pytest.approx(scored[0].loss.item(), rel=1e-6)
+    assert len(results[1]) == len(results[0]) == 28
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_loss_and_in_evaluation_the_places_change_nothing() -> None:
+    plain = _model().eval()
+    ours = _with_known_places(copy.deepcopy(plain)).eval()
+    with torch.no_grad():
+        logits = plain(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
+        assert torch.equal(
+            ours(input_ids=IDS, attention_mask=MASK, use_cache=False, trained_places=None).logits, logits
+        )
+        scored = ours(input_ids=IDS, labels=LABELS, use_cache=False, fused_lm_head=True, trained_places=_places(LABELS))
+    assert scored.log_probs.shape == (2, 5)
+    assert fused.masking_utils.find_packed_sequence_indices(torch.tensor([[0, 1, 0, 1]])).tolist() == [[0, 0, 1, 1]]
+    assert fused.masking_utils.find_packed_sequence_indices(torch.tensor([[0, 1, 2, 3]])) is None
+
+
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize(("temperature", "scale"), [(1.0, 1.0), (0.7, 3.0)])
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -1,6 +1,6 @@
-"""Between two logged steps a training never waits for its device: no number is read off a tensor."""
+"""Between two logged steps a training never waits for its device: no number is read off a tensor, and no operation
+needs one to know the size of its answer."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,38 +10,64 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, TrainerCallback
 
 from benchmarks.tiny_models import RECIPES
-from lora_studio.engine.train import program
+from lora_studio.engine.train import fused, program, trainers
 from lora_studio.engine.train.trainers import Later, TrainerMixin, read_measured
 from lora_studio.engine.train_script import without_padding_mask
 from lora_studio.jobs.events import fold
 from tests.engine.conftest import MakeRun, events
 
 Train = Callable[..., int]
-WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.is_nonzero")
-"""What reads a number, or needs one to know the size of its answer: on a GPU each waits for all work before it."""
-TRANSFORMERS_OWN = "find_packed_sequence_indices"
-"""transformers looks once a batch whether the positions begin anew in it; nobody can spare it that."""
+WAITS = (
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "argwhere",
+    "masked_select",
+    "masked_scatter_backward",
+    "repeat_interleave",
+    "bincount",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+)
+"""Operators of aten that read a number, or need one to know the size of their answer: on a GPU each waits for all work
+before it. On the CPU they are the same operators."""
+BY_MASK = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
+"""Operators that look for the places of a mask, where they are given one: PyTorch's kernel for the CPU does it within,
+its kernel for a GPU by `nonzero` (expandTensors in aten/src/ATen/native/IndexingUtils.h)."""
 
 
-def is_called_by(name: str) -> bool:
-    frame: Any = sys._getframe()
-    while frame is not None and frame.f_code.co_name != name:
-        frame = frame.f_back
-    return frame is not None
+def waits_for(func: Any, args: Any) -> bool:
+    name = func._schema.name.removeprefix("aten::")
+    masks = args[1] if name in BY_MASK else ()
+    return name in WAITS or any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations that wait for the device, by the step in which they are."""
+    """Counts the operations that wait for the device, by the step in which they are. While `batches` are made, nothing
+    is on the device yet."""
 
     def __init__(self) -> None:
         super().__init__()
         self.step = 0
+        self.on_device = True
         self.counted: dict[int, list[str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if str(func).startswith(WAITS) and not is_called_by(TRANSFORMERS_OWN):
+        if self.on_device and waits_for(func, args):
             self.counted.setdefault(self.step, []).append(str(func))
         return func(*args, **(kwargs or {}))
+
+    def batches(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def made(rows: Any) -> Any:
+            self.on_device = False
+            try:
+                return collate(rows)
+            finally:
+                self.on_device = True
+
+        return made
 
 
 class Follow(TrainerCallback):
@@ -60,21 +86,26 @@ class Follow(TrainerCallback):
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
-    """Counts what waits in the trainings of a test, which read no loss but the logged ones, as on a GPU."""
-    counted, fit, start = Waits(), program.fit, TrainerMixin.__init__
-
-    def without_looks(self: Any, **kwargs: Any) -> None:
-        start(self, **kwargs)
-        self.on_cpu = False
+    """Counts what waits in the trainings of a test, which go as on a GPU but for trl's kernels."""
+    counted, fit = Waits(), program.fit
 
     def fit_counted(context: program.Context, training: program.Training) -> None:
-        training.trainer.add_callback(Follow(counted))
+        trainer: Any = training.trainer
+        trainer.data_collator = counted.batches(trainer.data_collator)
+        trainer.add_callback(Follow(counted))
         with counted:
             fit(context, training)
 
-    monkeypatch.setattr(TrainerMixin, "__init__", without_looks)
+    as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(program, "fit", fit_counted)
+    monkeypatch.setattr(program, "logging_interval", lambda *_: 2)
     return counted
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainers, "on_cpu", lambda: False)
+    monkeypatch.setattr("trl.trainer.utils._use_triton", lambda device: True)
+    monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction", fused.LogProbs)
 
 
 SETTINGS = {
@@ -88,11 +119,18 @@ SETTINGS = {
 
 
 @pytest.mark.slow
-def test_a_step_that_is_not_logged_reads_nothing_off_the_device(waits: Waits, make_run: MakeRun, train: Train) -> None:
-    run = make_run(**SETTINGS)
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"training__padding_free": True}, {"training__packing": True}],
+    ids=["padded", "padding-free", "packed"],
+)
+def test_a_step_that_is_not_logged_reads_nothing_off_the_device(
+    waits: Waits, make_run: MakeRun, train: Train, how: dict[str, Any]
+) -> None:
+    run = make_run(**{**SETTINGS, **how, "training__max_steps": 6})
     assert train(run) == 0
     steps = fold(events(run)).steps
-    assert len(steps) == 21  # the first and each second
+    assert len(steps) == 4  # the first and each second
     read_in = {step for step in waits.counted if step}
     assert not read_in, {step: sorted(set(waits.counted[step])) for step in sorted(read_in)}
     assert waits.counted[0]  # the logs do

@@ -1,11 +1,17 @@
-"""A training step on the CPU in fewer passes over memory: the same numbers but for rounding.
+"""A training step in fewer passes over memory on the CPU, and without waiting on a GPU: the same numbers but for
+rounding.
 
 On a CPU most of a small step's time goes into reading and writing tensors. trl scores every position there, in tiles
 that the backward pass computes anew, where a GPU scores the trained positions alone; peft scales an adapter's output
-and adds it to the base's in passes of their own. For the CPU only: nothing of this has been measured on a GPU.
+and adds it to the base's in passes of their own (`fuse`).
+
+A GPU works through what it was asked for while the next is asked for, until somebody has to know a number: how many
+positions a mask marks is one. trl indexes with such masks, and transformers looks whether positions begin anew. The
+batch knows both before it goes to the GPU (`KnownPlaces`). Nothing of this has been measured on a GPU.
 """
 
 import functools
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -13,25 +19,96 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
 from torch.nn import functional
+from transformers import masking_utils
 from trl.kernels import ChunkedLogProbFunction
 
+from lora_studio.data.messages import IGNORED
 from lora_studio.models.memory import MAX_SCORES
 
+Batch = dict[str, torch.Tensor]
 Scores = tuple[torch.Tensor | None, ...]
 
 
 def fuse(model: PeftModel) -> None:
     """Lets a model that has trl's output layer (`add_fused_lm_head`) train in fewer passes."""
-    base: Any = model.get_base_model()
-    theirs = base.forward.__func__
-    # A copy of trl's forward that looks these two names up here, as it stands for this model alone.
-    names = {**theirs.__globals__, "_use_triton": lambda device: True, "_ChunkedLogProbFunction": LogProbs}
-    ours = FunctionType(theirs.__code__, names, theirs.__name__, theirs.__defaults__, theirs.__closure__)
-    ours.__kwdefaults__ = theirs.__kwdefaults__
-    base.forward = MethodType(functools.update_wrapper(ours, theirs), base)
+    _look_up(model.get_base_model(), _use_triton=lambda device: True, _ChunkedLogProbFunction=LogProbs)
     layers: list[Any] = [module for module in model.modules() if type(module) is Linear]  # quantized ones are others
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
+
+
+def _look_up(base: Any, **names: Any) -> None:
+    """Gives a model a copy of trl's forward that looks these names up here, as it stands for this model alone."""
+    theirs = base.forward.__func__
+    ours = FunctionType(
+        theirs.__code__, {**theirs.__globals__, **names}, theirs.__name__, theirs.__defaults__, theirs.__closure__
+    )
+    ours.__kwdefaults__ = theirs.__kwdefaults__
+    base.forward = MethodType(functools.update_wrapper(ours, theirs), base)
+
+
+PLACES = "trained_places"
+"""The entry of a batch with the places of the positions whose next token is trained, in the flattened batch."""
+_look = masking_utils.find_packed_sequence_indices
+
+
+def with_places(collate: Callable[[list[Any]], Batch]) -> Callable[[list[Any]], Batch]:
+    """A collator whose batches name their trained places."""
+
+    def named(rows: list[Any]) -> Batch:
+        batch = collate(rows)
+        row, column = (batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True)
+        return {**batch, PLACES: row * batch["labels"].shape[1] + column}
+
+    return named
+
+
+class KnownPlaces:
+    """Lets a model that has trl's output layer train without masks of an unknown number of positions.
+
+    For a loss (`fused_lm_head`) of a model in training the last layer's output is cut to the places that the batch
+    names, with their labels, so that trl scores all of what it gets. Whether rows share a sequence is told by the
+    batch too: it has positions only then.
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        self._places: torch.Tensor | None = None
+        self._joined: bool | None = None  # None outside of a loss
+        base: Any = model.get_base_model()
+        theirs = base.forward.__func__.__globals__["_use_triton"]
+        _look_up(base, _use_triton=lambda device: self._places is None and theirs(device))
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.register_forward_hook(self._behind, always_call=True)
+        base.base_model.register_forward_hook(self._cut)
+        masking_utils.find_packed_sequence_indices = self._sequences
+
+    def _before(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        places = kwargs.pop(PLACES, None)
+        if "fused_lm_head" not in kwargs:
+            return args, kwargs
+        self._joined = "position_ids" in kwargs
+        if places is not None and module.training:
+            self._places = places
+            kwargs["shift_labels"] = kwargs["labels"].flatten().index_select(0, places + 1)[None]
+        return args, kwargs
+
+    def _cut(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
+        if self._places is not None:
+            hidden = output.last_hidden_state
+            output.last_hidden_state = hidden.flatten(0, 1).index_select(0, self._places.to(hidden.device))[None]
+        return output
+
+    def _behind(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._places = self._joined = None
+
+    def _sequences(self, position_ids: torch.Tensor) -> torch.Tensor | None:
+        """The number of each token's sequence in its row, as transformers counts them; None where each row is one."""
+        if self._joined is None:
+            return _look(position_ids)
+        if not self._joined:
+            return None
+        steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+        return (steps != 1).cumsum(-1)
 
 
 class LogProbs:

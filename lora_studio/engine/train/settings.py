@@ -197,6 +197,8 @@ def trainer_values(config: Config, dtype: str, *, kind: str, measured: bool, che
         "bf16": dtype == "bfloat16" and not on_cpu,
         "fp16": dtype == "float16",
         "dataloader_pin_memory": pins_memory(training, kind),
+        # From page-locked memory a batch is copied while the device computes; else each copy waits for all before it.
+        **({"accelerator_config": {"non_blocking": True}} if pins_memory(training, kind) else {}),
     }
 
 

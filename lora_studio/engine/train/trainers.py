@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
@@ -194,7 +195,11 @@ class TrainerMixin(WithoutRouterLoss):
         """On the CPU logs a loss that is not finite at once, so that `ReportCallback` ends the training. A GPU would be
         waited for; there the next logged loss shows it."""
         shared = self.world.is_shared
-        blank_tokens = self.counted_tokens(inputs) if shared and is_blank(inputs) else 0
+        blank_tokens = 0
+        if shared and is_blank(inputs):
+            blank_tokens = self.counted_tokens(inputs)
+            inputs.pop(fused.PLACES, None)  # those of the row that it was made of
+        inputs = send_to_device(inputs, self.args.device, non_blocking=True)
         loss = super().training_step(model, inputs, *args, **kwargs).as_subclass(torch.Tensor)
         infinite: float = self.on_cpu and not bool(torch.isfinite(loss))
         if shared:
@@ -318,9 +323,19 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
         self._eval_nats = 0.0
         self._eval_tokens = 0
         super().__init__(**kwargs)
+        if not (self.on_cpu or self.sharded or self.args.torch_compile) and isinstance(self.model, PeftModel):
+            fused.KnownPlaces(self.model)
+            self.data_collator = fused.with_places(self.data_collator)
         if meter:
             adapted: Any = self.model
             meter.watch(adapted.get_base_model())
+
+    def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """trl counts the tokens of a batch by its mask, or puts their number on the device, which waits for it. A mask
+        made there does not; `without_padding_mask` keeps it from the model."""
+        if "attention_mask" not in inputs and not self.aux_loss_enabled and self.label_smoother is None:
+            inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def prediction_step(
         self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
