@@ -25,6 +25,17 @@ def _hidden(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in "\n\t" and char not in JOINERS
 
 
+def kind_of(value: object) -> str:
+    """What a value of JSON or YAML is called: an object, a list, a text, a number."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, int | float):
+        return "true or false" if isinstance(value, bool) else "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "an object" if isinstance(value, dict) else "a list"
+
+
 def number(value: float) -> str:
     """12345.0 as 12,345; a fraction keeps one decimal."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_studio.errors import StudioError
+from lora_studio.units import kind_of
 
 SettingValues = dict[str, Any]
 """Values of settings: by path ("lora.r"), or nested by section."""
@@ -144,7 +145,7 @@ def read_yaml(path: Path) -> SettingValues:
         return {}
     if not isinstance(values, dict):
         raise StudioError(
-            f"{path} contains a {type(values).__name__}, not settings.",
+            f"{path} contains {kind_of(values)}, not settings.",
             "A config has sections (`section:`) with settings below.",
         )
     return values

@@ -11,6 +11,7 @@ from lora_studio.data.messages import Record, RowError, shorten
 from lora_studio.data.turns import ROLES, as_text, held_turns, read_value
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
+from lora_studio.units import kind_of
 
 PARTS = (
     *("messages", "user", "assistant", "system", "reasoning", "tools", "history", "text", "dialogue"),
@@ -58,7 +59,7 @@ class Mapping:
     def from_dict(cls, value: Any) -> "Mapping":
         """Reads a mapping; StudioError names all that is wrong with it."""
         if not isinstance(value, dict):
-            raise ReadingError(f"A column mapping is an object of names, not {type(value).__name__}.", KNOWN_PARTS)
+            raise ReadingError(f"A column mapping is an object of names, not {kind_of(value)}.", KNOWN_PARTS)
         part_names = [part.name for part in fields(cls)]
         problems = []
         for key, item in value.items():

@@ -21,7 +21,7 @@ from lora_studio.data.readers.binary import (
     read_workbook,
     refuse_no_workbook,
 )
-from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
+from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, NO_JSON, NOT_JSON, holds_json, read_json
 from lora_studio.data.readers.tables import holds_tabs, read_csv
 from lora_studio.data.readers.text import read_text
 from lora_studio.data.readers.text_encoding import (
@@ -445,6 +445,8 @@ def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> Stud
     hint = "A row is an object with named fields: messages, instruction and output, prompt and completion, or text."
     if kind in ("csv", "xlsx"):
         hint = "Fix that position, or save the table with a program that quotes its cells."
+    elif first.reason == BROKEN_LINE and first.found.startswith(NO_JSON):
+        hint = NOT_JSON
     elif first.reason in (BROKEN_LINE, BROKEN_REST):
         hint = "Fix the JSON there: put names and texts in double quotes, and no comma before a closing bracket."
     return StudioError(f"{count} of {Path(name).name} can be read. Row {first.row}: {first.reason}{detail}.", hint)

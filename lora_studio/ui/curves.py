@@ -199,20 +199,26 @@ class PanelDrawing(TypedDict):
 
 
 class Drawing(TypedDict):
-    """The chart's value: zoom is kept as long as `key` stays, `across` names the horizontal axis."""
+    """The chart's value: zoom is kept as long as `key` stays, `across` names the horizontal axis, `empty` is said where
+    there is no curve."""
 
     key: str
     across: str
+    empty: str
     panels: list[PanelDrawing]
 
 
-def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, across: str = "step") -> Drawing:
-    """What the chart on the page takes. Zoom is kept as long as `key` stays; `across` is written under the axis."""
+def drawing(
+    key: str, panels: Sequence[Panel], style: Style | None = None, across: str = "step", *, final: bool = False
+) -> Drawing:
+    """What the chart on the page takes. Zoom is kept as long as `key` stays; `across` is written under the axis. No
+    more curves come to runs that are `final`."""
     style = style or Style()
     scales = [_is_log(panel, style) for panel in panels]
     return {
         "key": f"{key} {across} {scales[:1]}",
         "across": across,
+        "empty": "Ended before the first step." if final else "Curves appear with the first step.",
         "panels": [
             {
                 "title": panel.title,
@@ -430,7 +436,8 @@ class Curves:
         panels = [
             Panel(title, of, title in _LOGARITHMIC, title == LOSS, units.get(title, "")) for title, of in lines.items()
         ]
-        return drawing(" ".join(run.id for run in runs.values()), panels, style, across)
+        final = all(run.final for run in runs.values())
+        return drawing(" ".join(run.id for run in runs.values()), panels, style, across, final=final)
 
     def _follow(self, run: RunState) -> _RunCurves:
         curves = self._runs.setdefault(run.id, _RunCurves())

@@ -103,8 +103,8 @@ def title(state: RunState) -> Html:
 def ended(state: RunState, outcome: str = "") -> Html:
     """Finished after 12 s; `outcome` replaces the name of the state."""
     seconds = run_words.elapsed(state, 0.0)
-    after = "before the start" if seconds is None else f"after {run_words.clock(seconds)}"
-    return render("jobs.ended", f"{outcome or run_words.STATES[state.state]} {after}.")
+    after = " before the start" if state.started is None else f" after {run_words.clock(seconds)}" if seconds else ""
+    return render("jobs.ended", f"{outcome or run_words.STATES[state.state]}{after}.")
 
 
 def waits(state: RunState) -> Html:

@@ -22,6 +22,21 @@ def test_jsonl_rows_bear_the_number_of_their_line(write):
     assert [(record.row, record.fields) for record in file.records] == [(1, {"a": 1}), (3, {"a": 2})]
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("null", "nothing"), ("42", "a number"), ('"hi"', "a text"), ("false", "true or false")]
+)
+def test_a_single_value_is_called_by_a_word_and_not_by_a_type_of_python(write, text, kind):
+    with pytest.raises(StudioError, match=f"The file contains {kind}, not rows"):
+        read_records(write("a.json", text))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_table_that_is_named_as_json_is_told_to_be_none(write, name):
+    with pytest.raises(StudioError) as refused:
+        read_records(write(name, "question,answer\nq1,a1\nq2,a2\n"))
+    assert refused.value.hint == json_files.NOT_JSON
+
+
 def test_a_broken_line_is_reported_and_does_not_stop_the_rest(write):
     file = read_records(write("a.jsonl", '{"a": 1}\n{"a": \n[1, "2"]\n"word"\n{"a": 5}\n'))
     assert [record.row for record in file.records] == [1, 5]
@@ -207,7 +222,7 @@ def test_a_replacement_character_that_stands_in_the_file_is_no_fault(write):
         ("a.jsonl", b" \n\t\n", "empty"),
         ("a.csv", b"question,answer\n", "no rows"),
         ("a.json", b"[]", "no rows"),
-        ("a.json", b"3", "int"),
+        ("a.json", b"3", "a number"),
         ("a.json", b"[" * 100_000, "deep"),
         ("a.jsonl", b'{"a": ' * 50_000, "nested too deeply"),
         ("a.jsonl", b"not json\nat all\n", "None of the 2 rows"),

@@ -181,6 +181,15 @@ def test_several_runs_lie_over_each_other_each_in_its_colour_and_under_its_name(
     }
 
 
+def test_a_run_that_ended_before_its_first_step_promises_no_curves() -> None:
+    started = [RunStarted(1.0, 1, "cpu", "float32")]
+    assert Curves().draw({"run": run_of(started)})["empty"] == "Curves appear with the first step."
+    assert (
+        Curves().draw({"run": run_of([*started, Finished(2.0, "failed", 0)])})["empty"]
+        == "Ended before the first step."
+    )
+
+
 def test_lines_of_ones_own_are_drawn_as_they_are_given() -> None:
     drawn = drawing("own", [Panel("Loss", [Line("adapter", [1, 2], [0.5, None])], main=True)])
     assert drawn["panels"][0]["lines"] == [

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_studio.data.mapping import PARTS, Mapping
+from lora_studio.data.mapping import PARTS, Mapping, ReadingError
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import TriedReading
 from lora_studio.ui.data import mapping_form
@@ -110,3 +110,14 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
     assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in mapping_form.trial(
         TriedReading(**(found | {"failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}))
     )
+
+
+def test_a_column_that_is_called_like_a_part_is_named_as_the_file_names_it() -> None:
+    """“Plain text” is a field of the form, and no column of this file."""
+    unknown = ReadingError("Unknown: `text`, `label` contain text. The first line names `text`.", "Set data.mapping.")
+    shown = mapping_form.problem(unknown)
+    assert "<code>text</code>, <code>label</code> contain text" in shown
+    assert "Plain text" not in shown
+    with pytest.raises(StudioError) as refused:
+        Mapping.from_dict({"chosen": "text", "rejected": "text"}).check(["text"])
+    assert "“Chosen” and “Rejected” name the same column, <code>text</code>" in mapping_form.problem(refused.value)

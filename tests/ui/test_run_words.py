@@ -1,10 +1,12 @@
 """Runs in words: durations, states, phases; nothing from a run is ever markup."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from lora_studio.jobs.events import Finished, PhaseStarted, Progress, RunStarted, RunState, StepLogged, fold
+from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 
 STARTED = RunStarted(100.0, 1, "cpu", "float32")
@@ -110,6 +112,15 @@ def test_a_run_begun_again_counts_no_pause_and_promises_no_end_before_it_trains(
     unheard = run_of(*ended)
     unheard.state, unheard.phase, unheard.phase_started = "running", "start", 500.0
     assert run_words.elapsed(unheard, 502.0) == 32.0
+
+
+def test_a_worker_that_was_killed_before_it_told_anything_is_not_said_to_have_worked_no_time() -> None:
+    killed = run_of(PhaseStarted(100.0, "start"))
+    killed.state, killed.started, killed.seconds = "failed", 100.0, 0.0
+    assert run_words.elapsed(killed, 150.0) is None
+    assert ">Failed.<" in job_views.ended(killed)
+    assert ">Failed after 12 s.<" in job_views.ended(replace(killed, seconds=12.0))
+    assert ">Failed before the start.<" in job_views.ended(replace(killed, started=None))
 
 
 def test_the_line_on_top_names_an_evaluation_that_goes_on() -> None:

@@ -15,6 +15,7 @@ from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, lines_of
 from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
+from lora_studio.units import kind_of
 
 _BLOCK = 1 << 20
 _MARGIN = 16  # an error this close to the end of the buffer may need more input
@@ -139,6 +140,9 @@ class Values:
 
 
 BROKEN_LINE = "the line is not valid JSON"
+NO_JSON = "column 1: Expecting value"
+"""What the first line of a file is told to be that holds something else, such as a table."""
+NOT_JSON = "It does not look like JSON. If it is a table, name it .csv or .tsv; if it is a text, .txt."
 BROKEN_REST = "the JSON is invalid from here on; nothing after this position is read"
 BROKEN_BYTES = "the row contains bytes that are not valid text"
 NOT_AN_OBJECT = "the row is not an object with named fields"
@@ -177,7 +181,8 @@ def read_json(open_text: Open, kind: str) -> Reading:
             if kind == "jsonl" or _is_line_by_line(sample):
                 return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
             problem = "is nested too deeply" if isinstance(error, TooDeepError) else (f"is invalid: {error}")
-            raise StudioError(f"The JSON {problem}.", "Fix that position, or save the rows as JSONL.") from None
+            hint = NOT_JSON if NO_JSON in problem else "Fix that position, or save the rows as JSONL."
+            raise StudioError(f"The JSON {problem}.", hint) from None
     if more and (one_line or more != "{"):
         return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
     if more:
@@ -352,7 +357,7 @@ def _row(number: int, value: Any) -> Record | BadRow:
 def _single(open_text: Open, value: Any, kind: str) -> Reading:
     """The reading of a file with a single JSON object."""
     if not isinstance(value, dict):
-        raise StudioError(f"The file contains one {type(value).__name__}, not rows.", _SHAPES)
+        raise StudioError(f"The file contains {kind_of(value)}, not rows.", _SHAPES)
     if value.keys() & _ERROR_NAMES and value.keys() <= _ERROR_NAMES | _BESIDE_ERRORS:
         message = shorten(json.dumps(value, ensure_ascii=False))
         raise StudioError(f"The file contains an error message of a server, not rows: {message}", "Download it again.")

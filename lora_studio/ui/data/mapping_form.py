@@ -75,15 +75,20 @@ class ReadingForm:
 
 
 def problem(error: StudioError) -> str:
-    """What is wrong with a reading, in the words of the form where a config file has names of its own."""
+    """What is wrong with a reading, in the words of the form where a config file has names of its own.
+
+    Only an error of a mapping names parts; in all others a name in backticks is a column's, which may be called `text`.
+    """
+    if error.hint != KNOWN_PARTS:
+        return html.problem(error)
     labels = {part: label for part, (label, _) in PARTS.items()} | {"user_template": TEMPLATE_LABEL}
     message = re.sub(
-        r"(?<!column )(?<!mean )`(\w+)`",
+        r"(?<!column )(?<!column, )(?<!mean )`(\w+)`",
         lambda part: f"“{labels[part[1]]}”" if part[1] in labels else part[0],
         error.message,
     )
     message = re.sub(r"\b(\w+)(?=: there is no column)", lambda part: labels.get(part[1], part[1]), message)
-    return html.problem(StudioError(message, FORM_HINT if error.hint == KNOWN_PARTS else error.hint))
+    return html.problem(StudioError(message, FORM_HINT))
 
 
 def draw(example: Callable[[], None]) -> ReadingForm:

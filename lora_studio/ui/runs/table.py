@@ -98,7 +98,7 @@ class TableColumn:
 
 
 def _seconds(row: Row, now: float) -> str:
-    return run_words.clock(row.run.seconds if row.state.final else run_words.elapsed(row.state, now))
+    return run_words.clock(row.run.seconds or None if row.state.final else run_words.elapsed(row.state, now))
 
 
 def _best(row: Row, now: float) -> str:

@@ -137,7 +137,7 @@ studio.charts = (() => {
         for (const part of panel.lines) traces.push(trace(tone, {...part, percent}, suffix, panel.main));
         if (panel.main && !panel.lines.length) {
           traces.push({x: [], y: [], xaxis: 'x', yaxis: 'y', showlegend: false});
-          annotations.push(caption('Curves appear with the first step.', 0.5, 1 - MAIN / 2 / inner, 'center'));
+          annotations.push(caption(data.empty, 0.5, 1 - MAIN / 2 / inner, 'center'));
         }
       });
       box.style.height = height + 'px';
