@@ -49,9 +49,10 @@ def _why_unusable() -> str:
     shown = devices()[0]
     if not shown.is_gpu:
         return ""
-    reason, module = "it finds none", torch.xpu if shown.kind == XPU else torch.cuda
+    reason = "it finds none"
     try:
-        module.init()
+        if shown.kind != MPS:
+            (torch.xpu if shown.kind == XPU else torch.cuda).init()
     except (RuntimeError, AssertionError) as error:  # an old driver, or one that does not work
         text = str(error).strip()
         numbered = re.search(r"Error \d+: [^\n]{1,200}", text)  # behind sentences that are not about the cause

@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lora_studio.data.dataset import prepare
@@ -130,6 +131,41 @@ def test_adapters_add_to_the_rows_of_a_batch_what_peft_adds(loaded: LoadedModel,
         assert [torch.equal(own[at], alone[at][0]) for at in range(len(names)) if names[at] == base] == [
             True for name in names if name == base
         ]
+
+
+class Operators(TorchDispatchMode):
+    """The operators that are called inside, by their names in aten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_on_a_quantized_base_too_and_no_list_of_rows_is_sent_to_the_device(
+    base: Path, folders: Folders, quantization: str
+) -> None:
+    loaded = put_on(load_base(str(base), dtype="float32", quantization=quantization), folders)
+    module: Any = next(module for module in loaded.model.modules() if "_mixed_batch_forward" in vars(module))
+    kind = type(module)
+    assert kind.__name__ == {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[quantization]
+    own, first, second = ("__base__", *list(loaded.adapters.values())[:2])
+    for names in ([own, first], [first, own, second], [first, second, first], [second, second]):
+        rows = torch.randn(len(names), 5, module.in_features)
+        with torch.inference_mode():
+            module(rows, adapter_names=names)
+            with Operators() as called:
+                ours = module(rows, adapter_names=names)
+            with Operators() as called_by_peft:
+                theirs = kind._mixed_batch_forward(module, rows, adapter_names=names)
+        assert torch.equal(ours, theirs)
+        by_list = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+        assert not called.names & by_list
+        assert called_by_peft.names & by_list
 
 
 def test_base_and_adapters_do_not_say_the_same(alone: Alone) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel, PeftType
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, Linear4bit, Linear8bitLt
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -397,44 +397,54 @@ def flattening(base: PreTrainedModel) -> frozenset[str]:
 def mix_without_copies(model: torch.nn.Module) -> None:
     """Lets the linear LoRA modules of a model add to the rows of a batch in place, with the results of peft."""
     for module in model.modules():
-        if type(module) is Linear:  # not those of quantized bases, which have a way of their own
+        if type(module) in (Linear, Linear4bit, Linear8bitLt):
             setattr(module, "_mixed_batch_forward", MethodType(_mixed_batch_forward, module))  # noqa: B010
 
 
 def _mixed_batch_forward(
     layer: Any, x: torch.Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any
 ) -> torch.Tensor:
-    """The same as `LoraLayer._mixed_batch_forward`, without its copies.
+    """The same as `_mixed_batch_forward` of peft's layers, without its copies.
 
     peft takes rows out by a list of their numbers and puts them back, each a copy; here rows that stand together are a
-    slice of the batch, which is written to where it is. Variants of LoRA (DoRA) and dropout are left to peft.
+    slice of the batch, which is written to where it is. On a GPU each such list is sent there first, and waited for:
+    three times an adapter in every module. Variants of LoRA (DoRA) and dropout are left to peft.
     """
     rows = _rows_by_adapter(tuple(adapter_names))
     given = any(value is not None for value in kwargs.values())  # peft hands on what variants of LoRA might be given
     if given or layer.training or any(name in layer.lora_variant for name in rows):
-        own: torch.Tensor = Linear._mixed_batch_forward(layer, x, *args, adapter_names=list(adapter_names), **kwargs)
+        theirs = type(layer)._mixed_batch_forward
+        own: torch.Tensor = theirs(layer, x, *args, adapter_names=list(adapter_names), **kwargs)
         return own
     result: torch.Tensor = layer.base_layer(x, *args)
     for name, places in rows.items():
         if name in layer.lora_A:
             down, up = layer.lora_A[name], layer.lora_B[name]
-            inner = linear(x[places].to(down.weight.dtype), down.weight, down.bias)
+            numbers = None if isinstance(places, slice) else _numbers_on(x.device, places)
+            own_rows = x[places] if numbers is None else x.index_select(0, numbers)
+            inner = linear(own_rows.to(down.weight.dtype), down.weight, down.bias)
             added = (linear(inner, up.weight, up.bias) * layer.scaling[name]).to(result.dtype)
-            if isinstance(places, slice):
+            if numbers is None:
                 result[places].add_(added)
             else:
-                result[places] += added
+                result.index_add_(0, numbers, added)
     return result
 
 
 @lru_cache(maxsize=64)
-def _rows_by_adapter(names: tuple[str, ...]) -> dict[str, slice | list[int]]:
+def _numbers_on(device: torch.device, places: tuple[int, ...]) -> torch.Tensor:
+    """The numbers of rows on a device, sent there once."""
+    return torch.tensor(places, device=device)
+
+
+@lru_cache(maxsize=64)
+def _rows_by_adapter(names: tuple[str, ...]) -> dict[str, slice | tuple[int, ...]]:
     """The rows of a batch that each adapter answers, as a slice where they stand together."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
     return {
-        name: slice(places[0], places[-1] + 1) if places[-1] - places[0] < len(places) else places
+        name: slice(places[0], places[-1] + 1) if places[-1] - places[0] < len(places) else tuple(places)
         for name, places in rows.items()
     }
 
