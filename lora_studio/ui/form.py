@@ -18,7 +18,7 @@ from lora_studio.config.parsing import Problem, nest, parse, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import Setting, batch_words, effective_batch, flatten, settings
 from lora_studio.files import source_title, split_sheet, with_sheet
-from lora_studio.models.accelerators import AUTO, CPU, expected_attention
+from lora_studio.models.accelerators import AUTO, CPU, Capability, expected_attention
 from lora_studio.models.hardware import Device
 from lora_studio.units import float_text, gib
 from lora_studio.workspace import Workspace
@@ -213,13 +213,15 @@ def sentence(message: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def notes(config: Config, kind: str = CPU) -> dict[str, str]:
-    """What settings come to together on a device of that kind, by the path of the field that shows it."""
+def notes(config: Config, kind: str = CPU, capability: Capability | None = None) -> dict[str, str]:
+    """What settings come to together on a device of that kind (an NVIDIA GPU of that compute capability), by the path
+    of the field that shows it."""
     unit = "pairs" if config.training.method == "dpo" else "rows"
     words = f"Effective batch: {batch_words(config)} = {effective_batch(config):,} {unit}."
     noted = {"training.per_device_train_batch_size": words}
     if config.model.attn_implementation == "auto":
-        noted["model.attn_implementation"] = f"{expected_attention('auto', kind, config.model.dtype).words}."
+        expected = expected_attention("auto", kind, config.model.dtype, capability)
+        noted["model.attn_implementation"] = f"{expected.words}."
     return noted
 
 

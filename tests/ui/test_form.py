@@ -128,6 +128,10 @@ def test_the_effective_batch_is_said_under_the_fields_that_make_it() -> None:
     assert noted["training.per_device_train_batch_size"] == "Effective batch: 4 × 8 = 32 rows."
     assert noted["model.attn_implementation"] == "sdpa: FlashAttention 2 is not used, it needs a CUDA GPU."
     assert set(form.notes(form.read(typed(model__attn_implementation="eager")))) < set(noted)
+    old = form.notes(form.read(typed()), "cuda", (7, 5))["model.attn_implementation"]
+    assert old == (
+        "sdpa: FlashAttention 2 is not used, it needs a GPU of compute capability 8.0 or higher, and this one has 7.5."
+    )
     compared = form.notes(form.read(typed(training__method="dpo", data__train_file="preference")))
     assert compared["training.per_device_train_batch_size"].endswith("pairs.")
 

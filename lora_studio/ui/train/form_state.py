@@ -28,7 +28,7 @@ from lora_studio.config.sections import Config, Training, default_rate, defaults
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.devices import problems_here
-from lora_studio.models.hardware import device_for, recent_devices
+from lora_studio.models.hardware import Device, device_for, recent_devices
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
 from lora_studio.ui.data.choice import is_there
@@ -174,9 +174,9 @@ def on_this_machine(config: Config) -> list[Problem]:
     return problems_here(config, recent_devices()) if config.compute.target == LOCAL else []
 
 
-def kind_of_device(config: Config) -> str:
-    """The kind of the device that a valid config would train on, as far as this machine knows it."""
-    return device_for(config.compute.device, recent_devices()).kind
+def device_of(config: Config) -> Device:
+    """The device that a valid config would train on, as far as this machine knows it."""
+    return device_for(config.compute.device, recent_devices())
 
 
 def problems_of(settings: Mapping[str, Any]) -> list[Problem]:

@@ -228,7 +228,8 @@ def look(
     if isinstance(config, ConfigError):
         wrong, noted = config.problems, {}
     else:
-        wrong, noted = form_state.on_this_machine(config), forms.notes(config, form_state.kind_of_device(config))
+        device = form_state.device_of(config)
+        wrong, noted = form_state.on_this_machine(config), forms.notes(config, device.kind, device.capability)
     summary = in_plan(view, studio, state, config)  # first: a start may be refused meanwhile
     by_field, _ = forms.beside_fields(wrong)
     reported.paths = tuple(path for path in reported.paths if path in by_field)
