@@ -30,9 +30,10 @@ WAITS = (
     "_unique2",
     "unique_dim",
     "unique_consecutive",
+    "lift_fresh",
 )
 """Operators of aten that read a number, or need one to know the size of their answer: on a GPU each waits for all work
-before it. On the CPU they are the same operators."""
+before it. On the CPU they are the same operators. The last is that of `torch.tensor`, which copies a number."""
 BY_MASK = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 """Operators that look for the places of a mask, where they are given one: PyTorch's kernel for the CPU does it within,
 its kernel for a GPU by `nonzero` (expandTensors in aten/src/ATen/native/IndexingUtils.h)."""
