@@ -5,6 +5,7 @@ ended.
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -335,7 +336,7 @@ def ending_of(work: Callable[[], None], stop: StopSignal, *, explain: Callable[[
         if not stop.cut_short:
             explained = explain(error)
             ending = Ending(FAILED, "failed", explained.reason, explained.message, explained.hint)
-        traceback.print_exc()  # not before: on a full disk nothing can be said until room is made
+        log_traceback()  # not before: on a full disk nothing can be said until room is made
         return ending
 
 
@@ -446,6 +447,11 @@ FULL_BYTES = 1 << 20
 
 def is_full(error: BaseException, folder: Path) -> bool:
     """Whether an error came from a full disk (or quota) under `folder`."""
+    return tells_of_full_disk(error) or shutil.disk_usage(folder).free < FULL_BYTES
+
+
+def tells_of_full_disk(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that a disk or a quota is full."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in NUMBERS:
@@ -453,7 +459,13 @@ def is_full(error: BaseException, folder: Path) -> bool:
         if any(words in str(cause) for words in WORDS):
             return True
         cause = cause.__cause__ or cause.__context__
-    return shutil.disk_usage(folder).free < FULL_BYTES
+    return False
+
+
+def log_traceback() -> None:
+    """Writes the error that is handled to the log; where the log's disk is full, that is no error of its own."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
 
 
 def make_room(run: RunFolder) -> None:

@@ -76,7 +76,7 @@ def test_what_cannot_be_done_is_refused_and_named(given: dict[str, Any], param: 
         ({"tools": [{"type": "function"}]}, "Tools are not supported: omit `tools`"),
         ({"n": 2}, "Only one answer per request is supported: omit `n`"),
         ({"max_tokens": -5}, "`max_tokens` must be at least 1"),
-        ({"messages": []}, "`messages` must have at least 1 of them"),
+        ({"messages": []}, "`messages` must not be empty"),
         ({"messages": "Hello"}, "`messages` must be a list"),
         ({"messages": ["Hello"]}, r"`messages\.0` must be an object"),
     ],
@@ -89,6 +89,8 @@ def test_a_refusal_says_in_plain_words_what_was_sent(given: dict[str, Any], word
 def test_a_body_that_is_no_object_is_refused() -> None:
     with pytest.raises(ApiError, match="JSON object"):
         wire.read([])
+    with pytest.raises(ApiError, match="`model` is required"):
+        wire.read({"messages": HELLO})
 
 
 def test_what_bears_on_no_answer_is_let_pass() -> None:

@@ -1,6 +1,9 @@
 """The session child behind its pipes: answers, pieces, stops and errors, one JSON object a line."""
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -275,3 +278,18 @@ def test_a_process_that_lost_its_gpu_ends_and_one_out_of_memory_gives_back(
     assert words in lines[-1]["message"]
     assert bool(lines[-1].get("last")) is last
     assert "\n" not in lines[-1]["message"]
+
+
+def test_a_full_disk_is_named_also_where_the_log_is_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(call: Any) -> Any:
+        raise ValueError("no cache") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class FullLog(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    session, lines = SessionWorker(), list[dict[str, Any]]()
+    session.methods[protocol.Rest] = fails
+    monkeypatch.setattr(sys, "stderr", FullLog())
+    assert serve(session, Call(1, protocol.Rest(), lines.append)), "the next request is answered"
+    assert lines[-1]["message"] == "The disk is full."

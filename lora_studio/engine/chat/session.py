@@ -10,7 +10,6 @@ import os
 import queue
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -336,7 +335,6 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
         call.answer(protocol.Failure(message=error.message, hint=error.hint, last=not fit))
         return fit
     except Exception as error:  # a failed request must not cost the loaded model
-        traceback.print_exc()
         failure = failure_of(error)
         call.answer(failure)
         if failure.last:
@@ -348,12 +346,15 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
 
 
 def failure_of(error: Exception) -> protocol.Failure:
-    """An unexpected error in words, and whether it is the last of this process."""
-    from lora_studio.engine.runtime import is_out_of_memory, lost_device
+    """An unexpected error in words, and whether it is the last of this process; the log has all of it."""
+    from lora_studio.engine.runtime import is_out_of_memory, log_traceback, lost_device, tells_of_full_disk
 
+    log_traceback()
     message, hint = f"{type(error).__name__}: {error}", "See the session's log for details."
     if is_out_of_memory(error):
         message, hint = "Out of memory.", "Use a smaller model, 4-bit quantization, or fewer adapters."
+    elif tells_of_full_disk(error):
+        message, hint = "The disk is full.", "Delete runs, uploads or other files, and try again."
     elif lost_device(error):
         message = f"The GPU reported an error: {str(error).strip().partition(chr(10))[0]}"
         hint = "The next request starts a new process and loads the model again. The session's log says more."
