@@ -161,14 +161,24 @@ def options(available: Sequence[Choice], adapters: Sequence[str], column: str) -
 
 
 def next_choice(available: Sequence[Choice], adapters: Sequence[str]) -> Choice | None:
-    """The first adapter that can get a column beside those that have one; best checkpoints come before others."""
+    """The adapter that gets the next column: the final adapter, or last checkpoint, of the newest run without a column.
+
+    Where every run has one, their other checkpoints: the best ones first (the last is mostly the final adapter once
+    more), then the newest.
+    """
     neighbours = [choice for choice in available if choice.value in adapters]
     free = [
         choice
         for choice, reason in zip(available, _reasons(available, neighbours), strict=True)
         if not reason and choice.value not in adapters
     ]
-    return min(free, key=lambda choice: not choice.best, default=None)
+    shown = {choice.run.id for choice in neighbours if choice.run}
+
+    def rank(choice: Choice) -> tuple[bool, bool]:
+        again = choice.run is not None and choice.run.id in shown
+        return again, again and not choice.best
+
+    return min(free, key=rank, default=None)
 
 
 def _reasons(available: Sequence[Choice], neighbours: Sequence[Choice]) -> list[str]:

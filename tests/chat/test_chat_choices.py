@@ -110,6 +110,29 @@ def test_of_other_data_the_runs_own_validation_questions_are_offered(workspace: 
         assert chat_prompts.suggestions(chosen(run)) == []
 
 
+def test_the_next_column_is_another_run_then_the_best_checkpoint_then_the_newest(workspace: Workspace) -> None:
+    old, new = (make_run(workspace, title, adapter=True, steps=(4, 8, 16)) for title in ("Old", "New"))
+    half = make_run(workspace, "Half", adapter=False, steps=(2, 4))  # it is still training
+    saved = [CheckpointSaved(0.0, step, f"checkpoint-{step}", loss) for step, loss in ((4, 0.7), (8, 0.5), (16, 0.6))]
+    states = [
+        RunState(half.id, "Half", "running"),
+        RunState(new.id, "New", "done", checkpoints=saved),
+        RunState(old.id, "Old", "done", checkpoints=saved),
+    ]
+    available = chat_choices.choices(workspace, states)
+    shown = [f"{new.id}/checkpoint-8"]
+    while (following := chat_choices.next_choice(available, shown)) is not None:
+        shown.append(following.value)
+    best, *rest = (f"/checkpoint-{step}" for step in (8, 16, 4))
+    assert shown == [
+        *(f"{new.id}{best}", f"{half.id}/checkpoint-4", old.id),  # a column for each run
+        f"{old.id}{best}",
+        f"{half.id}/checkpoint-2",
+        *(new.id, *(f"{new.id}{checkpoint}" for checkpoint in rest)),
+        *(f"{old.id}{checkpoint}" for checkpoint in rest),
+    ]
+
+
 def test_a_columns_list_groups_adapters_by_run_and_says_why_some_can_not_be_chosen(
     workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -132,10 +155,6 @@ def test_a_columns_list_groups_adapters_by_run_and_says_why_some_can_not_be_chos
     assert reasons[run.id] == "in another column"
     assert reasons[later.id] == reasons[f"{run.id}/checkpoint-8"] == ""
     assert reasons[f"folder:{other}"] == "other base: Qwen/Qwen3-8B"
-    following = chat_choices.next_choice(available, [run.id])
-    assert following is not None
-    assert following.value == f"{run.id}/checkpoint-8"  # the best comes first
-    assert chat_choices.next_choice(available[-1:], [available[-1].value]) is None
     (other / "adapter_config.json").write_text("{")
     available = chat_choices.choices(workspace, states, [str(other)])
     groups = chat_choices.options(available, [run.id, later.id], later.id)
