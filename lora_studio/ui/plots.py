@@ -20,9 +20,10 @@ from lora_studio.ui.html import Html, number, render
 from lora_studio.ui.words import unit_of_loss
 from lora_studio.units import count, figure, float_text
 
-WIDTH, NARROW, HEIGHT = 720, 360, 260
-"""Units of the picture; a narrow one is for a column beside other things."""
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
+WIDTH, HEIGHT = 100, 260
+"""Of a picture: its width is that of its place on the page, in percent, and its height in pixels, so that words and
+lines keep their size wherever it stands."""
+TOP, BOTTOM = 16, 44
 Place = Callable[[float], float]
 
 
@@ -71,7 +72,6 @@ def picture(
     dots: Sequence[Dot] = (),
     lines: Sequence[Series] = (),
     marks: Sequence[Mark] = (),
-    width: int = WIDTH,
 ) -> Html:
     """The picture; points that are not finite, or not positive on a logarithmic axis, are left out."""
     points = [(dot.x, dot.y) for dot in dots] + [point for line in lines for point in line.points]
@@ -82,7 +82,7 @@ def picture(
     low_x, high_x = (-0.5, len(across.names) - 0.5) if across.names else _padded(min(xs), max(xs), across.logarithmic)
     ys = [y for _, y in points]
     low_y, high_y = _padded(min(ys), max(ys), up.logarithmic)
-    place_x = _scale(low_x, high_x, LEFT, width - RIGHT, logarithmic=across.logarithmic)
+    place_x = _scale(low_x, high_x, 0, WIDTH, logarithmic=across.logarithmic)
     place_y = _scale(low_y, high_y, HEIGHT - BOTTOM, TOP, logarithmic=up.logarithmic)
     names = [(place_x(float(number)), name) for number, name in enumerate(across.names)]
     return render(
@@ -93,8 +93,7 @@ def picture(
         (f"{across.title}, log scale" if across.logarithmic else across.title, up.title),
         [(line, _path(line.points, across, up, place_x, place_y)) for line in lines],
         [(dot, place_x(dot.x), place_y(dot.y)) for dot in dots if _fits((dot.x, dot.y), across, up)],
-        [(mark.label, place_x(mark.x), place_x(mark.x) > width * 0.6) for mark in marks],
-        width,
+        [(mark.label, place_x(mark.x), place_x(mark.x) > WIDTH * 0.6) for mark in marks],
     )
 
 
@@ -141,7 +140,7 @@ def _labels(low: float, high: float, logarithmic: bool) -> list[tuple[float, str
 
 
 def _path(points: Sequence[tuple[float, float]], across: Axis, up: Axis, place_x: Place, place_y: Place) -> str:
-    return " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points if _fits((x, y), across, up))
+    return " ".join(f"{place_x(x):.2f},{place_y(y):.1f}" for x, y in points if _fits((x, y), across, up))
 
 
 def loss_picture(run: RunState) -> Html:

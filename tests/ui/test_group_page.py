@@ -9,7 +9,7 @@ import gradio as gr
 from lora_studio.config.parsing import parse
 from lora_studio.jobs.events import Evaluated, Finished, Reason
 from lora_studio.jobs.kinds import Membership
-from lora_studio.ui.plots import NARROW, Axis, Dot, Mark, Series, picture
+from lora_studio.ui.plots import Axis, Dot, Mark, Series, picture
 from lora_studio.ui.runs import groups
 from lora_studio.ui.runs.table import TableChoice
 from lora_studio.ui.studio import Studio
@@ -111,16 +111,18 @@ def test_a_picture_leaves_out_what_has_no_place_on_its_axes() -> None:
         marks=[Mark(1e-3, "here")],
     )
     assert [name in drawn for name in ("zero", "nan", ">a<", ">b<", ">here<")] == [False, False, True, True, True]
-    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
-    mark = float(re.findall(r'class="mark" x1="([\d.]+)"', drawn)[0])
-    star = float(re.findall(r'class="star" x="([\d.]+)"', drawn)[0])
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)%"', drawn)]
+    mark = float(re.findall(r'class="mark" x1="([\d.]+)%"', drawn)[0])
+    star = float(re.findall(r'class="star" x="([\d.]+)%"', drawn)[0])
     assert abs(mark - (xs[0] + star) / 2) < 0.2, "a decade is as wide as the next on a log axis"
     assert "appears with the first evaluation" in picture(Axis("Rate"), Axis("Loss"))
 
 
-def test_a_narrow_picture_holds_all_that_a_wide_one_does() -> None:
+def test_words_and_lines_of_a_picture_keep_their_size_whatever_its_width() -> None:
     line = Series("loss", [(1e-7, 4.0), (1e-1, 1.0)])
-    drawn = picture(Axis("Rate", True), Axis("Loss"), lines=[line], marks=[Mark(2e-2, "here")], width=NARROW)
-    places = [float(x) for x in re.findall(r'\bx[12]?="([\d.]+)"', drawn)]
-    assert max(places) <= NARROW
-    assert 'class="narrow"' in drawn
+    drawn = picture(Axis("Rate", True), Axis("Loss"), lines=[line], dots=[Dot(1e-3, 2.0, "a")], marks=[Mark(2e-2, "b")])
+    places = re.findall(r'<(?:text|line|circle)[^>]* (?:c?x|x1)="([^"]*)"', drawn)
+    assert all(place in ("0", "-6") or (place.endswith("%") and float(place[:-1]) <= 100) for place in places)
+    (scaled,) = re.findall(r"<svg[^>]*viewBox.*?</svg>", drawn, re.DOTALL)  # the curves alone, which CSS strokes evenly
+    assert "<polyline" in scaled
+    assert "<text" not in scaled

@@ -325,4 +325,4 @@ def search_plot(curve: RateCurve, *, shows_suggestion: bool) -> str:
         Series("smoothed", [(rate, loss) for rate, loss in smooth if loss <= top], 1),
     ]
     across, up = Axis("Learning rate", True), Axis("Training loss")
-    return plots.picture(across, up, lines=lines, marks=marks, width=plots.NARROW)
+    return plots.picture(across, up, lines=lines, marks=marks)
