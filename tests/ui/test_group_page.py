@@ -66,7 +66,7 @@ def test_the_best_run_comes_first_and_is_marked_by_whichever_metric_is_chosen(st
     shown = shown_of(studio, TableChoice(group=GROUP))
     rows = re.findall(r'data-act="open" data-value="([^"]+)"', str(shown["table"]))
     assert rows == [runs[name].id for name in ("best", "second", "low", "weak")]
-    assert str(shown["table"]).count("★ 1.25") == 1
+    assert str(shown["table"]).count("1.25 ★") == 1
     assert "Stopped early" in str(shown["table"])
     assert WEAK in str(shown["table"])
     assert ("2 finished" in str(shown["head"]), "3 finished, 1 stopped" in str(shown["head"])) == (False, True)

@@ -206,13 +206,23 @@ def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: s
     return render("runs.list", selected, content)
 
 
+_SHORT_PAIR = 12  # letters; a longer one may need two lines
+
+
+def _unbroken(values: str) -> str:
+    """Values in words, each short one on one line with the name of its setting."""
+    pairs = values.split(", ")
+    return ", ".join(pair.replace(" ", "\u00a0") if len(pair) <= _SHORT_PAIR else pair for pair in pairs)
+
+
 def rail(items: Sequence[Item], choice: TableChoice, selected: str, now: float) -> Html:
     """Runs as items of two lines: state and name, then learning rate, loss and how long ago. A group is an item with
     its runs under it while it is open, by the values that they try."""
 
     def line(row: Row) -> tuple[Any, ...]:
         current = row.run.id == selected and not choice.group
-        name = value_words(row.run.group.values) if row.run.group else row.run.title
+        group = row.run.group
+        name = _unbroken(value_words(group.values)) if group else row.run.title
         return (
             *(ICONS[row.run.state], _state_words(row), row.run, name, current, row.run.id in choice.ticked),
             *_second_line(row, now),
