@@ -138,6 +138,8 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     for leave in ("Tab", "Escape"):
         presets.click()
         visit.page.keyboard.press(leave)
+        if leave == "Tab":  # not to the list of choices, which vanishes
+            expect(visit.page.locator("#form-yaml-open")).to_be_focused()
         visit.page.locator("#set-title input").click()
         visit.page.wait_for_timeout(500)
     expect(rate).to_have_value("3e-4")
@@ -169,6 +171,9 @@ def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     device.click()
     visit.page.get_by_role("option", name="CPU").click()
     expect(device).to_have_value(re.compile(r"^CPU · [0-9.]+ GiB free$"), timeout=PATIENCE)
+    # The help of a setting lies above its label, which is as wide as the field.
+    visit.page.locator("#set-compute-processes .field-help").hover()
+    expect(visit.page.locator("#set-compute-processes-tip")).to_be_visible()
     # Processes share a step, so that the effective batch counts them.
     processes, batch = (
         visit.page.locator(f"#set-{path}") for path in ("compute-processes", "training-per_device_train_batch_size")

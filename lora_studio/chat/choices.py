@@ -172,10 +172,10 @@ def next_choice(available: Sequence[Choice], adapters: Sequence[str]) -> Choice 
         for choice, reason in zip(available, _reasons(available, neighbours), strict=True)
         if not reason and choice.value not in adapters
     ]
-    shown = {choice.run.id for choice in neighbours if choice.run}
+    runs = {choice.run.id for choice in neighbours if choice.run}
 
     def rank(choice: Choice) -> tuple[bool, bool]:
-        again = choice.run is not None and choice.run.id in shown
+        again = choice.run is not None and choice.run.id in runs
         return again, again and not choice.best
 
     return min(free, key=rank, default=None)

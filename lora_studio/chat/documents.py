@@ -25,7 +25,7 @@ from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import Device
 from lora_studio.models.hub import SERVER_KEY
 from lora_studio.models.memory import MemoryVerdict, memory_verdict
-from lora_studio.workspace import Workspace, write_atomically
+from lora_studio.workspace import DEMO_MODEL, Workspace, write_atomically
 
 FORMS = {"chat": "Chat (messages)", "prompt": "Prompt and completion"}
 """The forms of a training row, with their labels."""
@@ -169,6 +169,19 @@ def make_request(
         raise StudioError("No model is named.", "Enter a base model: a folder, or its name on the Hub.")
     policy.check_request({"model": model})
     return DocumentsRequest(f"{model} on {about}", names, model, writing)
+
+
+def weak_writer(workspace: Workspace, model: str, adapter: str = "") -> tuple[str, str] | None:
+    """That the built-in model, or an adapter of it, is chosen to write rows, and what to do; None for all others."""
+    if adapter:
+        try:
+            model = read_card(named_adapter(workspace, adapter).folder).base
+        except StudioError:
+            return None  # whoever starts with it is told what is damaged
+    if model.strip() != DEMO_MODEL:
+        return None
+    words = "The built-in demo model can't write usable rows: it was made to learn four small tasks."
+    return words, "Name another base model, choose an adapter of another one, or use a server."
 
 
 def _about(names: Sequence[str]) -> str:

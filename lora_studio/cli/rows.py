@@ -66,6 +66,8 @@ def _start(workspace: Workspace, supervisor: Supervisor, args: argparse.Namespac
     request = documents.make_request(
         workspace, args.documents, writing, model=args.model or "", adapter=args.adapter or "", server=args.server or ""
     )
+    if not request.server and (doubt := documents.weak_writer(workspace, request.model, args.adapter or "")):
+        say(" ".join(doubt))
     with tempfile.TemporaryDirectory() as temporary:
         chunks = Path(temporary) / "chunks.jsonl"
         request_to_reader = split_request(request, args.documents, args.tokenizer, chunks)

@@ -27,6 +27,7 @@ from lora_studio.ui.data.row_review import GenerationView
 from lora_studio.ui.gradio_patches import without_app
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
+from tests.chat.test_chat_choices import make_run
 from tests.ui.fake_session import FakeSession
 
 KEY = "sk-page"
@@ -114,6 +115,15 @@ def made(page: Page, workspace: Workspace, upload: str) -> tuple[DocumentsFolder
         answers.add([documents.as_answer(0, rows, "", (50, 10), cut=False)])
         answers.add([documents.as_answer(1, [], "<script>no</script>", (5, 1), cut=True)])
     return folder, view
+
+
+def test_the_built_in_model_is_said_to_write_no_rows_where_it_is_chosen(page: Page, workspace: Workspace) -> None:
+    adapter = make_run(workspace, "Own", adapter=True).id
+    assert "write usable rows" in str(page.fold.doubt.value)  # as the form opens
+    asked = page.fold.show_doubt
+    assert [bool(asked("base", name, None)) for name in ("demo", " demo ", "Qwen/Qwen3-0.6B", "")] == [1, 1, 0, 0]
+    assert [bool(asked("adapter", "Qwen/Qwen3-0.6B", name)) for name in (adapter, "gone", None)] == [1, 0, 0]
+    assert asked(SERVER, "demo", adapter) == ""
 
 
 def test_documents_are_split_and_shown_before_anything_is_asked(page: Page, upload: str) -> None:

@@ -120,6 +120,7 @@ class Documents:
                     for setting in SETTINGS
                     if setting.path.endswith("_price")
                 }
+        self.doubt = gr.HTML(self.show_doubt(BASE, "demo", None), elem_id="documents-doubt")
         return [writer, base, adapter, server, model]
 
     def _draw_settings(self) -> Components:
@@ -179,6 +180,8 @@ class Documents:
         edits = [self.fields[0].blur, *(field.input for field in self.fields)]
         gr.on(edits, self.keep, self.fields, None, trigger_mode="always_last", **QUIET)
         self.fields[1].change(self.show_writer, self.fields[1], [*self.fields[2:4], self.of_server], **QUIET)
+        writer = self.fields[1:4]
+        gr.on([field.change for field in writer], self.show_doubt, writer, self.doubt, **QUIET)
         self.split.click(self.split_documents, self.fields, busy, **inspect)
         self.start.click(self.begin, [self.view, self.key, *self.fields], [*busy, self.view], **inspect)
         self.stop.click(self.stop_splitting, queue=False, **QUIET)
@@ -251,6 +254,14 @@ class Documents:
             gr.Dropdown(visible=writer == ADAPTER),
             gr.Column(visible=writer == SERVER),
         )
+
+    def show_doubt(self, writer: str, base: str, adapter: str | None) -> str:
+        """That the model that is chosen can't write rows; "" for others."""
+        if writer == SERVER or (writer == ADAPTER and not adapter):
+            return ""
+        chosen = (adapter or "") if writer == ADAPTER else ""
+        doubt = documents.weak_writer(self.studio.workspace, base or "", chosen)
+        return html.notice(*doubt, "warning") if doubt else ""
 
     def take_uploads(self, paths: list[str] | None, selected: list[str] | None) -> tuple[None, Any, Any]:
         """Copies documents into the workspace and chooses them beside those that are chosen."""

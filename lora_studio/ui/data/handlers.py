@@ -157,7 +157,7 @@ class AnalysisHandlers:
     def choose_sheet(self, source: str, sheet: str) -> Updates:
         """Another sheet of the workbook becomes the dataset."""
         name = on_sheet(source, sheet)
-        offered = gr.Dropdown(choices=sources(self.studio.workspace), value=name)
+        offered = gr.Dropdown(choices=sources(self.studio.workspace), value=name, allow_custom_value=True)
         return self.choose_other(name) | {self.controls.source: offered}
 
     def _nothing(self) -> Updates:
@@ -202,7 +202,7 @@ class AnalysisHandlers:
             name = from_hub(*fields)
         except StudioError as error:
             return {self.view.status: gr.HTML(html.problem(error), visible=True)}
-        return self.choose_other(name) | {self.controls.source: gr.Dropdown(value=name)}
+        return self.choose_other(name) | {self.controls.source: gr.Dropdown(value=name, allow_custom_value=True)}
 
     def remove_duplicates(self, near: bool, analyzed: SettingValues | None) -> Iterator[Updates]:
         """Writes a copy of the file in sight without duplicates among the uploads, and chooses it."""
@@ -539,13 +539,13 @@ class AnalysisHandlers:
         workspace = self.studio.workspace
         values = remembered(workspace)
         updates: Updates = dict(zip(self.controls.chosen(), (values[path] for path in PATHS), strict=True))
-        offered = sources(workspace)
-        updates[self.controls.source] = gr.Dropdown(choices=offered, value=values["data.train_file"])
-        second = gr.Dropdown(choices=[SPLIT_OFF, *offered], value=values["data.validation_file"] or "")
-        updates[self.controls.validation] = second
-        updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
-        updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
-        source, c = str(values["data.train_file"]), self.controls
+        offered, c, source = sources(workspace), self.controls, str(values["data.train_file"])
+        updates[c.source] = gr.Dropdown(choices=offered, value=source, allow_custom_value=True)
+        validation = values["data.validation_file"] or ""
+        second = gr.Dropdown(choices=[SPLIT_OFF, *offered], value=validation, allow_custom_value=True)
+        updates[c.validation] = second
+        updates[c.system_prompt] = values["data.system_prompt"] or ""
+        updates[c.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
         updates |= {c.sheet: sheet_of(workspace, source)}
         if hub := hub_of(source):
             updates |= dict(zip((c.hub_id, c.hub_subset, c.hub_split), hub, strict=True))

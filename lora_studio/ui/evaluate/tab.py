@@ -245,8 +245,12 @@ def fill(studio: Studio, *requested: str) -> list[Any]:
         with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
             studio.workspace.write_draft(board.FORM, saved)
     first = [
-        gr.Dropdown(choices=adapters, value=saved["adapters"]),
-        gr.Dropdown(choices=board.data_choices(studio.workspace, saved["adapters"]), value=saved["data"]),
+        gr.Dropdown(choices=adapters, value=saved["adapters"], multiselect=True),
+        gr.Dropdown(
+            choices=board.data_choices(studio.workspace, saved["adapters"]),
+            value=saved["data"],
+            allow_custom_value=True,
+        ),
     ]
     fields = [saved.get(name, FIRST[name]) for name in FIELDS[2:-2]]  # an empty number without a value shows as 0
     places = [
@@ -265,7 +269,7 @@ def follow(studio: Studio, *values: Any) -> Any:
     if adapters and adapters[:1] != before["adapters"][:1]:
         form["data"] = default_data(studio.workspace, adapters[0]) or form["data"]
         choices = board.data_choices(studio.workspace, adapters)
-        update = gr.Dropdown(choices=choices, value=form["data"])
+        update = gr.Dropdown(choices=choices, value=form["data"], allow_custom_value=True)
     studio.workspace.write_draft(board.FORM, form)
     return update
 

@@ -26,8 +26,23 @@ window.studio ??= {};
     const chat = element.closest('#chat') ?? element;
     const settings = () => {
       const open = chat.toggleAttribute('data-settings');
+      cover();
       chat.querySelector(open ? '#chat-drawer textarea' : '#chat-tools [data-act=settings]')?.focus();
     };
+    // On a narrow page the drawer lies over all else, which no key reaches then.
+    const narrow = matchMedia('(max-width: 900px)');
+    const cover = () => {
+      const covered = narrow.matches && chat.hasAttribute('data-settings');
+      for (const part of chat.querySelectorAll('#chat-top, #chat-main')) part.toggleAttribute('inert', covered);
+      for (const part of ['#header', '#tabs [role=tablist]']) document.querySelector(part).toggleAttribute('inert', covered);
+    };
+    narrow.addEventListener('change', cover);
+    addEventListener('hashchange', () => {
+      if (narrow.matches && chat.hasAttribute('data-settings')) settings(); // a bookmark leads to another tab
+    });
+    addEventListener('keydown', ({key}) => {
+      if (key === 'Escape' && narrow.matches && chat.offsetParent && chat.hasAttribute('data-settings')) settings();
+    });
     // The fold is one of the drawer's.
     const mix = () => {
       if (!chat.hasAttribute('data-settings')) settings();

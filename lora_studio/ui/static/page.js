@@ -45,6 +45,14 @@ addEventListener('keydown', (event) => {
   next.click();
 });
 
+// Tab leads from field to field. In Chromium a list of choices that scrolls takes the focus, and vanishes with it; an
+// editor of text indents, and would never be left.
+addEventListener('keydown', (event) => {
+  if (event.key !== 'Tab') return;
+  for (const list of document.querySelectorAll('ul[role=listbox]')) list.tabIndex = -1;
+  if (event.target.closest?.('.cm-editor')) event.stopImmediatePropagation();
+}, true);
+
 // A menu hangs below the button before it: a choice, Escape or a click elsewhere closes it.
 {
   const openerOf = (menu) => menu.parentElement.querySelector('.opens-menu');
