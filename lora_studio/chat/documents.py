@@ -180,7 +180,7 @@ def weak_writer(workspace: Workspace, model: str, adapter: str = "") -> tuple[st
             return None  # whoever starts with it is told what is damaged
     if model.strip() != DEMO_MODEL:
         return None
-    words = "The built-in demo model can't write usable rows: it was made to learn four small tasks."
+    words = "The built-in demo model can't write rows like these: it was made to learn four small tasks."
     return words, "Name another base model, choose an adapter of another one, or use a server."
 
 

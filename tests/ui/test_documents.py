@@ -119,7 +119,7 @@ def made(page: Page, workspace: Workspace, upload: str) -> tuple[DocumentsFolder
 
 def test_the_built_in_model_is_said_to_write_no_rows_where_it_is_chosen(page: Page, workspace: Workspace) -> None:
     adapter = make_run(workspace, "Own", adapter=True).id
-    assert "write usable rows" in str(page.fold.doubt.value)  # as the form opens
+    assert "write rows like these" in str(page.fold.doubt.value)  # as the form opens
     asked = page.fold.show_doubt
     assert [bool(asked("base", name, None)) for name in ("demo", " demo ", "Qwen/Qwen3-0.6B", "")] == [1, 1, 0, 0]
     assert [bool(asked("adapter", "Qwen/Qwen3-0.6B", name)) for name in (adapter, "gone", None)] == [1, 0, 0]

@@ -166,7 +166,10 @@ const opening = (tab, open) => {
   document.querySelector(`#tab-${tab} .job-form, #tab-${tab} #chat-drawer`)?.toggleAttribute('inert', open);
 };
 studio.reopen = (tab) => opening(tab, true);
-studio.reopened = (tab) => opening(tab, false);
+studio.reopened = (tab) => {
+  document.querySelector(`#tab-${tab} .job-form`)?.classList.add('filled');
+  opening(tab, false);
+};
 
 // A name that this browser's chat is kept under; a browser that keeps nothing has one until it is reloaded.
 studio.chatName = () => {
