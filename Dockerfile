@@ -4,7 +4,7 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
-# Which torch: the CPU build, or a CUDA one, for instance --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128.
+# Which torch: the CPU build, or a CUDA one, for instance --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130.
 # The CUDA wheels bring all of CUDA but the driver, which `docker run --gpus all` lends the container.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 

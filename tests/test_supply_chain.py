@@ -47,7 +47,7 @@ def test_every_locked_package_has_hashes(lock: Path) -> None:
 
 def test_no_file_of_the_repository_names_a_package_index_of_one_machine() -> None:
     files = [*ROOT.glob("requirements*"), ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "pyproject.toml"]
-    public = {"https://download.pytorch.org/whl/cpu", "https://download.pytorch.org/whl/cu128", "http://127.0.0.1:7860"}
+    public = {"https://download.pytorch.org/whl/cpu", "https://download.pytorch.org/whl/cu130", "http://127.0.0.1:7860"}
     for path in files:
         found = set(re.findall(r"https?://[^\s\"',)]+|file:/\S*", path.read_text(encoding="utf-8")))
         assert not {place.rstrip(".'") for place in found if "127.0.0.1" not in place} - public, path.name
