@@ -1,6 +1,7 @@
 """A step in fewer passes comes to the numbers of plain transformers, peft and trl."""
 
 import copy
+import pickle
 from types import MethodType
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_studio.engine.train import fused
@@ -122,7 +124,15 @@ def _with_known_places(model: Any) -> Any:
 
 
 def _places(labels: torch.Tensor) -> torch.Tensor:
-    return fused.with_places(lambda _: {"labels": labels})([])[fused.PLACES]
+    return fused.WithPlaces(lambda _: {"labels": labels})([])[fused.PLACES]
+
+
+def test_the_collator_goes_to_a_worker_that_starts_anew() -> None:
+    collate = fused.WithPlaces(DataCollatorForLanguageModeling(0, padding_free=True))
+    rows = [{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}, {"input_ids": [7, 8], "labels": [-100, 8]}]
+    for made in (collate(rows), pickle.loads(pickle.dumps(collate))(rows)):
+        assert made["labels"].tolist() == [[-100, 5, 6, -100, 8]]
+        assert made[fused.PLACES].tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("labels", [LABELS, torch.full_like(LABELS, -100)], ids=["some", "none"])

@@ -52,15 +52,17 @@ PLACES = "trained_places"
 _look = masking_utils.find_packed_sequence_indices
 
 
-def with_places(collate: Callable[[list[Any]], Batch]) -> Callable[[list[Any]], Batch]:
-    """A collator whose batches name their trained places."""
+class WithPlaces:
+    """A collator whose batches name their trained places. A class, which goes to a worker of the data loader as it is:
+    macOS starts them anew, and Python 3.14 does."""
 
-    def named(rows: list[Any]) -> Batch:
-        batch = collate(rows)
+    def __init__(self, collate: Callable[[list[Any]], Batch]) -> None:
+        self._collate = collate
+
+    def __call__(self, rows: list[Any]) -> Batch:
+        batch = self._collate(rows)
         row, column = (batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True)
         return {**batch, PLACES: row * batch["labels"].shape[1] + column}
-
-    return named
 
 
 class KnownPlaces:

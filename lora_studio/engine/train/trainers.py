@@ -325,7 +325,7 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
         super().__init__(**kwargs)
         if not (self.on_cpu or self.sharded or self.args.torch_compile) and isinstance(self.model, PeftModel):
             fused.KnownPlaces(self.model)
-            self.data_collator = fused.with_places(self.data_collator)
+            self.data_collator = fused.WithPlaces(self.data_collator)
         if meter:
             adapted: Any = self.model
             meter.watch(adapted.get_base_model())
