@@ -100,7 +100,7 @@ DEVICE_KINDS: Mapping[str, Kind] = {
                 PAGED: "it relies on CUDA's managed memory",
                 FLASH_ATTENTION: "it is not built for Intel GPUs",
                 FLASH_ATTENTION_3: NOT_NVIDIA,
-                HUB_KERNELS[0]: NOT_NVIDIA,
+                HUB_KERNELS[0]: UNTESTED,
                 FLEX_ATTENTION: UNTESTED,
                 TORCH_COMPILE: UNTESTED,
                 TRITON_KERNELS: UNTESTED,
