@@ -33,7 +33,7 @@ from lora_studio.models.hardware import Device, all_devices, choose, device_for
 from lora_studio.models.hub import may_run_code_of, warning
 from lora_studio.models.memory import UNLIMITED, checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.models.shape import Architecture, architecture, beyond, linear_layers, read_config
-from lora_studio.units import GIB, count
+from lora_studio.units import GIB, count, size
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
 
 BITS = {"4bit": "4 bits", "8bit": "8 bits"}
@@ -341,13 +341,13 @@ def _evaluation(config: Config, data: FirstRows | StudioError) -> Check:
 
 
 def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check:
-    title, free = "Disk", f"{machine.disk_free / GIB:,.1f} GiB free"
+    title, free = "Disk", f"{size(machine.disk_free)} free"
     if model is None:
         return Check(title, NOTE, f"{free}; the size of a checkpoint is unknown{_why_unknown(config)}.")
     each = checkpoint_bytes(config, model)
     kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
     needed = each * kept  # one more while it is written, and the adapter itself
-    found = f"{free}; checkpoints and adapter need up to {needed / GIB:,.2f} GiB."
+    found = f"{free}; checkpoints and adapter need up to {size(needed)}."
     if needed > machine.disk_free:
         advice = "Free some space, or lower training.save_total_limit."
         return Check(title, FAILED, found, advice)
