@@ -135,8 +135,10 @@ def _is_number(text: str) -> bool:
 
 
 def age(then: float) -> str:
-    """How long ago, in the largest unit that fits."""
-    seconds = max(0.0, time.time() - then)
+    """How long ago, in the largest unit that fits; the date where a clock was wrong."""
+    seconds = time.time() - then
+    if seconds < -60:
+        return time.strftime("%d %b %H:%M", time.localtime(then))
     for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"

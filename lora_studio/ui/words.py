@@ -35,13 +35,13 @@ def clock(seconds: float | None) -> str:
 
 
 def ago(then: float, now: float) -> str:
-    """How long ago, roughly enough that it does not change every second."""
+    """How long ago, roughly enough that it does not change every second; the date where a clock was wrong."""
     passed = now - then
-    if passed < 60:
+    if -60 < passed < 60:
         return "just now"
-    if passed < 3600:
+    if 0 < passed < 3600:
         return f"{int(passed // 60)} min ago"
-    if passed < 86400:
+    if 0 < passed < 86400:
         return f"{int(passed // 3600)} h ago"
     return time.strftime("%d %b %H:%M", time.localtime(then))
 

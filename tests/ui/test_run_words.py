@@ -1,6 +1,7 @@
 """Runs in words: durations, states, phases; nothing from a run is ever markup."""
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -127,3 +128,15 @@ def test_the_line_on_top_names_an_evaluation_that_goes_on() -> None:
     assert "No active run; evaluation running." in run_words.status_line([], evaluating=True)
     assert "model loaded for chat, evaluation running." in run_words.status_line([], chat=True, evaluating=True)
     assert "No active run; export running." in run_words.status_line([], exporting=True)
+
+
+def test_a_time_to_come_is_a_date_and_not_just_now() -> None:
+    now = 1_800_000_000.0
+    assert [run_words.ago(now - passed, now) for passed in (-30, 30, 120, 7200)] == [
+        "just now",
+        "just now",
+        "2 min ago",
+        "2 h ago",
+    ]
+    ahead = now + 2 * 86_400
+    assert run_words.ago(ahead, now) == time.strftime("%d %b %H:%M", time.localtime(ahead))
