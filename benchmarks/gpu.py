@@ -23,7 +23,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -198,6 +200,8 @@ def smoke(world: World) -> Iterator[Case]:
     yield "chat, three columns", lambda: chat_of(world, columns=3)
     yield "DPO", run(3, **{"training.method": "dpo", "data.train_file": "preference"})
     yield "stop and resume", lambda: stop_and_resume(world, world.model("0.6B"))
+    yield "waits of a step", lambda: waits_of_a_step(world, world.model("0.6B"))
+    yield "waits of a step, padding-free", lambda: waits_of_a_step(world, world.model("0.6B"), padding_free=True)
     yield "out of memory and retry", lambda: out_of_memory(world, world.model("0.6B"))
     yield "float16", run(3, **{"model.dtype": "float16"})
     yield "float32 with TF32", run(3, **{"model.dtype": "float32", "training.tf32": not world.dry})
@@ -226,6 +230,37 @@ def stop_and_resume(world: World, model: str) -> Result:
         return {"state": "failed", "message": f"it ended {first.get('state')} at step {first.get('steps')}"}
     second = world.train({}, resume=first["folder"])
     return {**outcome(second), "stopped_at": first["steps"]}
+
+
+def waits_of_a_step(world: World, model: str, *, padding_free: bool = False) -> Result:
+    """How often a step that is not logged waits for the GPU, and where: PyTorch warns of each time. Of every two steps
+    one is logged, so what happens in each step is seen at least as often as there are steps."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"refused": "PyTorch tells of a CUDA GPU alone where it is waited for"}
+    steps = 40
+    settings = world.short(model, steps, **{"tracking.logging_steps": 2, "training.padding_free": padding_free})
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            result = world.train(settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {**outcome(result), **waits_in(told, steps)}
+
+
+def waits_in(told: Sequence[Any], steps: int) -> Result:
+    """Of PyTorch's warnings those that came at least once a step: how many a step, and the lines that caused them."""
+    lines = Counter(
+        f"{Path(warning.filename).name}:{warning.lineno}"
+        for warning in told
+        if "synchronizing CUDA operation" in str(warning.message)
+    )
+    often = {line: count for line, count in lines.most_common() if count >= steps}
+    places = ", ".join(f"{line} ({count})" for line, count in often.items())
+    return {"waits_a_step": round(sum(often.values()) / steps, 2), "places": places or "none"}
 
 
 def out_of_memory(world: World, model: str) -> Result:

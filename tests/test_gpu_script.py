@@ -9,6 +9,7 @@ import time
 import zipfile
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,19 @@ def test_a_case_that_fails_leaves_the_next_ones_and_no_time_is_said(
         "smoke, first: failed: boom",
         "smoke, second: no time was left",
     ]
+
+
+def test_what_waits_in_every_step_is_told_with_its_line() -> None:
+    words = "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp)"
+    often, seldom, other = (
+        SimpleNamespace(filename=f"/lib/{name}.py", lineno=7, message=text)
+        for name, text in (("utils", words), ("trainer", words), ("peft", "deprecated"))
+    )
+    assert gpu.waits_in([often] * 80 + [seldom] * 39 + [other] * 90, 40) == {
+        "waits_a_step": 2.0,
+        "places": "utils.py:7 (80)",
+    }
+    assert gpu.waits_in([seldom], 40) == {"waits_a_step": 0.0, "places": "none"}
 
 
 def test_the_steps_in_which_kernels_are_compiled_are_not_measured(tmp_path: Path) -> None:
