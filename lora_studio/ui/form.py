@@ -25,10 +25,10 @@ from lora_studio.workspace import Workspace
 
 SWITCH = {True: "on", False: "off"}
 NEITHER = "default"
-MODEL = "model.name"
+MODEL, ADAPTER = "model.name", "model.adapter_name_or_path"
 DEVICE = "compute.device"
 FILES = ("data.train_file", "data.validation_file")
-PATHS = (MODEL, "model.adapter_name_or_path", *FILES)
+PATHS = (MODEL, ADAPTER, *FILES)
 """Settings that may be paths on this machine."""
 SEPARATOR = " · "
 """Between a model's name and what the list of models says of it."""
@@ -81,10 +81,19 @@ def in_words(path: str, value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return SWITCH[value]
+    if path == ADAPTER and Path(str(value)).is_absolute():
+        return _adapter_title(Path(str(value)))
     if path in PATHS and Path(str(value)).is_absolute():
         return source_title(str(value))
     text = to_widget(setting, value)
     return setting.names.get(text, text) if isinstance(text, str) else f"{text:,}"
+
+
+def _adapter_title(folder: Path) -> str:
+    """The run of an adapter, with the checkpoint, as commands name it; of any other folder its name."""
+    if folder.name == "adapter":
+        return folder.parent.name
+    return f"{folder.parent.parent.name}/{folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
 
 def each_in_words(path: str, values: Sequence[Any]) -> list[str]:

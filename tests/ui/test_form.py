@@ -98,6 +98,9 @@ def test_choices_are_called_by_words_and_kept_by_name() -> None:
     assert form.in_words("data.max_samples", None) == "–"
     assert form.in_words("data.train_file", "/home/ada/uploads/mine.csv") == "mine.csv"
     assert form.in_words("data.train_file", "owner/name") == "owner/name"
+    assert form.in_words("model.adapter_name_or_path", "/w/runs/first/adapter") == "first"
+    assert form.in_words("model.adapter_name_or_path", "/w/runs/first/checkpoints/checkpoint-8") == "first/checkpoint-8"
+    assert form.in_words("model.adapter_name_or_path", "/w/adapters/mine") == "mine"
     assert form.each_in_words("data.train_file", ["/a/x.csv", "pirate"]) == ["x.csv", "pirate"]
     assert form.each_in_words("data.train_file", ["/a/x.csv", "/b/x.csv"]) == ["/a/x.csv", "/b/x.csv"]
 
