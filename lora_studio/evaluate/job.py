@@ -414,6 +414,12 @@ class Sentence:
     kind: str
     words: str
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What is claimed, and what it rests on: the number of rows and the odds; "" where nothing was counted."""
+        claim, counted, odds = self.words.partition(", n = ")
+        return claim, f"n = {odds}" if counted else ""
+
 
 def value(number: float | None, unit: str, *, signed: bool = False) -> str:
     """A metric's value: 95 % for a share, four digits for others. Shares differ by points: 2 % more of 50 % are 51."""

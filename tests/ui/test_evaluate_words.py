@@ -126,7 +126,8 @@ def summary(*metrics: dict[str, Any], titles: tuple[str, ...] = ("Base", "pirate
 def test_one_sentence_says_whether_the_adapter_is_better(measured: dict[str, Any], kind: str, words: str) -> None:
     assert verdict(summary(measured)) == [Sentence(kind, words)]
     shown = head(replace(GOING_ON, state="done", finished=120.0), request(), {**SUMMARY, **summary(measured)})
-    assert f'<p class="job-verdict {kind}">{words.replace("<", "&lt;")}' in shown
+    claim, odds = words.replace("<", "&lt;").split(", n = ")
+    assert f'<p class="job-verdict {kind}">{claim} <span class="odds">n = {odds}</span></p>' in shown
 
 
 def test_where_nothing_is_answered_letter_by_letter_the_next_metric_decides() -> None:

@@ -55,7 +55,7 @@ def test_a_group_is_one_item_of_the_list_that_opens_to_its_runs(studio: Studio) 
     assert "4 runs · 4 ended" in listed
     opened = look(studio, "", choice=TableChoice(group=GROUP))
     assert str(opened.listed["list"]).count('class="member"') == 4
-    assert ">learning_rate 0.001, r\u00a016</button>" in str(opened.listed["list"]), "whatever the group is called"
+    assert ">lr\u00a00.001, r\u00a016</button>" in str(opened.listed["list"]), "whatever the group is called"
     assert opened.places == (True, False, False, True, False)
     table = look(studio, "", choice=TableChoice(whole=True))
     assert str(table.listed["list"]).count("<tr data-open=") == 5

@@ -209,10 +209,16 @@ def listing(matches: Sequence[Row], total: int, choice: TableChoice, selected: s
 _SHORT_PAIR = 12  # letters; a longer one may need two lines
 
 
-def _unbroken(values: str) -> str:
-    """Values in words, each short one on one line with the name of its setting."""
-    pairs = values.split(", ")
+def _member_name(values: str) -> str:
+    """What a run of a group tries, as the second line of other runs has it: lr 0.002, r 16. A short value stays on one
+    line with the name of its setting."""
+    pairs = [pair.replace("learning_rate ", "lr ") for pair in values.split(", ")]
     return ", ".join(pair.replace(" ", "\u00a0") if len(pair) <= _SHORT_PAIR else pair for pair in pairs)
+
+
+def _names_rate(run: Overview) -> bool:
+    """Whether a run's name in the list has its learning rate already."""
+    return run.group is not None and RATE in run.group.values
 
 
 def rail(items: Sequence[Item], choice: TableChoice, selected: str, now: float) -> Html:
@@ -222,7 +228,7 @@ def rail(items: Sequence[Item], choice: TableChoice, selected: str, now: float) 
     def line(row: Row) -> tuple[Any, ...]:
         current = row.run.id == selected and not choice.group
         group = row.run.group
-        name = _unbroken(value_words(group.values)) if group else row.run.title
+        name = _member_name(value_words(group.values)) if group else row.run.title
         return (
             *(ICONS[row.run.state], _state_words(row), row.run, name, current, row.run.id in choice.ticked),
             *_second_line(row, now),
@@ -259,7 +265,7 @@ def _second_line(row: Row, now: float) -> tuple[str, str]:
     parts = [
         _progress(row),  # first: the end of the line may not be in sight
         row.by,
-        f"lr {in_words(RATE, row.rate)}" if row.rate is not None else "",
+        f"lr {in_words(RATE, row.rate)}" if row.rate is not None and not _names_rate(run) else "",
         f"{'val loss' if run.eval_loss is not None else 'loss'} {loss}" if loss != "–" else "",
         "damaged" if run.damaged else "",
     ]
