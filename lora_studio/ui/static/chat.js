@@ -33,8 +33,9 @@ window.studio ??= {};
     const narrow = matchMedia('(max-width: 900px)');
     const cover = () => {
       const covered = narrow.matches && chat.hasAttribute('data-settings');
-      for (const part of chat.querySelectorAll('#chat-top, #chat-main')) part.toggleAttribute('inert', covered);
-      for (const part of ['#header', '#tabs [role=tablist]']) document.querySelector(part).toggleAttribute('inert', covered);
+      for (const part of ['#header', '#tabs [role=tablist]', '#chat-top', '#chat-main']) {
+        document.querySelector(part)?.toggleAttribute('inert', covered);
+      }
     };
     narrow.addEventListener('change', cover);
     addEventListener('hashchange', () => {
