@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers import Trainer as HuggingFaceTrainer
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils.quantization_config import Mxfp4Config
+from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 HERE = Path(__file__).resolve().parent
@@ -337,7 +337,9 @@ def load_model(settings: dict[str, Any], base: str) -> Any:
     quantized = dict(how["quantization"] or {})
     if "bnb_4bit_compute_dtype" in quantized:
         quantized["bnb_4bit_compute_dtype"] = DTYPES[quantized["bnb_4bit_compute_dtype"]]
-    kind = Mxfp4Config if "dequantize" in quantized else BitsAndBytesConfig
+    kind = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}.get(
+        quantized.pop("quant_method", ""), BitsAndBytesConfig
+    )
     set_seed(settings["training"]["seed"])
     model = getattr(transformers, how["auto_class"]).from_pretrained(
         base,

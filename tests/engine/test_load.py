@@ -1,18 +1,21 @@
 """Models, tokenizers and adapters from folders, and plain words for those that are not there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.engine.models.layout import bearing_names, linear_modules
 from lora_studio.engine.models.load import choose_dtype, load_model, memory_bytes
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
-from lora_studio.engine.models.source import load_tokenizer, without_weights
+from lora_studio.engine.models.source import load_tokenizer, unpacking, without_weights
 from lora_studio.errors import StudioError
 from tests.engine.conftest import build_tokenizer
+from tests.engine.kinds import tiny_llama
 
 
 def test_the_built_in_model_loads_by_its_name() -> None:
@@ -111,3 +114,53 @@ def test_a_model_without_weights_bears_the_names_of_the_real_one(base: Path, tmp
     assert bearing_names(described) == bearing_names(load_model(str(base)))
     assert "embed_tokens" in bearing_names(described)
     assert next(described.parameters()).device.type == "meta"
+
+
+@pytest.fixture
+def in_fp8(tmp_path: Path) -> tuple[Path, Path]:
+    """A base stored in FP8 by blocks, and the one that it was made of, with the numbers that FP8 left of it."""
+    plain, packed = tiny_llama(tmp_path / "plain"), tmp_path / "packed"
+    shutil.copytree(plain, packed)
+    weights, stored = load_file(plain / "model.safetensors"), dict[str, torch.Tensor]()
+    for name, weight in weights.items():
+        stored[name] = weight
+        if name.endswith("proj.weight"):
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            weights[name] = stored[name].float() * scale
+    save_file(stored, packed / "model.safetensors", {"format": "pt"})
+    save_file(weights, plain / "model.safetensors", {"format": "pt"})
+    config = json.loads((packed / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head"],
+    }
+    (packed / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return plain, packed
+
+
+def test_a_base_in_fp8_is_unpacked_where_transformers_would_fetch_kernels_for_it(
+    in_fp8: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, packed = in_fp8
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a Hopper GPU, and the model in the machine's memory
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    model = load_model(str(packed), dtype=torch.float32, on_cpu=True)
+    theirs = AutoModelForCausalLM.from_pretrained(packed, dtype=torch.float32, device_map={"": "cpu"})
+    monkeypatch.undo()
+    assert "FP8Linear" in {type(module).__name__ for module in theirs.modules()}
+    assert {type(module).__name__ for module in model.modules() if "Linear" in type(module).__name__} == {"Linear"}
+    expected = load_model(str(plain), dtype=torch.float32).state_dict()
+    unpacked = model.state_dict()
+    assert unpacked.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(unpacked[name], weight, rtol=1e-5, atol=1e-7)
+    assert "quantization_config" not in model.config.to_dict()
+    assert unpacking(json.loads((packed / "config.json").read_text(encoding="utf-8"))["quantization_config"]) == {
+        "dequantize": True,
+        "modules_to_not_convert": ["lm_head"],
+    }
+    assert unpacking({"quant_method": "bitsandbytes", "load_in_4bit": True}) is None

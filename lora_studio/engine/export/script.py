@@ -23,7 +23,7 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import train_script
 from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
-from lora_studio.engine.models.source import auto_class, load_tokenizer, read_config, without_weights
+from lora_studio.engine.models.source import auto_class, load_tokenizer, read_config, unpacking, without_weights
 from lora_studio.engine.runtime import data_progress, guarded
 from lora_studio.engine.train.settings import (
     SCHEDULE,
@@ -200,7 +200,7 @@ class BaseSettings(TypedDict):
     revision: str | None
     dtype: str
     attn_implementation: str | None
-    quantization: dict[str, str | bool] | None
+    quantization: Mapping[str, Any] | None
 
 
 class ScriptSettings(TypedDict):
@@ -267,11 +267,13 @@ def lora_settings(config: Config, adapter: Path) -> Mapping[str, Any]:
     }
 
 
-def quantization(config: Config, dtype: str) -> dict[str, str | bool] | None:
-    """The arguments of BitsAndBytesConfig, or of Mxfp4Config for a base in mxfp4; None for an unquantized base."""
+def quantization(config: Config, dtype: str) -> Mapping[str, Any] | None:
+    """The arguments of BitsAndBytesConfig, or of what unpacks a base in mxfp4 or FP8 (`load.unpacking`) with its
+    `quant_method`; None for an unquantized base."""
     if config.model.quantization == "none":
         stored = read_config(config.model.name, config.model.revision).to_dict().get("quantization_config") or {}
-        return {"dequantize": True} if stored.get("quant_method") == "mxfp4" else None
+        arguments = unpacking(stored)
+        return None if arguments is None else {**arguments, "quant_method": stored["quant_method"]}
     if config.model.quantization == "8bit":
         return {"load_in_8bit": True}
     values: dict[str, str | bool] = {

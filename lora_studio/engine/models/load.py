@@ -9,10 +9,10 @@ from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations import sdpa_attention
-from transformers.utils.quantization_config import Mxfp4Config
 
 from lora_studio.engine.accelerator import auto_dtype, capability, device, device_kind, empty_cache, read_memory
 from lora_studio.engine.models.source import (
+    UNPACKED,
     Download,
     Phases,
     auto_class,
@@ -20,6 +20,7 @@ from lora_studio.engine.models.source import (
     first_line,
     not_loadable,
     read_config,
+    unpacking,
 )
 from lora_studio.errors import StudioError
 from lora_studio.models.accelerators import (
@@ -280,11 +281,10 @@ def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) ->
     return f"{implementation}: the model has no other"
 
 
-def _dequantized(config: PretrainedConfig) -> Mxfp4Config | None:
-    """What unpacks the experts of a base that is stored in mxfp4, as gpt-oss is: there is no backward pass through
-    packed ones. None for all others."""
+def _dequantized(config: PretrainedConfig) -> Any:
     stored = config.to_dict().get("quantization_config") or {}
-    return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
+    arguments = unpacking(stored)
+    return None if arguments is None else UNPACKED[stored["quant_method"]](**arguments)
 
 
 def _quantization(

@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -56,6 +58,22 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
             "Choose a causal language model (…ForCausalLM).",
         )
     return config
+
+
+UNPACKED: Mapping[str, type[Any]] = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+"""What a base may be stored in that is unpacked to 16 bits when it is loaded, with transformers' configs for it. There
+is no backward pass through the packed experts of mxfp4, as gpt-oss has them; products in FP8 need kernels, which
+transformers fetches from the Hub as code, on GPUs from compute capability 8.9 on."""
+
+
+def unpacking(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The arguments with which a base is unpacked; None for all that is loaded as it is stored. `stored` is the
+    quantization_config of its config.json."""
+    method = str(stored.get("quant_method") or "")
+    if method not in UNPACKED:
+        return None
+    skipped = stored.get("modules_to_not_convert")  # transformers would forget them
+    return {"dequantize": True, **({"modules_to_not_convert": skipped} if method == "fp8" and skipped else {})}
 
 
 def checked_source(name: str) -> str:
