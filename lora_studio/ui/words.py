@@ -123,11 +123,11 @@ def speed_words(state: RunState, before: int = 0) -> str:
 
 def elapsed(run: RunState, now: float) -> float | None:
     """Seconds of work from the first start to the end, or to now; the pause before a resume is none. None where it is
-    not known: a worker that was killed told of no end."""
+    not known: a worker that was killed as it began told of no end."""
     if run.started is None:
         return now - run.phase_started if run.phase_started and not run.final else None
     if run.final:
-        return run.seconds or None
+        return run.seconds if run.seconds >= 1 or run.state == "done" else None
     if run.phase == "start" and run.phase_started and run.phase_started > (run.last_event or now):
         return run.seconds_at(run.last_event or now) + now - run.phase_started  # begun again, and no word of it yet
     return run.seconds_at(now)

@@ -120,6 +120,7 @@ def test_a_worker_that_was_killed_before_it_told_anything_is_not_said_to_have_wo
     killed.state, killed.started, killed.seconds = "failed", 100.0, 0.0
     assert run_words.elapsed(killed, 150.0) is None
     assert ">Failed.<" in job_views.ended(killed)
+    assert ">Failed.<" in job_views.ended(replace(killed, seconds=0.3)), "its last word is not its end"
     assert ">Failed after 12 s.<" in job_views.ended(replace(killed, seconds=12.0))
     assert ">Failed before the start.<" in job_views.ended(replace(killed, started=None))
 
