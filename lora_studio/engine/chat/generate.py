@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from lora_studio.data.chat_templates import ChannelReader, channel_reader, is_harmony, with_reasoning
 from lora_studio.data.messages import is_broken
 from lora_studio.data.render_process import render_text
+from lora_studio.engine.chat.cache import stored_cache
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -413,6 +414,8 @@ def call_generate(
         names = {"adapter_names": [BASE if adapter is None else loaded.adapters[adapter] for adapter in adapters]}
     elif loaded.adapters:
         context = loaded.use_adapter(adapters[0])
+    if "past_key_values" not in options and not any(map(loaded.virtual_tokens, adapters)):
+        options |= {} if (cache := stored_cache(loaded.base, settings)) is None else {"past_key_values": cache}
     with context as model:
         return model.generate(
             input_ids=input_ids,
