@@ -87,7 +87,7 @@ class Outcome:
     seconds: float = 0.0
     others: float = 0.0
     failed: str = ""
-    found: Any = field(default=None)
+    result: Any = field(default=None)
 
 
 BENCHMARKS = (
@@ -247,22 +247,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few steps: tries the tool, measures nothing")
     parser.add_argument("--minutes", type=float, default=25.0, help="the most that all take together (default: 25)")
     parser.add_argument("--table", type=Path, help="a page with the marks of the table, which is written there")
-    given = parser.parse_args()
-    if given.quick and given.table:
+    args = parser.parse_args()
+    if args.quick and args.table:
         parser.error("--quick measures nothing that belongs into a page.")
-    ends = time.monotonic() + 60 * given.minutes
-    chosen = [each for each in BENCHMARKS if not given.only or each.name in given.only]
+    ends = time.monotonic() + 60 * args.minutes
+    chosen = [each for each in BENCHMARKS if not args.only or each.name in args.only]
     outcomes = list[Outcome]()
     for number, benchmark in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {benchmark.name} (at most {benchmark.seconds} s)", file=sys.stderr, flush=True)
-        outcomes.append(run(benchmark, ends - time.monotonic(), quick=given.quick))
+        outcomes.append(run(benchmark, ends - time.monotonic(), quick=args.quick))
         last = outcomes[-1]
         print(f"      {last.failed or 'done'} after {last.seconds:.0f} s", file=sys.stderr, flush=True)
     text = page_part(outcomes)
     print(text)
-    if given.table:
-        write(given.table, text)
-    print(json.dumps({each.benchmark.name: each.found or {"failed": each.failed} for each in outcomes}))
+    if args.table:
+        write(args.table, text)
+    print(json.dumps({each.benchmark.name: each.result or {"failed": each.failed} for each in outcomes}))
     sys.exit(any(each.failed for each in outcomes))
 
 
@@ -314,14 +314,14 @@ def take_result(outcome: Outcome, code: int, output: str, errors: str) -> None:
     if outcome.failed:
         return
     try:
-        found = json.loads(output.splitlines()[-1])
+        result = json.loads(output.splitlines()[-1])
         for figure in outcome.benchmark.figures:
-            figure.form.format(figure.value(found))
+            figure.form.format(figure.value(result))
     except (IndexError, LookupError, TypeError, ValueError) as error:
         last = (errors.strip() or output.strip() or repr(error)).splitlines()[-1]
         outcome.failed = f"failed (exit code {code}): {last[:200]}"
     else:
-        outcome.found = found
+        outcome.result = result
 
 
 def cpu_seconds() -> tuple[float, float]:
@@ -353,7 +353,7 @@ def page_part(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         command = f"`python {' '.join(outcome.command)}`"
         for number, figure in enumerate(outcome.benchmark.figures):
-            value = None if outcome.failed else figure.value(outcome.found)
+            value = None if outcome.failed else figure.value(outcome.result)
             goal = "" if figure.goal is None else f"at {'most' if figure.at_most else 'least'} {figure.goal:g}"
             reached = "" if value is None else {True: "yes", False: "no", None: ""}[figure.reached(value)]
             result = as_cell(outcome.failed) if value is None else figure.form.format(value)

@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--kind", choices=["jsonl", "csv", "parquet"], default="jsonl")
     parser.add_argument("--bytes-per-row", type=int, default=1000)
     parser.add_argument("--tokenizer", default=model_source("demo"), help="a folder with a tokenizer")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"big.{given.kind}"
-        write_file(path, given.rows, given.bytes_per_row)
-        runs = {name: look(path, given.tokenizer, Path(folder) / "cache") for name in ("first", "again")}
+        path = Path(folder) / f"big.{args.kind}"
+        write_file(path, args.rows, args.bytes_per_row)
+        runs = {name: look(path, args.tokenizer, Path(folder) / "cache") for name in ("first", "again")}
         megabytes = path.stat().st_size / 1e6
     for name, run in runs.items():
         first = run["sample_seconds"] or run["seconds"]
@@ -45,11 +45,9 @@ def main() -> None:
         print(f"{name}: first statistics {first:.1f} s, {run['rows']:,} rows {run['seconds']:.1f} s, {memory}")
         print(f"  silent for {run['silent_seconds']:.1f} s at most ({run['silent_where']}), {run['reports']} reports")
         print(f"  of own work, silent for {run['silent_work_seconds']:.2f} s at most ({run['silent_work_where']})")
-    wanted = {"peak_gb": MAX_MEMORY_GB, "sample_seconds": FIRST_SECONDS, "silent_seconds": SILENT_SECONDS}
-    wanted["silent_work_seconds"] = SILENT_WORK_SECONDS
-    print(
-        json.dumps({"kind": given.kind, "rows": given.rows, "megabytes": round(megabytes, 1), **runs, "wanted": wanted})
-    )
+    goals = {"peak_gb": MAX_MEMORY_GB, "sample_seconds": FIRST_SECONDS, "silent_seconds": SILENT_SECONDS}
+    goals["silent_work_seconds"] = SILENT_WORK_SECONDS
+    print(json.dumps({"kind": args.kind, "rows": args.rows, "megabytes": round(megabytes, 1), **runs, "goals": goals}))
 
 
 def write_file(path: Path, rows: int, size: int) -> None:
@@ -106,7 +104,7 @@ def _look(path: Path, tokenizer: str, cache: Path, answer: Connection) -> None:
         reports.append((time.perf_counter() - began, time.thread_time(), about))
 
     word("start")
-    found = inspect(
+    report = inspect(
         str(path),
         loaded,
         cache_folder=cache,
@@ -120,7 +118,7 @@ def _look(path: Path, tokenizer: str, cache: Path, answer: Connection) -> None:
     )
     answer.send(
         {
-            "rows": found["rows"],
+            "rows": report["rows"],
             "sample_seconds": round(samples[0], 2) if samples else None,
             "seconds": round(time.perf_counter() - began, 2),
             "silent_seconds": round(silent[0], 2),

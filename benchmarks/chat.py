@@ -46,18 +46,18 @@ QWEN3_06B = {
 }
 ADAPTER, BOTH = "adapter", (None, "adapter")
 GPU = torch.cuda.is_available()
-WANTED = {"together": 0.6 if GPU else 0.8, "last_first_token": 0.3, "further_column_memory": 0.05}
+GOALS = {"together": 0.6 if GPU else 0.8, "last_first_token": 0.3, "further_column_memory": 0.05}
 
 
 def main() -> None:
-    given = arguments()
-    if given.columns:
-        print(json.dumps(memory(given, Path(given.world))))
+    args = arguments()
+    if args.columns:
+        print(json.dumps(memory(args, Path(args.world))))
         return
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)
-        make_world(given, world)
-        print(json.dumps(compare(given, world)))
+        make_world(args, world)
+        print(json.dumps(compare(args, world)))
 
 
 def arguments() -> argparse.Namespace:
@@ -72,13 +72,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_world(given: argparse.Namespace, world: Path) -> None:
+def make_world(args: argparse.Namespace, world: Path) -> None:
     """A base (unless one is given) and a random adapter on it."""
     torch.manual_seed(0)
-    if given.model:
-        model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16)
+    if args.model:
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
     else:
-        config = AutoConfig.from_pretrained(given.shape) if given.shape else AutoConfig.for_model(**QWEN3_06B)
+        config = AutoConfig.from_pretrained(args.shape) if args.shape else AutoConfig.for_model(**QWEN3_06B)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(world / "base")
         AutoTokenizer.from_pretrained(model_source("demo")).save_pretrained(world / "base")
@@ -86,43 +86,45 @@ def make_world(given: argparse.Namespace, world: Path) -> None:
     get_peft_model(model, lora).save_pretrained(world / ADAPTER)
 
 
-def load(given: argparse.Namespace, world: Path, columns: int) -> LoadedModel:
-    loaded = load_base(given.model or str(world / "base"), dtype="bfloat16")
+def load(args: argparse.Namespace, world: Path, columns: int) -> LoadedModel:
+    loaded = load_base(args.model or str(world / "base"), dtype="bfloat16")
     if columns > 1:
         add_adapters(loaded, {ADAPTER: world / ADAPTER})
     return loaded
 
 
-def ask(loaded: LoadedModel, given: argparse.Namespace, names: Sequence[str | None]) -> list[Answer]:
+def ask(loaded: LoadedModel, args: argparse.Namespace, names: Sequence[str | None]) -> list[Answer]:
     """Answers of so many tokens to a prompt of so many tokens; a column can't end before."""
-    settings = greedy(loaded, given.tokens, getattr(given, "cache", "dynamic"))
-    settings.min_new_tokens = given.tokens
+    settings = greedy(loaded, args.tokens, getattr(args, "cache", "dynamic"))
+    settings.min_new_tokens = args.tokens
     loaded.templates[None] = "{{ messages[0].content }}"
     loaded.templates |= dict.fromkeys(loaded.adapters, "{{ messages[0].content }}")
     piece = str(loaded.tokenizer.decode(loaded.tokenizer.encode(" the", add_special_tokens=False)[:1]))
-    columns = [Column(name, [{"role": "user", "content": piece * given.prompt}]) for name in names]
+    columns = [Column(name, [{"role": "user", "content": piece * args.prompt}]) for name in names]
     return generate(loaded, columns, settings)
 
 
-def compare(given: argparse.Namespace, world: Path) -> dict[str, Any]:
-    loaded = load(given, world, 2)
-    ask(loaded, given, BOTH)
+def compare(args: argparse.Namespace, world: Path) -> dict[str, Any]:
+    loaded = load(args, world, 2)
+    ask(loaded, args, BOTH)
     rounds: list[dict[str, float]] = []
-    for round_ in range(given.rounds):
-        found: dict[str, float] = {}
+    for round_ in range(args.rounds):
+        seconds: dict[str, float] = {}
         began = time.perf_counter()
-        first, second = (ask(loaded, given, [name])[0] for name in BOTH)
-        found["apart_seconds"] = time.perf_counter() - began
-        found["apart_last_first_token"] = first.seconds + second.first_token_seconds
+        first, second = (ask(loaded, args, [name])[0] for name in BOTH)
+        seconds["apart_seconds"] = time.perf_counter() - began
+        seconds["apart_last_first_token"] = first.seconds + second.first_token_seconds
         began = time.perf_counter()
-        answers = ask(loaded, given, BOTH)
-        found["together_seconds"] = time.perf_counter() - began
-        found["together_last_first_token"] = max(answer.first_token_seconds for answer in answers)
-        assert {answer.tokens for answer in (first, second, *answers)} == {given.tokens}
-        print(f"round {round_ + 1}: " + ", ".join(f"{name} {value:.3f} s" for name, value in found.items()), flush=True)
-        rounds.append(found)
-    peaks = [[in_a_process(given, world, columns) for _ in range(2)] for columns in (1, 2)]
-    one, two = (min(same, key=lambda found: found["peak_bytes"]) for same in peaks)
+        answers = ask(loaded, args, BOTH)
+        seconds["together_seconds"] = time.perf_counter() - began
+        seconds["together_last_first_token"] = max(answer.first_token_seconds for answer in answers)
+        assert {answer.tokens for answer in (first, second, *answers)} == {args.tokens}
+        print(
+            f"round {round_ + 1}: " + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items()), flush=True
+        )
+        rounds.append(seconds)
+    peaks = [[in_a_process(args, world, columns) for _ in range(2)] for columns in (1, 2)]
+    one, two = (min(same, key=lambda result: result["peak_bytes"]) for same in peaks)
     ratios = {
         "together": median(each["together_seconds"] / each["apart_seconds"] for each in rounds),
         "last_first_token": median(
@@ -131,37 +133,37 @@ def compare(given: argparse.Namespace, world: Path) -> dict[str, Any]:
         "further_column_memory": (two["peak_bytes"] - one["peak_bytes"]) / one["base_bytes"],
     }
     for name, value in ratios.items():
-        print(f"{name}: {value:.3f} (wanted at most {WANTED[name]})")
-    told = {"device": torch.cuda.get_device_name(0) if GPU else f"CPU, {torch.get_num_threads()} threads"}
-    sizes = {"prompt": given.prompt, "tokens": given.tokens, "parameters": loaded.model.num_parameters()}
+        print(f"{name}: {value:.3f} (goal: at most {GOALS[name]})")
+    device = {"device": torch.cuda.get_device_name(0) if GPU else f"CPU, {torch.get_num_threads()} threads"}
+    sizes = {"prompt": args.prompt, "tokens": args.tokens, "parameters": loaded.model.num_parameters()}
     return {
-        **told,
+        **device,
         **sizes,
         "rounds": rounds,
         "one_column": one,
         "two_columns": two,
         "ratios": ratios,
-        "wanted": WANTED,
+        "goals": GOALS,
     }
 
 
-def in_a_process(given: argparse.Namespace, world: Path, columns: int) -> dict[str, int]:
+def in_a_process(args: argparse.Namespace, world: Path, columns: int) -> dict[str, int]:
     """Peak memory of a process that loads and answers with so many columns."""
     command = [sys.executable, "-m", "benchmarks.chat", "--columns", str(columns), "--world", str(world)]
-    command += ["--prompt", str(given.prompt), "--tokens", str(given.tokens)]
-    command += ["--model", given.model] if given.model else []
+    command += ["--prompt", str(args.prompt), "--tokens", str(args.tokens)]
+    command += ["--model", args.model] if args.model else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ.copy())
     if done.returncode:
         sys.exit(f"{columns} columns failed:\n{done.stderr[-3000:]}")
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
-def memory(given: argparse.Namespace, world: Path) -> dict[str, int]:
-    loaded = load(given, world, given.columns)
+def memory(args: argparse.Namespace, world: Path) -> dict[str, int]:
+    loaded = load(args, world, args.columns)
     base = sum(each.nbytes for name, each in loaded.model.named_parameters() if ".lora_" not in name)
     forget_peak()
-    ask(loaded, given, BOTH[: given.columns])
+    ask(loaded, args, BOTH[: args.columns])
     return {"peak_bytes": peak_bytes(), "base_bytes": base}
 
 

@@ -91,9 +91,9 @@ class Opened:
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         counted = "files" if function.__name__ == "open" else "folders"
 
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             setattr(self, counted, getattr(self, counted) + 1)
-            return function(*given, **named)
+            return function(*args, **kwargs)
 
         return call
 
@@ -144,7 +144,7 @@ def measure(runs: int, tokens: int, rounds: int) -> dict[str, Any]:
         for chat in chats.values():
             ask(chat)
         taken = [{number: ask(chat) for number, chat in chats.items()} for _ in range(rounds)]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         f"runs_{number}": {
             "cpu_ms": round(1000 * median(each[number]["cpu_seconds"] for each in taken), 1),
             **{name: median(each[number][name] for each in taken) for name in COUNTED},
@@ -152,7 +152,7 @@ def measure(runs: int, tokens: int, rounds: int) -> dict[str, Any]:
         for number in chats
     }
     ratios = [each[runs]["cpu_seconds"] / each[1]["cpu_seconds"] for each in taken]
-    return found | {"ratio": round(median(ratios), 2), "tokens": tokens, "rounds": rounds}
+    return result | {"ratio": round(median(ratios), 2), "tokens": tokens, "rounds": rounds}
 
 
 def main() -> None:
@@ -160,15 +160,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
-    found = measure(given.runs, given.tokens, given.rounds)
+    args = parser.parse_args()
+    result = measure(args.runs, args.tokens, args.rounds)
     print(f"{'runs':>5}  {'CPU, ms':>9}  {'files opened':>12}  {'folders listed':>14}  {'updates of the page':>19}")
-    for number in (1, given.runs):
-        row = found[f"runs_{number}"]
+    for number in (1, args.runs):
+        row = result[f"runs_{number}"]
         counts = f"{row['files_opened']:12.0f}  {row['folders_listed']:14.0f}  {row['updates']:19.0f}"
         print(f"{number:5}  {row['cpu_ms']:9.1f}  {counts}")
-    print(f"ratio of CPU time: {found['ratio']}")
-    print(json.dumps(found))
+    print(f"ratio of CPU time: {result['ratio']}")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adapters from the old and the new defaults on the built-in data sets: held-out loss and share of right answers.
+"""Adapters from the old and the new defaults on the built-in datasets: held-out loss and share of right answers.
 
     python -m benchmarks.defaults [--sets NAME ...] [--seeds N] [--rows N] [--results FILE]
 

@@ -195,11 +195,11 @@ def cell(family: str, *, train: bool = False) -> str:
 
 def walk(families: Iterable[str], *, train: bool = False) -> dict[str, str]:
     """The cell of each family."""
-    found = {}
+    results = {}
     for family in families:
-        found[family] = cell(family, train=train)
-        print(f"{family}: {found[family]}", flush=True)
-    return found
+        results[family] = cell(family, train=train)
+        print(f"{family}: {results[family]}", flush=True)
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,13 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY")
     parser.add_argument("--train", action="store_true", help="also take a step, and look for gradients")
     parser.add_argument("--write", action="store_true", help=f"keep the list in {KEPT.name}")
-    given = parser.parse_args(arguments)
-    found = walk(given.only or FAMILIES, train=given.train)
-    if given.write:
-        known = json.loads(KEPT.read_text(encoding="utf-8")) if given.only else {}
-        KEPT.write_text(json.dumps({**known, **found}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    failed = sorted(family for family, words in found.items() if words.startswith("FAILED"))
-    print(json.dumps({"families": len(found), "failed": failed}))
+    args = parser.parse_args(arguments)
+    results = walk(args.only or FAMILIES, train=args.train)
+    if args.write:
+        known = json.loads(KEPT.read_text(encoding="utf-8")) if args.only else {}
+        KEPT.write_text(json.dumps({**known, **results}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    failed = sorted(family for family, words in results.items() if words.startswith("FAILED"))
+    print(json.dumps({"families": len(results), "failed": failed}))
     return 1 if failed else 0
 
 

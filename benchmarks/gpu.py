@@ -185,8 +185,8 @@ def outcome(result: Result) -> Result:
     if "refused" in result:
         return result
     kept = ("state", "steps", "last_loss", "tokens_per_second", "peak_memory_bytes", "estimated_memory_bytes")
-    told = {name: result[name] for name in kept if result.get(name) is not None}
-    return told if result["state"] == "done" else {**told, "message": result.get("message", "")}
+    entry = {name: result[name] for name in kept if result.get(name) is not None}
+    return entry if result["state"] == "done" else {**entry, "message": result.get("message", "")}
 
 
 def smoke(world: World) -> Iterator[Case]:
@@ -243,19 +243,19 @@ def waits_of_a_step(world: World, model: str, *, padding_free: bool = False) -> 
     settings = world.short(model, steps, **{"tracking.logging_steps": 2, "training.padding_free": padding_free})
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as entry:
             warnings.simplefilter("always")
             result = world.train(settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return {**outcome(result), **waits_in(told, steps)}
+    return {**outcome(result), **waits_in(entry, steps)}
 
 
-def waits_in(told: Sequence[Any], steps: int) -> Result:
+def waits_in(entry: Sequence[Any], steps: int) -> Result:
     """Of PyTorch's warnings those that came at least once a step: how many a step, and the lines that caused them."""
     lines = Counter(
         f"{Path(warning.filename).name}:{warning.lineno}"
-        for warning in told
+        for warning in entry
         if "synchronizing CUDA operation" in str(warning.message)
     )
     often = {line: count for line, count in lines.most_common() if count >= steps}
@@ -307,12 +307,12 @@ def memory(world: World) -> Iterator[Case]:
     """The peak of PyTorch's allocator beside the estimate; of what each shape can show the most telling first."""
     every = list(product(("none", "4bit"), (False, True), (False, True)))
     padded = [case for case in every if not case[2]]
-    wanted = [(shape, case) for shape in ("0.6B", "8B", "4B") for case in (padded[0], padded[3])]
-    wanted += [("0.6B", case) for case in every if ("0.6B", case) not in wanted]
-    wanted += [(shape, case) for shape in ("8B", "4B") for case in padded if (shape, case) not in wanted]
+    order = [(shape, case) for shape in ("0.6B", "8B", "4B") for case in (padded[0], padded[3])]
+    order += [("0.6B", case) for case in every if ("0.6B", case) not in order]
+    order += [(shape, case) for shape in ("8B", "4B") for case in padded if (shape, case) not in order]
     if world.dry:
-        wanted = [("0.6B", ("none", False, False)), ("0.6B", ("4bit", True, True))]
-    for shape, (quantization, checkpointing, packing) in wanted:
+        order = [("0.6B", ("none", False, False)), ("0.6B", ("4bit", True, True))]
+    for shape, (quantization, checkpointing, packing) in order:
         settings = {
             "model.quantization": quantization,
             "training.gradient_checkpointing": checkpointing,
@@ -415,7 +415,7 @@ def trl_speed(world: World, model: str) -> Result:
     """trl's trainer with its own defaults on our rows (`benchmarks.train`)."""
     from benchmarks.train import trl
 
-    given = argparse.Namespace(
+    args = argparse.Namespace(
         data="alpaca",
         model=model,
         shape=None,
@@ -425,7 +425,7 @@ def trl_speed(world: World, model: str) -> Result:
         contender=None,
     )
     rows = {} if world.dry else {"per_device_train_batch_size": ROWS}
-    (began, before), (ended, after) = trl(given, gradient_accumulation_steps=1, **rows)["marks"]
+    (began, before), (ended, after) = trl(args, gradient_accumulation_steps=1, **rows)["marks"]
     return {"tokens_per_second": (after - before) / max(ended - began, 1e-9)}
 
 
@@ -451,7 +451,7 @@ def chat_of(
 
     model = world.model("0.6B")
     tokens = 4 if world.dry else 128
-    given = argparse.Namespace(tokens=tokens, prompt=8 if world.dry else 64, cache=cache)
+    args = argparse.Namespace(tokens=tokens, prompt=8 if world.dry else 64, cache=cache)
     loaded = load_base(model, dtype="bfloat16" if torch.cuda.is_available() else "float32")
     names = ["a", "b"][: max(1, columns - 1)]
     for name in names:
@@ -462,11 +462,11 @@ def chat_of(
     add_adapters(loaded, {name: world.folder / name for name in names})
     asked = batches or [[None, *names]]
     for batch in asked:
-        ask(loaded, given, batch)
+        ask(loaded, args, batch)
     seconds = []
     for _ in range(1 if world.dry else 3):
         began = time.perf_counter()
-        answers = [answer for batch in asked for answer in ask(loaded, given, batch)]
+        answers = [answer for batch in asked for answer in ask(loaded, args, batch)]
         seconds.append(time.perf_counter() - began)
     written = sum(answer.tokens for answer in answers)
     return {"state": "done", "columns": len(answers), "tokens_per_second": round(written / median(seconds), 1)}
@@ -561,16 +561,16 @@ def machine() -> Result:
     return {"device": device_name(), "cuda": torch.version.cuda, **{name: version(name) for name in libraries}}
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(report: Mapping[str, Any]) -> str:
     """The results as Markdown: the machine, a table for each part, and what is missing."""
-    lines = ["# On a GPU", "", ", ".join(f"{name} {value}" for name, value in found["machine"].items()), ""]
-    for part, cases in found["parts"].items():
+    lines = ["# On a GPU", "", ", ".join(f"{name} {value}" for name, value in report["machine"].items()), ""]
+    for part, cases in report["parts"].items():
         lines += [f"## {part.capitalize()}", "", "| case | result |", "|---|---|"]
         for case, result in cases.items():
             cells = ", ".join(f"{name} {shown(name, value)}" for name, value in result.items())
             lines.append(f"| {case} | {cells.replace('|', '/')} |")
         lines.append("")
-    lines += ["## Missing", "", *(f"- {line}" for line in found["missing"] or ["nothing"])]
+    lines += ["## Missing", "", *(f"- {line}" for line in report["missing"] or ["nothing"])]
     return "\n".join(lines) + "\n"
 
 
@@ -580,10 +580,10 @@ def shown(name: str, value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def missing(found: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
+def missing(report: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
     """The parts that ended early, and the cases that failed, were refused or found no time."""
     lines = [f"{part}: {reason}" for part, reason in reasons.items() if reason]
-    for part, cases in found["parts"].items():
+    for part, cases in report["parts"].items():
         for case, result in cases.items():
             reason = result.get("missing") or result.get("refused")
             if not reason and result.get("state") not in (None, "done"):
@@ -599,26 +599,26 @@ def lines_of(path: Path) -> dict[str, Result]:
     return dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
 
 
-def everything(given: argparse.Namespace, out: Path, began: float) -> Result:
+def everything(args: argparse.Namespace, out: Path, began: float) -> Result:
     """All parts, each as far as it comes, and the two files, which are written anew after each. The time runs since
     `began` on the monotonic clock."""
     out.mkdir(parents=True, exist_ok=True)
     deadline = began
-    reasons, found = dict[str, str](), Result()
+    reasons, report = dict[str, str](), Result()
     about = machine()
-    with tempfile.TemporaryDirectory(dir=None if given.dry else roomy()) as folder:
-        for name in given.only:
+    with tempfile.TemporaryDirectory(dir=None if args.dry else roomy()) as folder:
+        for name in args.only:
             (out / f"{name}.jsonl").unlink(missing_ok=True)
             deadline += SECONDS[name]
-            if given.dry:
+            if args.dry:
                 part(name, out, Path(folder), 3600.0, dry=True)
             else:
                 reasons[name] = child(name, out, Path(folder), deadline)
-            found = {"machine": about, "parts": {part: lines_of(out / f"{part}.jsonl") for part in given.only}}
-            found |= {"seconds": round(time.monotonic() - began, 1), "missing": missing(found, reasons)}
-            (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            (out / "gpu.md").write_text(table(found), encoding="utf-8")
-    return found
+            report = {"machine": about, "parts": {part: lines_of(out / f"{part}.jsonl") for part in args.only}}
+            report |= {"seconds": round(time.monotonic() - began, 1), "missing": missing(report, reasons)}
+            (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (out / "gpu.md").write_text(table(report), encoding="utf-8")
+    return report
 
 
 def roomy() -> str | None:
@@ -653,22 +653,22 @@ def main() -> int:
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
-    given, began = parser.parse_args(), time.monotonic()
-    if given.pack:
+    args, began = parser.parse_args(), time.monotonic()
+    if args.pack:
         from benchmarks.gpu_pack import pack
 
-        return pack(given.pack)
-    if given.part:
-        return 0 if part(given.part, given.out, given.folder, given.seconds, dry=given.dry) else AGAIN
+        return pack(args.pack)
+    if args.part:
+        return 0 if part(args.part, args.out, args.folder, args.seconds, dry=args.dry) else AGAIN
     import torch
 
-    if not given.dry and not torch.cuda.is_available():
+    if not args.dry and not torch.cuda.is_available():
         print("This machine shows no CUDA GPU. --dry tries the script with tiny shapes.", file=sys.stderr)
         return 2
-    found = everything(given, given.out, began)
-    for line in found["missing"]:
+    report = everything(args, args.out, began)
+    for line in report["missing"]:
         print(f"missing: {line}")
-    print(json.dumps({"seconds": found["seconds"], "missing": len(found["missing"]), "out": str(given.out)}))
+    print(json.dumps({"seconds": report["seconds"], "missing": len(report["missing"]), "out": str(args.out)}))
     return 0
 
 

@@ -56,26 +56,26 @@ def pack(target: Path) -> int:
 def strip(wheel: Path, cuda: str) -> None:
     """Leaves of bitsandbytes' binaries those for the CPU and for one version of CUDA. Raises `FileNotFoundError` where
     the wheel has none for it."""
-    stripped, wanted = wheel.with_suffix(".part"), f"libbitsandbytes_cuda{cuda}.so"
+    stripped, library = wheel.with_suffix(".part"), f"libbitsandbytes_cuda{cuda}.so"
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(stripped, "w", zipfile.ZIP_DEFLATED) as copy:
         names = [Path(name).name for name in source.namelist()]
-        if wanted not in names:
-            raise FileNotFoundError(f"{wheel.name} has no {wanted}.")
+        if library not in names:
+            raise FileNotFoundError(f"{wheel.name} has no {library}.")
         for item in source.infolist():
             name = Path(item.filename).name
-            if name.startswith("libbitsandbytes_") and name not in (wanted, "libbitsandbytes_cpu.so"):
+            if name.startswith("libbitsandbytes_") and name not in (library, "libbitsandbytes_cpu.so"):
                 continue
             data = source.read(item)
             if name == "RECORD":
-                data = b"\n".join(line for line in data.splitlines() if is_kept(line.decode(), wanted)) + b"\n"
+                data = b"\n".join(line for line in data.splitlines() if is_kept(line.decode(), library)) + b"\n"
             copy.writestr(item, data, zipfile.ZIP_DEFLATED)
     stripped.replace(wheel)
 
 
-def is_kept(line: str, wanted: str) -> bool:
+def is_kept(line: str, library: str) -> bool:
     """Whether a line of the wheel's list of files is of one that stays."""
     name = Path(line.partition(",")[0]).name
-    return not name.startswith("libbitsandbytes_") or name in (wanted, "libbitsandbytes_cpu.so")
+    return not name.startswith("libbitsandbytes_") or name in (library, "libbitsandbytes_cpu.so")
 
 
 def repository_bytes() -> int:

@@ -58,8 +58,8 @@ def main() -> None:
     options = parser.parse_args()
     results, seeds = Results(options.results), []
     for seed in range(1, options.seeds + 1):
-        found = results.of(seed, "search", lambda seed=seed: search(seed))  # type: ignore[misc]
-        points = [StepLogged(0.0, n, 0, 0.0, loss, rate) for n, (rate, loss) in enumerate(found["points"])]
+        result = results.of(seed, "search", lambda seed=seed: search(seed))  # type: ignore[misc]
+        points = [StepLogged(0.0, n, 0, 0.0, loss, rate) for n, (rate, loss) in enumerate(result["points"])]
         suggestion = rate_curve(points).suggestion
         if suggestion is None:
             sys.exit(f"Nothing is suggested for seed {seed}.")

@@ -175,14 +175,14 @@ class Plain:
     def logits(self, model: Any) -> torch.Tensor:
         """`[positions, vocabulary]` of one held-out row."""
         with torch.no_grad():
-            found: torch.Tensor = model(input_ids=self.text, use_cache=False).logits[0]
-        return found.float().clone()
+            logits: torch.Tensor = model(input_ids=self.text, use_cache=False).logits[0]
+        return logits.float().clone()
 
     def answer(self, model: Any) -> list[int]:
         """The greedy answer's ids to the first held-out question."""
-        given = model.generation_config.eos_token_id
-        ends = [*(given if isinstance(given, list) else [given]), self.tokenizer.eos_token_id]
-        said = model.generate(
+        eos = model.generation_config.eos_token_id
+        ends = [*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id]
+        output = model.generate(
             input_ids=self.prompt,
             attention_mask=torch.ones_like(self.prompt),
             do_sample=False,
@@ -190,7 +190,7 @@ class Plain:
             eos_token_id=[end for end in ends if end is not None],
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        ids: list[int] = said[0, self.prompt.shape[1] :].tolist()
+        ids: list[int] = output[0, self.prompt.shape[1] :].tolist()
         return ids
 
     def loss(self) -> float:
@@ -368,8 +368,8 @@ def run_all(names: Sequence[str], columns: Sequence[str], results: Path | None) 
     known: dict[str, dict[str, str]] = {}
     if results and results.exists():
         for line in results.read_text(encoding="utf-8").splitlines():
-            found = json.loads(line)
-            known.setdefault(found["architecture"], {}).update(found["cells"])
+            entry = json.loads(line)
+            known.setdefault(entry["architecture"], {}).update(entry["cells"])
     for name in names:
         missing = [column for column in columns if column not in known.get(name, {})]
         if not missing:
@@ -388,7 +388,7 @@ def run_all(names: Sequence[str], columns: Sequence[str], results: Path | None) 
     return {name: known[name] for name in RECIPES if name in known}
 
 
-def table(found: dict[str, dict[str, str]]) -> str:
+def table(results: dict[str, dict[str, str]]) -> str:
     """Markdown: what was compared and with what, a row an architecture, refusals and failures as numbered notes."""
     notes: list[str] = []
 
@@ -400,7 +400,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
         return words
 
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    cells = [cell for row in found.values() for cell in row.values()]
+    cells = [cell for row in results.values() for cell in row.values()]
     failed, refused = (sum(cell.startswith(word) for cell in cells) for word in ("FAILED", "refused"))
     lines = [
         "# What works for which architecture",
@@ -413,7 +413,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "",
         f"Libraries: {versions}. Machine: {machine()}.",
         "",
-        f"{count(len(found), 'architecture')}, {count(len(cells), 'cell')}: {len(cells) - failed - refused} ok, "
+        f"{count(len(results), 'architecture')}, {count(len(cells), 'cell')}: {len(cells) - failed - refused} ok, "
         f"{refused} refused, {failed} failed.",
         "",
         "- **train**: the run's validation loss against the mean cross-entropy of plain peft on the same tokens, and "
@@ -429,11 +429,11 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "| architecture | model_type | " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * (len(COLUMNS) + 2),
     ]
-    for name, row in found.items():
+    for name, row in results.items():
         values = " | ".join(short(row.get(column, "not run")) for column in COLUMNS)
         lines.append(f"| {name} | {RECIPES[name][0]} | {values} |")
     lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))] if notes else []
-    if left := [name for name in RECIPES if name not in found]:
+    if left := [name for name in RECIPES if name not in results]:
         lines += ["", f"Not run: {', '.join(left)}."]
     return "\n".join(lines) + "\n"
 
@@ -445,13 +445,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--results", type=Path, help="a JSONL file of cells; those that it holds are not run again")
     parser.add_argument("--table", type=Path, help="a Markdown file to write")
-    given = parser.parse_args(arguments)
-    names = given.only or list(RECIPES)
-    found = run_all(names, given.columns, given.results)
-    if given.table:
-        given.table.write_text(table(found), encoding="utf-8")
-    failed = sorted(name for name, row in found.items() if any(cell.startswith("FAILED") for cell in row.values()))
-    print(json.dumps({"architectures": len(found), "failed": failed, "cells": found}))
+    args = parser.parse_args(arguments)
+    names = args.only or list(RECIPES)
+    results = run_all(names, args.columns, args.results)
+    if args.table:
+        args.table.write_text(table(results), encoding="utf-8")
+    failed = sorted(name for name, row in results.items() if any(cell.startswith("FAILED") for cell in row.values()))
+    print(json.dumps({"architectures": len(results), "failed": failed, "cells": results}))
     return 1 if failed else 0
 
 

@@ -34,7 +34,7 @@ STEPS = 3
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), help="some of the shapes, by name")
-    given = parser.parse_args()
+    args = parser.parse_args()
     import torch
 
     try:
@@ -45,14 +45,14 @@ def main() -> int:
     except StudioError as error:
         print(error, file=sys.stderr)
         return 2
-    found = []
-    for shape in given.shapes:
+    cases = []
+    for shape in args.shapes:
         for quantization in ("none", "4bit"):
             for checkpointing in (False, True):
                 case = measure(shape, quantization, checkpointing)
                 print(f"{shape:18} {quantization:5} {case['ratio']:.3f}", file=sys.stderr, flush=True)
-                found.append(case)
-    print(json.dumps({"device": torch.cuda.get_device_name(0), "cases": found}))
+                cases.append(case)
+    print(json.dumps({"device": torch.cuda.get_device_name(0), "cases": cases}))
     return 0
 
 

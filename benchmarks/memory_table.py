@@ -108,7 +108,7 @@ SHAPES: dict[str, tuple[JsonObject, int, int]] = {
     ),
 }
 """The published config.json of each model, what decides the sizes of it, with rows and tokens of a batch."""
-WANTED = 0.1
+GOAL = 0.1
 ATEN = torch.ops.aten
 BLOCK = 512  # bytes; PyTorch's allocator gives whole ones (c10/cuda/CUDACachingAllocator)
 
@@ -124,9 +124,9 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [value for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)]
-        if not any(isinstance(value, FakeTensor) for value in given):
-            result = func(*args, **kwargs) if given else self._made(func, args, kwargs)
+        tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)]
+        if not any(isinstance(value, FakeTensor) for value in tensors):
+            result = func(*args, **kwargs) if tensors else self._made(func, args, kwargs)
         elif func is ATEN._local_scalar_dense.default:
             return {torch.bool: True, torch.float32: 1.0, torch.bfloat16: 1.0}.get(args[0].dtype, 1)
         else:
@@ -206,10 +206,10 @@ def moved(module: Any, change: Any, recurse: bool = True) -> Any:
     """`torch.nn.Module._apply`, which wants to swap fake tensors and can't where something refers to them."""
     for child in module.children() if recurse else ():
         moved(child, change)
-    for kind, names in ((torch.nn.Parameter, module._parameters), (lambda given, _: given, module._buffers)):
-        for name, given in names.items():
-            if given is not None and (new := change(given)) is not given:
-                names[name] = kind(new, given.requires_grad)
+    for kind, names in ((torch.nn.Parameter, module._parameters), (lambda tensor, _: tensor, module._buffers)):
+        for name, tensor in names.items():
+            if tensor is not None and (new := change(tensor)) is not tensor:
+                names[name] = kind(new, tensor.requires_grad)
     return module
 
 
@@ -389,19 +389,19 @@ def table(cases: Sequence[JsonObject]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Counts what is asked for; 1 where an estimate is further off than wanted."""
+    """Counts what is asked for; 1 where an estimate is further off than the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES), metavar="NAME")
     parser.add_argument("--whole", action="store_true", help="count all layers of each model")
     parser.add_argument("--table", type=Path, help="a Markdown file to write")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     cases: list[JsonObject] = []
     ways = product(("none", "4bit"), (False, True), (False, True))
-    for name, (quantization, checkpointing, packing) in product(given.models, list(ways)):
+    for name, (quantization, checkpointing, packing) in product(args.models, list(ways)):
         numbers, rows, tokens = SHAPES[name]
         began = time.perf_counter()
         counted, estimated = compared(
-            settings_of(rows, tokens, quantization, checkpointing, packing), numbers, given.whole
+            settings_of(rows, tokens, quantization, checkpointing, packing), numbers, args.whole
         )
         gc.collect()
         case = {"model": name, "rows": rows, "tokens": tokens, "quantization": quantization}
@@ -409,10 +409,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases.append({**case, "counted_bytes": counted, "estimated_bytes": estimated})
         print(f"{case} after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     furthest = max(abs(case["ratio"] - 1) for case in cases)
-    if given.table:
-        given.table.write_text(table(cases), encoding="utf-8")
-    print(json.dumps({"cases": cases, "furthest": furthest, "wanted": WANTED}))
-    return 1 if furthest > WANTED else 0
+    if args.table:
+        args.table.write_text(table(cases), encoding="utf-8")
+    print(json.dumps({"cases": cases, "furthest": furthest, "goal": GOAL}))
+    return 1 if furthest > GOAL else 0
 
 
 if __name__ == "__main__":

@@ -211,14 +211,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--optimizers", action="store_true")
     parser.add_argument("--callbacks", action="store_true")
-    given = parser.parse_args()
-    if given.callbacks:
+    args = parser.parse_args()
+    if args.callbacks:
         for logging_steps in (LONG_RUN, 1):
             with tempfile.TemporaryDirectory() as folder:
                 numbers = callbacks(Path(folder), logging_steps)
             print(json.dumps({"logging_steps": logging_steps} | {name: round(at, 3) for name, at in numbers.items()}))
         return
-    if given.optimizers:
+    if args.optimizers:
         print(json.dumps({name: round(value, 1) for name, value in optimizers().items()}))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -226,8 +226,8 @@ def main() -> None:
         fast = callbacks(Path(folder) / "fast", LONG_RUN)
     measured["at_50_steps_a_second_percent"] = fast["ours_percent_of_20_ms"]
     numbers = {name: round(value, 3) for name, value in measured.items()}
-    if given.json:
-        given.json.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    if args.json:
+        args.json.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
     print(json.dumps(numbers))
 
 

@@ -32,21 +32,21 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.store import RecordStore
 from lora_studio.workspace import model_source
 
-WANTED = {"trl": 4.5, "tokenizer": 0.65, "second_start_seconds": 1.0}
+GOALS = {"trl": 4.5, "tokenizer": 0.65, "second_start_seconds": 1.0}
 MANY_ROWS = 78_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="alpaca", help="a file or the name of a shipped data set")
+    parser.add_argument("--data", default="alpaca", help="a file or the name of a shipped dataset")
     parser.add_argument("--tokenizer", default=model_source("demo"), help="a folder with a tokenizer")
     parser.add_argument("--rows", type=int, default=8000, help="the file's rows are repeated to so many")
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        write_rows(prepare(given.data, tokenizer).part.records, path, given.rows)
+        write_rows(prepare(args.data, tokenizer).part.records, path, args.rows)
         prepared = ours(path, tokenizer)
         texts = [prepared.encoder.render(chat) for chat in prepared.conversations]
         trl = trl_preparation(prepared, tokenizer)
@@ -58,16 +58,14 @@ def main() -> None:
         }
         path_of_many = Path(folder) / "many.jsonl"
         write_rows(prepared.part.records, path_of_many, MANY_ROWS)
-        starts = [start(path_of_many, given.tokenizer, Path(folder) / "cache") for _ in range(2)]
-        print(f"{MANY_ROWS:,} rows: first start {starts[0]:.1f} s, second {starts[1]:.2f} s (wanted 1)", flush=True)
-        rounds = [timed(contenders, len(texts)) for _ in range(given.rounds)]
+        starts = [start(path_of_many, args.tokenizer, Path(folder) / "cache") for _ in range(2)]
+        print(f"{MANY_ROWS:,} rows: first start {starts[0]:.1f} s, second {starts[1]:.2f} s (goal 1)", flush=True)
+        rounds = [timed(contenders, len(texts)) for _ in range(args.rounds)]
     speed = {name: round(len(texts) / median(each[name] for each in rounds), 1) for name in contenders}
     ratios = {name: round(median(each[name] / each["ours"] for each in rounds), 3) for name in ("trl", "tokenizer")}
-    print(
-        f"ours is {ratios['trl']:.2f} x trl (wanted {WANTED['trl']}), {ratios['tokenizer']:.2f} x the tokenizer alone"
-    )
+    print(f"ours is {ratios['trl']:.2f} x trl (goal {GOALS['trl']}), {ratios['tokenizer']:.2f} x the tokenizer alone")
     result = {"rows": len(texts), "tokens": int(prepared.train.length.sum()), "rows_per_second": speed}
-    print(json.dumps({**result, "ours_to": ratios, "start_seconds": starts, "wanted": WANTED}))
+    print(json.dumps({**result, "ours_to": ratios, "start_seconds": starts, "goals": GOALS}))
 
 
 def timed(contenders: dict[str, Callable[[], Any]], rows: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from lora_studio.jobs.events import RunState, read_state
 from lora_studio.jobs.launchers.local import child_environment, worker_command
 from lora_studio.workspace import RunFolder, Workspace
 
-WANTED = 1e-4
+GOAL = 1e-4
 KILL_SECONDS = 30.0
 COMMON = {
     "model.name": "demo",
@@ -95,7 +95,7 @@ def main() -> None:
         )
         for name in args.only or [*CASES, *INTERRUPTED]:
             results[name] = INTERRUPTED[name](bench) if name in INTERRUPTED else bench.compare(name, CASES[name])
-    good = all(result["largest"] <= WANTED for result in results.values())
+    good = all(result["largest"] <= GOAL for result in results.values())
     print(json.dumps({"processes": args.processes, "steps": args.steps, "good": good, "cases": results}))
 
 

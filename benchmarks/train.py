@@ -39,39 +39,39 @@ from lora_studio.jobs.events import StepLogged, from_line
 from lora_studio.workspace import RunFolder, Workspace, model_source
 
 TURN_SECONDS = 5.0
-WANTED = {"trl_defaults": 2.3, "bare_loop": 1.05}
+GOALS = {"trl_defaults": 2.3, "bare_loop": 1.05}
 
 
 def main() -> None:
-    given = arguments()
-    if given.contender:
-        print(json.dumps(CONTENDERS[given.contender](given)))
+    args = arguments()
+    if args.contender:
+        print(json.dumps(CONTENDERS[args.contender](args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        if given.shape:
-            given.model = random_model(given.shape, Path(folder))
-        compare(given, Path(folder))
+        if args.shape:
+            args.model = random_model(args.shape, Path(folder))
+        compare(args, Path(folder))
 
 
-def compare(given: argparse.Namespace, folder: Path) -> None:
-    found = one_by_one(given, folder) if torch.cuda.is_available() else in_turns(given, folder)
-    for name, result in found.items():
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    results = one_by_one(args, folder) if torch.cuda.is_available() else in_turns(args, folder)
+    for name, result in results.items():
         print(f"{name:22} {result['tokens_per_second']:9,.0f} tokens/s")
-    speed = {name: round(result["tokens_per_second"], 1) for name, result in found.items()}
-    ratios = {name: round(speed["ours"] / speed[name], 3) for name in WANTED}
+    speed = {name: round(result["tokens_per_second"], 1) for name, result in results.items()}
+    ratios = {name: round(speed["ours"] / speed[name], 3) for name in GOALS}
     print(
-        f"ours is {ratios['trl_defaults']:.2f} x trl's defaults (wanted {WANTED['trl_defaults']}), "
-        f"{ratios['bare_loop']:.2f} x a bare loop (wanted {WANTED['bare_loop']})"
+        f"ours is {ratios['trl_defaults']:.2f} x trl's defaults (goal {GOALS['trl_defaults']}), "
+        f"{ratios['bare_loop']:.2f} x a bare loop (goal {GOALS['bare_loop']})"
     )
-    parameters = AutoModelForCausalLM.from_pretrained(given.model).num_parameters()
+    parameters = AutoModelForCausalLM.from_pretrained(args.model).num_parameters()
     share = speed["ours"] * 4 * parameters / matrix_rate()
     machine = {"device": device_name(), "parameters": parameters, "share_of_matrix_rate": share}
-    print(json.dumps({**machine, "contenders": found, "ours_to": ratios, "wanted": WANTED}))
+    print(json.dumps({**machine, "contenders": results, "ours_to": ratios, "goals": GOALS}))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="alpaca", help="a file or the name of a shipped data set")
+    parser.add_argument("--data", default="alpaca", help="a file or the name of a shipped dataset")
     parser.add_argument("--model", default=model_source("demo"), help="a folder with a model")
     parser.add_argument("--shape", type=Path, help="a config.json; its model gets random weights")
     parser.add_argument("--steps", type=int, default=30)
@@ -84,15 +84,15 @@ def arguments() -> argparse.Namespace:
 class Contender:
     """One contender in a process group of its own, which can be held and let go on."""
 
-    def __init__(self, name: str, given: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, folder: Path) -> None:
         self.name = name
         self.turns: list[tuple[float, float]] = []
-        self._told = folder / f"{name}.txt"
-        command = [sys.executable, "-m", "benchmarks.train", "--contender", name, "--data", given.data]
-        command += ["--model", str(given.model), "--steps", str(given.steps), "--max-length", str(given.max_length)]
+        self._output = folder / f"{name}.txt"
+        command = [sys.executable, "-m", "benchmarks.train", "--contender", name, "--data", args.data]
+        command += ["--model", str(args.model), "--steps", str(args.steps), "--max-length", str(args.max_length)]
         # All wait for their threads in the same way, which on few cores decides the speed.
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        with self._told.open("w", encoding="utf-8") as output:
+        with self._output.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
@@ -109,13 +109,13 @@ class Contender:
         return self._process.returncode is None
 
     def result(self) -> dict[str, float]:
-        said = self._told.read_text(encoding="utf-8")
+        output = self._output.read_text(encoding="utf-8")
         if self._process.returncode:
-            sys.exit(f"{self.name} failed:\n{said[-3000:]}")
-        found: dict[str, Any] = json.loads(said.splitlines()[-1])
-        (began, before), (ended, after) = found.pop("marks")
+            sys.exit(f"{self.name} failed:\n{output[-3000:]}")
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+        (began, before), (ended, after) = result.pop("marks")
         seconds = sum(max(0.0, min(stop, ended) - max(start, began)) for start, stop in self.turns)
-        return {"tokens_per_second": (after - before) / seconds, **found}
+        return {"tokens_per_second": (after - before) / seconds, **result}
 
     def end(self) -> None:
         if self._process.returncode is None:
@@ -123,20 +123,20 @@ class Contender:
             self._process.wait()
 
 
-def one_by_one(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    found = {}
+def one_by_one(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    results = {}
     for name in CONTENDERS:
-        contender = Contender(name, given, folder)
+        contender = Contender(name, args, folder)
         contender.run(None)
-        found[name] = contender.result()
-    return found
+        results[name] = contender.result()
+    return results
 
 
-def in_turns(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+def in_turns(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     contenders = list[Contender]()
     try:
         for name in CONTENDERS:
-            contenders.append(Contender(name, given, folder))
+            contenders.append(Contender(name, args, folder))
             contenders[-1].run(TURN_SECONDS)
         waiting = contenders
         while waiting:
@@ -170,14 +170,14 @@ def precision() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
-def our_config(given: argparse.Namespace, **training: Any) -> Config:
+def our_config(args: argparse.Namespace, **training: Any) -> Config:
     """Our defaults on the data and model that were named, for so many steps, without evaluation and saving."""
     return parse(
         merge(
             {
-                "model": {"name": given.model},
-                "data": {"train_file": given.data, "max_length": given.max_length, "validation_fraction": 0},
-                "training": {"max_steps": given.steps, "save_strategy": "no"},
+                "model": {"name": args.model},
+                "data": {"train_file": args.data, "max_length": args.max_length, "validation_fraction": 0},
+                "training": {"max_steps": args.steps, "save_strategy": "no"},
                 "evaluation": {"eval_strategy": "no"},
             },
             {"training": training},
@@ -185,17 +185,17 @@ def our_config(given: argparse.Namespace, **training: Any) -> Config:
     )
 
 
-def ours(given: argparse.Namespace, **training: Any) -> dict[str, Any]:
+def ours(args: argparse.Namespace, **training: Any) -> dict[str, Any]:
     """The worker on a run folder, as page and terminal start it; its own events tell the time."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Workspace(Path(folder)).create_run("speed", to_yaml(our_config(given, **training)), {})
+        run = Workspace(Path(folder)).create_run("speed", to_yaml(our_config(args, **training)), {})
         subprocess.run(
             [sys.executable, "-m", "lora_studio.engine.train.worker", str(run.path)],
             check=True,
             stdout=subprocess.DEVNULL,
         )
         steps = list(logged(run))
-        return told([(step.time, step.tokens) for step in steps], steps[-1].grad_norm, steps[-1].memory_bytes)
+        return measured([(step.time, step.tokens) for step in steps], steps[-1].grad_norm, steps[-1].memory_bytes)
 
 
 def logged(run: RunFolder) -> Iterator[StepLogged]:
@@ -203,8 +203,8 @@ def logged(run: RunFolder) -> Iterator[StepLogged]:
         yield from (event for event in map(from_line, lines) if isinstance(event, StepLogged))
 
 
-def told(marks: list[tuple[float, int]], grad_norm: float | None, peak: int) -> dict[str, Any]:
-    """What a contender says of itself: time and tokens at its first mark and its last."""
+def measured(marks: list[tuple[float, int]], grad_norm: float | None, peak: int) -> dict[str, Any]:
+    """What a contender measured: time and tokens at its first mark and its last."""
     return {"marks": (marks[0], marks[-1]), "grad_norm": grad_norm or 0.0, "peak_bytes": peak}
 
 
@@ -223,16 +223,16 @@ class Clock(TrainerCallback):
         self.grad_norm = (logs or {}).get("grad_norm", self.grad_norm)
 
 
-def trl(given: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+def trl(args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """trl's trainer on our rows; `settings` are what differs from its defaults."""
-    model, tokenizer, rows = world(given)
+    model, tokenizer, rows = world(args)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "per_device_train_batch_size": Config().training.per_device_train_batch_size,
             "gradient_accumulation_steps": Config().training.gradient_accumulation_steps,
-            "max_steps": given.steps,
-            "max_length": given.max_length,
+            "max_steps": args.steps,
+            "max_length": args.max_length,
             "save_strategy": "no",
             "report_to": [],
             "use_cpu": not torch.cuda.is_available(),
@@ -256,21 +256,21 @@ def trl(given: argparse.Namespace, **settings: Any) -> dict[str, Any]:
 
         trainer.data_collator = counted
         trainer.train()
-    return told(clock.marks[given.warm :], clock.grad_norm, memory_bytes())
+    return measured(clock.marks[args.warm :], clock.grad_norm, memory_bytes())
 
 
-def trl_with_ours(given: argparse.Namespace) -> dict[str, Any]:
+def trl_with_ours(args: argparse.Namespace) -> dict[str, Any]:
     return trl(
-        given,
+        args,
         gradient_checkpointing=torch.cuda.is_available(),
         train_sampling_strategy=Config().training.train_sampling_strategy,
     )
 
 
-def bare_loop(given: argparse.Namespace) -> dict[str, Any]:
+def bare_loop(args: argparse.Namespace) -> dict[str, Any]:
     """Model, LoRA and AdamW over the batches of our order, nothing else."""
     gpu = torch.cuda.is_available()
-    model, tokenizer, rows = world(given)
+    model, tokenizer, rows = world(args)
     model = get_peft_model(model.to("cuda" if gpu else "cpu"), lora_config()).train()
     training = Config().training
     size, accumulate = training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -278,7 +278,7 @@ def bare_loop(given: argparse.Namespace) -> dict[str, Any]:
     collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
     marks, tokens, norm = list[tuple[float, int]](), 0, 0.0
     batches = endless_batches([len(row["input_ids"]) for row in rows], size, training.seed)
-    for _ in range(given.steps):
+    for _ in range(args.steps):
         for _ in range(accumulate):
             chosen = [rows[row] for row in next(batches)]
             tokens += sum(len(row["input_ids"]) for row in chosen)
@@ -288,7 +288,7 @@ def bare_loop(given: argparse.Namespace) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         marks.append((time.time(), tokens))
-    return told(marks, norm, memory_bytes())
+    return measured(marks, norm, memory_bytes())
 
 
 def endless_batches(lengths: list[int], size: int, seed: int) -> Iterator[list[int]]:
@@ -301,13 +301,13 @@ def endless_batches(lengths: list[int], size: int, seed: int) -> Iterator[list[i
         epoch += 1
 
 
-def world(given: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]]:
+def world(args: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]]:
     """The base, its tokenizer and the rows, as ours prepares them."""
     torch.manual_seed(Config().training.seed)
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    prepared = prepare(given.data, tokenizer, validation_fraction=0, max_length=given.max_length)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    prepared = prepare(args.data, tokenizer, validation_fraction=0, max_length=args.max_length)
     rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in prepared.train]
-    return AutoModelForCausalLM.from_pretrained(given.model, dtype=precision()), tokenizer, rows
+    return AutoModelForCausalLM.from_pretrained(args.model, dtype=precision()), tokenizer, rows
 
 
 def lora_config() -> LoraConfig:
@@ -327,9 +327,7 @@ def device_name() -> str:
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ours": ours,
-    "ours_packed": lambda given: ours(
-        given, packing=True, per_device_train_batch_size=1, gradient_accumulation_steps=16
-    ),
+    "ours_packed": lambda args: ours(args, packing=True, per_device_train_batch_size=1, gradient_accumulation_steps=16),
     "trl_defaults": trl,
     "trl_with_our_settings": trl_with_ours,
     "bare_loop": bare_loop,

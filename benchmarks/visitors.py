@@ -47,14 +47,14 @@ class Visitor:
 
     def triggered(self, event: str, **props: str) -> list[int]:
         """The numbers of what is triggered by an event ("load", "tick", "click") of a component with these props."""
-        found = []
+        numbers = []
         for number, entry in enumerate(self.events):
             for target, name in entry["targets"]:
                 known = self._props.get(target, {})
                 if name == event and all(known.get(key) == value for key, value in props.items()):
-                    found.append(number)
+                    numbers.append(number)
                     break
-        return found
+        return numbers
 
     def painting(self, event: str, elem_id: str) -> list[int]:
         """Of those triggered by an event, the ones that write to the component of that id."""
@@ -88,18 +88,18 @@ class Visitor:
             "trigger_id": None,
         }
         event = self.http.post("/gradio_api/queue/join", json=sent).raise_for_status().json()["event_id"]
-        said = []
+        messages = []
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as lines:
             lines.raise_for_status()
             for line in lines.iter_lines():
                 message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
                 if message.get("event_id") == event:
-                    said.append(message)
+                    messages.append(message)
                     if message["msg"] == "process_completed":
-                        return said
+                        return messages
                 elif message.get("msg") in ("close_stream", "unexpected_error"):
                     break
-        raise ConnectionError(f"The stream ended before event {number} did: {said}")
+        raise ConnectionError(f"The stream ended before event {number} did: {messages}")
 
     def upload(self, name: str, content: bytes) -> dict[str, Any]:
         """A file on its way to the page, as an event takes it."""
@@ -107,9 +107,9 @@ class Visitor:
         return {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
-def failed(said: Sequence[dict[str, Any]]) -> bool:
+def failed(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether an event ended in an error."""
-    return not said[-1].get("success", False)
+    return not messages[-1].get("success", False)
 
 
 @dataclass
@@ -125,8 +125,8 @@ class Tally:
         begun = time.monotonic()
         wrong = ""
         try:
-            said = act()
-            wrong = f"{kind}: {said[-1]['output']}" if failed(said) else ""
+            messages = act()
+            wrong = f"{kind}: {messages[-1]['output']}" if failed(messages) else ""
         except (httpx.HTTPError, ConnectionError, KeyError) as error:
             wrong = f"{kind}: {error!r}"
         with self.lock:
@@ -260,15 +260,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180.0)
     for kind, count in (("lookers", 10), ("uploaders", 5), ("chatters", 5)):
         parser.add_argument(f"--{kind}", type=int, default=count)
-    given = parser.parse_args()
-    found = measure(given.seconds, {kind: vars(given)[kind] for kind in PARTS})
-    for kind, figures in found["by_kind"].items():
+    args = parser.parse_args()
+    results = measure(args.seconds, {kind: vars(args)[kind] for kind in PARTS})
+    for kind, figures in results["by_kind"].items():
         print(
             f"{kind:8} {figures['count']:5} times, median {figures['median_seconds']} s, p95 {figures['p95_seconds']} s"
         )
-    print(f"page actions: p95 {found['page_p95_seconds']} s; errors: {found['errors']} {found['first_errors']}")
-    print(f"server's memory, MB: {found['memory_mb']}; growth {found['memory_growth_mb']}")
-    print(json.dumps(found))
+    print(f"page actions: p95 {results['page_p95_seconds']} s; errors: {results['errors']} {results['first_errors']}")
+    print(f"server's memory, MB: {results['memory_mb']}; growth {results['memory_growth_mb']}")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
