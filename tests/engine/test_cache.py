@@ -89,3 +89,11 @@ def test_another_kind_of_cache_is_left_to_transformers(model: Any) -> None:
     assert stored_cache(copy.deepcopy(model).to("meta"), GREEDY) is None  # as on a GPU
     model.generation_config.use_cache = False
     assert stored_cache(model, GREEDY) is None
+
+
+def test_what_a_prompt_took_goes_back_once_before_the_next_token(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(cache, "_heap", lambda: calls.append)
+    prompt = torch.tensor([[1, 2, 3, 4]])
+    model.generate(prompt, generation_config=GREEDY, past_key_values=stored_cache(model, GREEDY))
+    assert calls == [0]

@@ -4,8 +4,12 @@ transformers' dynamic cache copies all keys and values for each token into tenso
 fits where an earlier one was, so the heap keeps gaps as large as the cache itself, and keeps them after the answer.
 """
 
+import ctypes
 import math
 import mmap
+import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ class StoredLayer(DynamicLayer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._stores: dict[str, torch.Tensor] = {}
+        self.after_prompt: Callable[[], object] | None = None
+        """Called once, before the token that follows on the prompt."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -29,6 +35,9 @@ class StoredLayer(DynamicLayer):
         """Adds the new tokens, and gives the keys and values of all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        elif self.after_prompt is not None:
+            self.after_prompt()
+            self.after_prompt = None
         keys, values = self._extended("keys", key_states), self._extended("values", value_states)
         self.keys, self.values = keys, values
         return keys, values
@@ -57,6 +66,12 @@ def _store(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
+@cache
+def _heap() -> Callable[[int], int]:
+    """glibc's `malloc_trim`, which gives free pages of the heap back to the system; elsewhere nothing is done."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0) if sys.platform == "linux" else lambda pad: 0
+
+
 def stored_cache(base: Any, settings: GenerationConfig) -> DynamicCache | None:
     """An empty cache for a base on the CPU, or None where transformers makes its own: on other devices, whose memory
     PyTorch manages itself, for models without such layers, and where the settings or the model's own name another kind.
@@ -67,8 +82,10 @@ def stored_cache(base: Any, settings: GenerationConfig) -> DynamicCache | None:
     other = settings.cache_implementation or own.cache_implementation or own.use_cache is False
     if base.device.type != "cpu" or other or not base._supports_default_dynamic_cache():
         return None
-    cache = DynamicCache(config=base.config.get_text_config(decoder=True))
-    if not any(type(layer) is DynamicLayer for layer in cache.layers):
+    stored = DynamicCache(config=base.config.get_text_config(decoder=True))
+    stored.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in stored.layers]
+    first = next((layer for layer in stored.layers if isinstance(layer, StoredLayer)), None)
+    if first is None:
         return None
-    cache.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+    first.after_prompt = lambda: _heap()(0)  # what reading a prompt takes is more than a token needs
+    return stored
