@@ -314,6 +314,8 @@ def _parse_message(item: JsonObject, field: str, roles: Mapping[str, str]) -> li
     content = item.get(key)
     if role == "call":
         return [Message("assistant", "", tool_calls=parse_calls(content, f"{field}.{key}"))]
+    if len(item) == 2 and isinstance(content, str) and item.keys() & {"role", "from"}:
+        return [Message(role, content)]  # most turns of most files: nothing else stands in them
     text, thought, calls, results = _parse_content(content, f"{field}.{key}")
     thought = next((item[name] for name in _THOUGHT_KEYS if isinstance(item.get(name), str)), thought)
     if any(item.get(name) for name in _PART_WEIGHT_KEYS):
