@@ -132,6 +132,8 @@ def _program(plan: Plan) -> Readiness | None:
         return Readiness("warning", "Ready to export. Ollama is not installed here: run the command where it is.")
     if plan.target.name == "vllm":
         return Readiness("good", "Ready to export. Serving needs vLLM and a GPU, here or elsewhere.")
+    if plan.target.name == "space":
+        return Readiness("good", "Ready to export. Uploading it needs the Hub's command line, hf, and a token.")
     if plan.target.name == "hub":
         origin = f"{VARIABLE} is set" if os.environ.get(VARIABLE, "").strip() else f"enter it below or set {VARIABLE}"
         return Readiness("good", f"Publishing needs a token with write access: {origin}.")

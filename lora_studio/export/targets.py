@@ -376,6 +376,13 @@ class Vllm(Section):
     )
 
 
+class Space(Section):
+    """A page that chats with base and adapter."""
+
+    base_name: str = _base_name()
+    title: str = setting("", "Title", "Heading of the page. Empty: the run's name.", max_length=60)
+
+
 class Script(Section):
     """A program that trains the run again."""
 
@@ -439,6 +446,13 @@ TARGETS: dict[str, Target] = {
             "The adapter with the command that serves it on a GPU with its base.",
             Vllm,
             lambda sizes, _: sizes.adapter + TEXT_BYTES,
+        ),
+        Target(
+            "space",
+            "Chat app (Space)",
+            "A page on which base and adapter answer side by side, for a Hugging Face Space or any machine.",
+            Space,
+            lambda sizes, _: sizes.adapter + sizes.built_in + TEXT_BYTES,
         ),
         Target(
             "script",

@@ -38,7 +38,7 @@ def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter:
     assert code == 0
     assert out.splitlines() == [str(folder.result)]
     assert "adapter: Merged model, about" in told
-    assert f"jobs stop {folder.id}` stops it" in told
+    assert f"jobs stop {folder.id} --workspace {workspace.root}` stops it" in told
     assert request_of(folder).settings["dtype"] == "float16"
     assert not request_of(folder).trial
     code, out, _ = say("export", adapter, "--to", "zip", "--json")

@@ -1,4 +1,4 @@
-"""Exports an adapter as files: a zip, its settings as YAML, or a folder with the command that serves it with vLLM.
+"""Exports an adapter as files: a zip, its settings as YAML, or a folder with what serves it with vLLM or as a Space.
 
 Pickles and local paths are left out. Adapters that vLLM cannot serve are refused, with an alternative.
 """
@@ -6,12 +6,19 @@ Pickles and local paths are left out. Adapters that vLLM cannot serve are refuse
 import json
 import math
 import shlex
+import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
@@ -19,17 +26,24 @@ from lora_studio.config.fields import read_yaml
 from lora_studio.config.parsing import load_config, merge, nest, parse, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.engine.export.context import (
+    QUESTION,
+    TOKENS,
     ExportContext,
     ExportResult,
+    ask,
     base_to_name,
     blocks,
+    check_places,
     copy_files,
     is_local,
+    load_adapters,
     plain_name,
     try_adapter,
+    why_not,
 )
-from lora_studio.engine.models.source import without_weights
+from lora_studio.engine.models.source import auto_class, read_config, without_weights
 from lora_studio.engine.models.weights import put_on, read_weights
+from lora_studio.engine.runtime import guarded
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.files import JsonObject
@@ -169,11 +183,7 @@ def export_vllm(
     rank = max_rank(settings)
     base = base_to_name(work, base_name, keep_local=keep_local_base)
     name = plain_name(served_name) if served_name.strip() else work.name
-    texts = rewritten(work, base)
-    texts.pop("report.md", None)
-    copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], work.out / "adapter")
-    for file, text in texts.items():
-        (work.out / "adapter" / file).write_text(text, encoding="utf-8")
+    copy_adapter(work, base)
     source = model_source(base) if base == DEMO_MODEL else base
     length = max_model_len or longest_text(base, work.card.get("revision"))
     template = (work.out / "adapter" / "chat_template.jinja").is_file()
@@ -207,6 +217,15 @@ def export_vllm(
         f"{name}, or the base by its name."
     )
     return ExportResult(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
+
+
+def copy_adapter(work: ExportContext, base: str) -> None:
+    """Writes the adapter's files without local paths into the folder `adapter`."""
+    texts = rewritten(work, base)
+    texts.pop("report.md", None)
+    copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], work.out / "adapter")
+    for file, text in texts.items():
+        (work.out / "adapter" / file).write_text(text, encoding="utf-8")
 
 
 def with_one_scale(work: ExportContext, folder: Path) -> None:
@@ -262,3 +281,126 @@ def serve_arguments(
     parts += ["--max-model-len", str(max_model_len)] if max_model_len else []
     parts += ["--chat-template", "./adapter/chat_template.jinja"] if template else []
     return shlex.join(parts)
+
+
+APP = "lora_studio.engine.space_app"
+APP_SECONDS = 600
+APP_PINS = ("transformers", "peft", "accelerate")
+"""Other versions may read an adapter in another way. torch is left open: Spaces with a lent GPU support a few only."""
+SPACE_TITLE_LENGTH = 60
+APP_DESCRIPTION = "A LoRA adapter and its base, {base}, get the same questions and answer side by side."
+SPACE_PYTHON = "3.12"
+"""Of the Space; the oldest that LoRA Studio supports is 3.11."""
+
+
+def export_space(work: ExportContext, *, base_name: str, title: str) -> ExportResult:
+    """Exports a folder that is a Space, and that any machine with its requirements can serve."""
+    base = base_to_name(work, base_name)
+    copy_adapter(work, base)
+    if base == DEMO_MODEL:
+        shutil.copytree(model_source(base), work.out / "base")
+    name = title.strip() or work.title
+    own, revision = str(work.card["base_model"]), work.card.get("revision")
+    settings = {
+        "title": name,
+        "description": APP_DESCRIPTION.format(base=base_title(base)),
+        "base": "base" if base == DEMO_MODEL else base,
+        "revision": None if base == DEMO_MODEL else revision,
+        "auto_class": auto_class(own, read_config(own, revision)).__name__,
+        "system_prompt": work.card.get("system_prompt") or "",
+        "enable_thinking": work.card.get("enable_thinking"),
+    }
+    (work.out / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (work.out / "requirements.txt").write_text(app_requirements(), encoding="utf-8")
+    (work.out / "README.md").write_text(space_readme(name, base), encoding="utf-8")
+    shutil.copyfile(app_file(), work.out / "app.py")
+    tried, same = try_app(work)
+    place = shlex.quote(str(work.final))
+    words = (
+        "Upload the folder as a Space with this command, after hf auth login; --private keeps it to you. "
+        "Or serve it anywhere: pip install -r requirements.txt gradio, then python app.py."
+    )
+    command = f"hf upload {shlex.quote(work.name)} {place} . --repo-type space"
+    return ExportResult(words, command, tried=tried, same=same, notes=space_notes(work))
+
+
+def app_file() -> Path:
+    """The file of the chat app. It is not imported: it needs Gradio, which has no place in this process."""
+    spec = find_spec(APP)
+    if spec is None or spec.origin is None:
+        raise StudioError("The program of the Space is missing from this installation.", "Install LoRA Studio again.")
+    return Path(spec.origin)
+
+
+def app_requirements() -> str:
+    """The libraries but Gradio, which README.md names to Spaces."""
+    return "".join(f"{line}\n" for line in ["torch", *(f"{name}=={version(name)}" for name in APP_PINS)])
+
+
+def space_readme(title: str, base: str) -> str:
+    """README.md with the settings that Spaces read from its head."""
+    head = {
+        "title": title[:SPACE_TITLE_LENGTH],
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": SPACE_PYTHON,
+        "app_file": "app.py",
+        **({} if base == DEMO_MODEL else {"models": [base]}),
+    }
+    lines = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {title}\n",
+        f"{APP_DESCRIPTION.format(base=base_title(base))}\n",
+        "`python app.py` serves the same page on any machine. Trained with LoRA Studio.\n",
+    ]
+    return "\n".join(lines)
+
+
+def base_title(base: str) -> str:
+    """The base as a visitor of the page knows it."""
+    return "the model built into LoRA Studio" if base == DEMO_MODEL else base
+
+
+def space_notes(work: ExportContext) -> list[str]:
+    """What differs from the chat here, and what a Space needs."""
+    lines = ["The base column gets the adapter's chat template and system prompt."]
+    if work.card.get("quantization", "none") != "none":
+        lines.append("The adapter was trained on a quantized base. The app loads the base as it is stored.")
+    lines.append("Choose hardware with memory for the base: a Space without a GPU has 16 GB and answers slowly.")
+    return lines
+
+
+def try_app(work: ExportContext) -> tuple[str, bool | None]:
+    """Asks the program and compares. Raises `StudioError` if it fails, or reads or answers otherwise."""
+    own, revision = str(work.card["base_model"]), work.card.get("revision")
+    if reason := why_not(work, 8):  # two processes with float32 weights, one after the other, and room to load
+        check_places(work, without_weights(own, revision))
+        return reason, None
+    work.log.phase("try")
+    command = [sys.executable, "app.py", "--ask", QUESTION, "--max-new-tokens", str(TOKENS), "--dtype", "float32"]
+    if own != DEMO_MODEL:  # what others call the base may not be on this machine
+        command += ["--base", model_source(own)]
+    try:
+        with guarded(
+            command, cwd=work.out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as child:
+            output, errors = child.communicate(timeout=APP_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"Not tested to the end: an answer takes more than {APP_SECONDS // 60} minutes here.", None
+    shutil.rmtree(work.out / "__pycache__", ignore_errors=True)
+    if child.returncode:
+        raise StudioError(f"The app fails: {errors.strip()[-300:]}", "This is a bug. Please report it.")
+    answer = json.loads(output.strip().splitlines()[-1])
+    loaded = load_adapters(work, {"own": work.adapter}, torch.float32)
+    spoken = ask(loaded, "own", work.card)
+    if tuple(answer["prompt"]) != spoken.prompt:
+        raise StudioError(
+            "The app does not reproduce the prompt of the training: its tokens differ.",
+            "Export the adapter zip instead.",
+        )
+    if answer["adapter"].strip() != spoken.text:
+        raise StudioError(
+            f"The app answers {answer['adapter'][:80]!r}, base and adapter {spoken.text[:80]!r}.",
+            "Export the adapter zip instead, and report this bug.",
+        )
+    return "Tested: app.py was started, and its answer equals that of base and adapter.", True

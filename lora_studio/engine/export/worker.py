@@ -119,6 +119,7 @@ def program(target: str) -> "Callable[..., ExportResult]":
         "gguf": gguf.export_gguf,
         "hub": hub.export,
         "vllm": archive.export_vllm,
+        "space": archive.export_space,
         "script": script.export,
         "config": archive.export_config,
     }

@@ -34,6 +34,7 @@ BUTTONS = {
     "gguf": "Export GGUF file",
     "hub": "Publish to the Hub",
     "vllm": "Export for vLLM",
+    "space": "Export chat app",
     "script": "Export training script",
     "config": "Export config",
 }
