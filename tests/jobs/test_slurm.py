@@ -128,7 +128,10 @@ def control(*words: str) -> None:
 
 
 def begin_now(supervisor: Supervisor, run: str, restarts: int) -> None:
-    """Ends the two minutes that Slurm lets pass before it begins a job again, where they are not over yet."""
+    """Ends the two minutes that Slurm lets pass before it begins a job again, where they are not over yet.
+
+    Two seconds are left: with its end a node refuses all beginnings of a job of the same second ("credential revoked").
+    """
 
     def waits() -> bool:
         return "it begins again shortly" in supervisor.state(run).waiting
@@ -139,7 +142,7 @@ def begin_now(supervisor: Supervisor, run: str, restarts: int) -> None:
 
     wait_until(lambda: (supervisor.state(run).restarts == restarts and waits()) or begun())
     if waits():
-        words = ["scontrol", "update", f"jobid={slurm_job(supervisor, run)}", "starttime=now"]
+        words = ["scontrol", "update", f"jobid={slurm_job(supervisor, run)}", "starttime=now+2seconds"]
         subprocess.run(words, check=False, capture_output=True)  # it may have begun meanwhile
 
 
@@ -149,7 +152,12 @@ def steps_above(pid: int) -> list[psutil.Process]:
 
 
 def at_step(supervisor: Supervisor, run: str, step: int) -> None:
-    wait_until(lambda: supervisor.state(run).state == "running" and supervisor.state(run).step >= step, 600)
+    def there() -> bool:
+        state = supervisor.state(run)
+        assert not state.final or supervisor.is_alive(run), ending_words(state)
+        return state.state == "running" and state.step >= step
+
+    wait_until(there, 600)
 
 
 @pytest.fixture(scope="module")
