@@ -41,7 +41,7 @@ class Chat:
     def __init__(self, settings: Mapping[str, Any], dtype: str) -> None:
         base = str(HERE / "base") if settings["base"] == "base" else settings["base"]
         auto_class = getattr(transformers, settings["auto_class"])
-        model = auto_class.from_pretrained(base, revision=settings["revision"], dtype=dtype)
+        model = auto_class.from_pretrained(base, revision=settings["revision"], dtype=dtype, use_safetensors=True)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(ADAPTER)
         self.model = PeftModel.from_pretrained(model, ADAPTER).to(device()).eval()
         self.settings = settings

@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from lora_studio.engine.export import archive
+from lora_studio.models.hub import TRUSTED
 from lora_studio.workspace import RunFolder
 
 from .exporting import last_event, take_away, texts_in, workspace_of
@@ -67,6 +68,15 @@ def test_an_app_that_answers_otherwise_is_no_result(
         folder = take_away(trained, "space", base_name="tiny/base")
         assert message in last_event(folder).message
         assert not folder.result.exists()
+
+
+def test_a_base_that_comes_with_code_is_refused_with_a_way_out(
+    trained: RunFolder, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUSTED, str(base))
+    event = last_event(take_away(trained, "space", base_name="tiny/base"))
+    assert "comes with its own" in event.message
+    assert "adapter zip" in event.hint
 
 
 def test_both_columns_get_the_question_and_keep_their_own_answers() -> None:

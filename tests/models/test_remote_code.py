@@ -51,7 +51,7 @@ def test_every_model_and_tokenizer_is_loaded_with_that_answer_and_without_pickle
     # An adapter's own tokenizer, which may come from anywhere, never runs code.
     assert {ast.unparse(value) for value in given} == {"may_run_code_of(name)", "False"}
     models = [call for call in calls("from_pretrained") if "auto_class" in ast.unparse(call.func)]
-    assert len(models) == 3, "the base, its files before a run, and the base of an exported script"
+    assert len(models) == 4, "the base, its files before a run, and the base of an exported script and chat app"
     assert not [call for call in calls("from_pretrained") if "AutoModel" in ast.unparse(call.func)]
     for call in models:
         safe = [keyword.value for keyword in call.keywords if keyword.arg == "use_safetensors"]

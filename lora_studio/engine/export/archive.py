@@ -59,6 +59,7 @@ from lora_studio.models.adapter_files import (
     scale,
     scales_differ,
 )
+from lora_studio.models.hub import may_run_code_of
 from lora_studio.models.shape import shape_of
 from lora_studio.runs.summary import settings_of
 from lora_studio.workspace import DEMO_MODEL, model_source
@@ -296,11 +297,16 @@ SPACE_PYTHON = "3.12"
 def export_space(work: ExportContext, *, base_name: str, title: str) -> ExportResult:
     """Exports a folder that is a Space, and that any machine with its requirements can serve."""
     base = base_to_name(work, base_name)
+    own, revision = str(work.card["base_model"]), work.card.get("revision")
+    if may_run_code_of(own):
+        raise StudioError(
+            f"The chat app runs no code of a model's repository, and {own} comes with its own.",
+            "Export for vLLM or the adapter zip instead.",
+        )
     copy_adapter(work, base)
     if base == DEMO_MODEL:
         shutil.copytree(model_source(base), work.out / "base")
     name = title.strip() or work.title
-    own, revision = str(work.card["base_model"]), work.card.get("revision")
     settings = {
         "title": name,
         "description": APP_DESCRIPTION.format(base=base_title(base)),
