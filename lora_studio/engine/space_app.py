@@ -44,6 +44,7 @@ class Chat:
         model = auto_class.from_pretrained(base, revision=settings["revision"], dtype=dtype, use_safetensors=True)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(ADAPTER)
         self.model = PeftModel.from_pretrained(model, ADAPTER).to(device()).eval()
+        self.text_config = model.config.get_text_config(decoder=True)
         self.settings = settings
         self.one_answer = threading.Lock()  # switching the adapter off holds for the whole model
 
@@ -57,13 +58,17 @@ class Chat:
         """Ids and mask of a conversation, as the adapter was trained to read it; `[1, tokens]` each."""
         system = self.settings["system_prompt"]
         thinking = self.settings["enable_thinking"]
-        return self.tokenizer.apply_chat_template(
+        prompt: Any = self.tokenizer.apply_chat_template(
             [*([{"role": "system", "content": system}] if system else []), *map(dict, messages)],
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
             **({} if thinking is None else {"enable_thinking": thinking}),
         )
+        tokens, longest = prompt["input_ids"].shape[1], getattr(self.text_config, "max_position_embeddings", None)
+        if longest is not None and tokens >= longest:
+            raise gr.Error(f"The chat has {tokens:,} tokens; the model reads at most {longest:,}. Start a new chat.")
+        return prompt
 
     def answer(
         self, messages: Sequence[Message], *, adapter: bool, max_new_tokens: int, temperature: float = 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 import torch
 import yaml
@@ -51,6 +52,8 @@ def test_the_app_is_tried_and_its_base_is_the_bare_base(trained: RunFolder, base
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     ids = plain.generate(**prompt, max_new_tokens=16, do_sample=False, eos_token_id=chat.ends())
     assert answers[1] == chat.tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    with pytest.raises(gr.Error, match=r"reads at most 256\. Start a new chat"):
+        list(chat.answer([{"role": "user", "content": "more " * 400}], adapter=True, max_new_tokens=4))
     with pytest.raises(ValueError, match="temperature"):  # an error of the thread reaches who reads the answer
         list(chat.answer(QUESTION, adapter=True, max_new_tokens=4, temperature=float("nan")))
 
@@ -62,6 +65,7 @@ def test_an_app_that_answers_otherwise_is_no_result(
     monkeypatch.setattr(archive, "app_file", lambda: other)
     for words, message in (
         ("raise SystemExit('no such base')", "The app fails: no such base"),
+        ("raise ValueError('broken')", "The app fails: ValueError: broken"),
         ('print(\'{"prompt": [1], "adapter": ""}\')', "does not reproduce the prompt"),
     ):
         other.write_text(words)

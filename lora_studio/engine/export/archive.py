@@ -36,6 +36,7 @@ from lora_studio.engine.export.context import (
     check_places,
     copy_files,
     is_local,
+    last_line,
     load_adapters,
     plain_name,
     try_adapter,
@@ -379,7 +380,7 @@ def space_notes(work: ExportContext) -> list[str]:
 def try_app(work: ExportContext) -> tuple[str, bool | None]:
     """Asks the program and compares. Raises `StudioError` if it fails, or reads or answers otherwise."""
     own, revision = str(work.card["base_model"]), work.card.get("revision")
-    if reason := why_not(work, 8):  # two processes with float32 weights, one after the other, and room to load
+    if reason := why_not(work, 4):  # float32, in the app first and then here
         check_places(work, without_weights(own, revision))
         return reason, None
     work.log.phase("try")
@@ -395,7 +396,7 @@ def try_app(work: ExportContext) -> tuple[str, bool | None]:
         return f"Not tested to the end: an answer takes more than {APP_SECONDS // 60} minutes here.", None
     shutil.rmtree(work.out / "__pycache__", ignore_errors=True)
     if child.returncode:
-        raise StudioError(f"The app fails: {errors.strip()[-300:]}", "This is a bug. Please report it.")
+        raise StudioError(f"The app fails: {last_line(errors)}", "This is a bug. Please report it.")
     answer = json.loads(output.strip().splitlines()[-1])
     loaded = load_adapters(work, {"own": work.adapter}, torch.float32)
     spoken = ask(loaded, "own", work.card)

@@ -136,6 +136,11 @@ def copy_files(work: ExportContext, files: Sequence[Path], target: Path) -> None
                 work.stop.check()
 
 
+def last_line(errors: str) -> str:
+    """What a failed program says in the end: of a traceback the error alone."""
+    return (errors.strip().splitlines() or ["it says nothing"])[-1][:300]
+
+
 def plain_name(title: str) -> str:
     """A title as the name of a file or a served model: letters, digits, dot, dash and underscore."""
     return safe_name(title.replace("/", " "), "adapter")

@@ -22,7 +22,14 @@ from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import train_script
-from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
+from lora_studio.engine.export.context import (
+    ExportContext,
+    ExportResult,
+    base_to_name,
+    check_places,
+    is_local,
+    last_line,
+)
 from lora_studio.engine.models.source import auto_class, load_tokenizer, read_config, unpacking, without_weights
 from lora_studio.engine.runtime import data_progress, guarded
 from lora_studio.engine.train.settings import (
@@ -320,7 +327,7 @@ def try_script(work: ExportContext, state: RunState, config: Config, warmup: int
         return f"Not tested to the end: {last} steps take more than {TRIAL_SECONDS // 60} minutes here.", None
     shutil.rmtree(work.out / "__pycache__", ignore_errors=True)
     if child.returncode:
-        raise StudioError(f"The script fails: {words.strip()[-300:]}", "This is a bug. Please report it.")
+        raise StudioError(f"The script fails: {last_line(words)}", "This is a bug. Please report it.")
     history = json.loads((place / "history.json").read_text(encoding="utf-8"))
     tensors = same_tensors(work.adapter, place / "adapter")
     shutil.rmtree(place)
